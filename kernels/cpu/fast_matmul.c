@@ -1,0 +1,192 @@
+/* fast_matmul: the matrix products by a library: oneDNN (-DHAVE_DNNL, 2.6 and 3), OpenBLAS (-DHAVE_OPENBLAS), or, where
+ * neither was found, a small product of our own.
+ *
+ * A library that shares one product out among threads may add in an order that depends on their number. So the
+ * output is cut here, into tiles that depend on the sizes alone, and each tile is one call of the library on one
+ * thread. The contraction is never cut: a tile has its whole sum. */
+#include "kernels/cpu/maths.h"
+
+#include <omp.h>
+
+#if defined HAVE_DNNL
+#if __has_include(<oneapi/dnnl/dnnl.h>)
+#include <oneapi/dnnl/dnnl.h>
+#else
+#include <dnnl.h>
+#endif
+#elif defined HAVE_OPENBLAS
+#include <cblas.h>
+#endif
+
+/* One tile, M, N and K at least 1. */
+#if defined HAVE_DNNL
+
+static void tile_product(const struct matmul_args *a) {
+    dnnl_status_t status =
+        dnnl_sgemm(a->ta ? 'T' : 'N', a->tb ? 'T' : 'N', a->M, a->N, a->K, 1, a->a, a->lda, a->b,
+                   a->ldb, a->c_add ? 1 : 0, a->c, a->ldc);
+    if (status != dnnl_success) die("oneDNN's matrix product failed with status %d", (int)status);
+}
+
+#elif defined HAVE_OPENBLAS
+
+static void tile_product(const struct matmul_args *a) {
+    cblas_sgemm(CblasRowMajor, a->ta ? CblasTrans : CblasNoTrans, a->tb ? CblasTrans : CblasNoTrans,
+                (int)a->M, (int)a->N, (int)a->K, 1, a->a, (int)a->lda, a->b, (int)a->ldb,
+                a->c_add ? 1 : 0, a->c, (int)a->ldc);
+}
+
+#else
+
+enum { ROWS = 8, WIDTH = 32, DEPTH = 128 };
+
+/* As the plain definition, but with float sums, DEPTH terms at a time. */
+static void small_product(const struct matmul_args *m, int64_t i0, int64_t j0, int64_t k0) {
+    const float *a = m->a, *b = m->b;
+    const int64_t rows = least(ROWS, m->M - i0), width = least(WIDTH, m->N - j0);
+    const int64_t depth = least(DEPTH, m->K - k0);
+    float sum[ROWS][WIDTH] = {{0}}, strip[DEPTH][WIDTH] = {{0}};
+    for (int64_t k = 0; k < depth; k++)
+        for (int64_t j = 0; j < width; j++)
+            strip[k][j] = m->tb ? b[(j0 + j) * m->ldb + k0 + k] : b[(k0 + k) * m->ldb + j0 + j];
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < depth; k++) {
+            const float x = m->ta ? a[(k0 + k) * m->lda + i0 + i] : a[(i0 + i) * m->lda + k0 + k];
+            for (int j = 0; j < WIDTH; j++) sum[i][j] += x * strip[k][j];
+        }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j++)
+            put((float *)m->c + (i0 + i) * m->ldc + j0 + j, sum[i][j], m->c_add || k0 > 0);
+}
+
+static void tile_product(const struct matmul_args *a) {
+    for (int64_t j = 0; j < a->N; j += WIDTH)
+        for (int64_t k = 0; k < a->K; k += DEPTH)
+            for (int64_t i = 0; i < a->M; i += ROWS) small_product(a, i, j, k);
+}
+
+#endif
+
+/* Makes the library use the calling thread alone. A team of one is no parallel region to it, hence the first line;
+ * what it sets is forgotten at the end of the region. */
+static void one_thread_each(void) {
+    omp_set_num_threads(1);
+#if defined HAVE_OPENBLAS
+    openblas_set_num_threads(1);
+#endif
+}
+
+/* Tiles are large enough for the library to be quick, and as many as a host has cores where the product is
+ * large enough to be worth it. */
+enum { TILE_ROWS = 192, TILE_COLUMNS = 384, WANTED_TILES = 32 };
+static const double least_tile_work = 4e6;
+
+static int64_t pieces(int64_t n, int64_t size) {
+    return (n + size - 1) / size;
+}
+
+struct cut {
+    int64_t rows, columns; /* of a tile */
+    int64_t down, across;  /* tiles */
+};
+
+static struct cut cut(int64_t M, int64_t N, int64_t K) {
+    int64_t rows = TILE_ROWS, columns = TILE_COLUMNS;
+    while (pieces(M, rows) * pieces(N, columns) < WANTED_TILES &&
+           (double)least(M, rows) * (double)least(N, columns) * (double)K > least_tile_work &&
+           (least(N, columns) > 96 || least(M, rows) > 48)) {
+        if (least(N, columns) >= 2 * least(M, rows) || least(M, rows) <= 48) columns /= 2;
+        else rows /= 2;
+    }
+    return (struct cut){rows, columns, pieces(M, rows), pieces(N, columns)};
+}
+
+/* Tile (i, j) of the product. */
+static void one_tile(const struct matmul_args *a, const struct cut *cut, int64_t i, int64_t j) {
+    const int64_t row = i * cut->rows, column = j * cut->columns;
+    struct matmul_args tile = *a;
+    tile.M = least(cut->rows, a->M - row);
+    tile.N = least(cut->columns, a->N - column);
+    tile.a = (const float *)a->a + row * (a->ta ? 1 : a->lda);
+    tile.b = (const float *)a->b + column * (a->tb ? a->ldb : 1);
+    tile.c = (float *)a->c + row * a->ldc + column;
+    if (tile.M < 1 || tile.N < 1) return;
+    if (a->K > 0) {
+        tile_product(&tile);
+    } else if (!a->c_add) {
+        for (int64_t r = 0; r < tile.M; r++)
+            memset((float *)tile.c + r * a->ldc, 0, (size_t)tile.N * sizeof(float));
+    }
+}
+
+KERNEL(matmul) {
+    if (!a->c || a->M < 1 || a->N < 1) return;
+    const struct cut c = cut(a->M, a->N, a->K);
+#pragma omp parallel if (c.down * c.across > 1)
+    {
+        one_thread_each();
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t j = 0; j < c.across; j++)
+            for (int64_t i = 0; i < c.down; i++) one_tile(a, &c, i, j);
+    }
+}
+
+/* The tiles of all experts are shared out together. An expert's share is uneven, so the cut is that of the average. */
+KERNEL(grouped_matmul) {
+    if (!a->y || a->E < 1 || a->N < 1) return;
+    const int64_t N = a->N, K = a->K;
+    const struct cut c = cut(pieces(a->S, a->E), N * a->E, K);
+    const int64_t across = pieces(N, c.columns), down = pieces(a->S, c.rows);
+#pragma omp parallel if (a->E * across * down > 1)
+    {
+        one_thread_each();
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int64_t e = 0; e < a->E; e++)
+            for (int64_t j = 0; j < across; j++)
+                for (int64_t i = 0; i < down; i++) {
+                    const int64_t first = a->offset[e], rows = a->offset[e + 1] - first;
+                    if (i * c.rows >= rows) continue;
+                    one_tile(&(struct matmul_args){.a = (const float *)a->x + first * K,
+                                                   .b = (const float *)a->w + e * N * K,
+                                                   .c = (float *)a->y + first * N,
+                                                   .c_add = a->y_add,
+                                                   .M = rows,
+                                                   .N = N,
+                                                   .K = K,
+                                                   .lda = K,
+                                                   .ldb = a->tb ? K : N,
+                                                   .ldc = N,
+                                                   .tb = a->tb},
+                             &c, i, j);
+                }
+    }
+}
+
+KERNEL(grouped_weight) {
+    if (!a->dw || a->E < 1 || a->N < 1 || a->K < 1) return;
+    const int64_t N = a->N, K = a->K;
+    const struct cut c = cut(N, K * a->E, pieces(a->S, a->E));
+    const int64_t across = pieces(K, c.columns), down = pieces(N, c.rows);
+#pragma omp parallel if (a->E * across * down > 1)
+    {
+        one_thread_each();
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int64_t e = 0; e < a->E; e++)
+            for (int64_t j = 0; j < across; j++)
+                for (int64_t i = 0; i < down; i++) {
+                    const int64_t first = a->offset[e];
+                    one_tile(&(struct matmul_args){.a = (const float *)a->dy + first * N,
+                                                   .b = (const float *)a->x + first * K,
+                                                   .c = (float *)a->dw + e * N * K,
+                                                   .c_add = a->dw_add,
+                                                   .M = N,
+                                                   .N = K,
+                                                   .K = a->offset[e + 1] - first,
+                                                   .lda = N,
+                                                   .ldb = K,
+                                                   .ldc = K,
+                                                   .ta = 1},
+                             &c, i, j);
+                }
+    }
+}

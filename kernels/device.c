@@ -1,0 +1,224 @@
+#include "kernels/device.h"
+
+#include <omp.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels/cpu/table.h"
+#include "kernels/die.h"
+#include "kernels/dry/dry.h"
+#include "kernels/exact.h"
+
+/* A debug device adds this to its addresses: no x86-64 or aarch64 system maps user memory there. */
+static const uintptr_t disguise = (uintptr_t)1 << 54;
+
+enum { MOST_OPERANDS = 16, WATCHED = 64 };
+
+/* clang-format off */
+
+/* Elements of each operand: the row's own expressions, with its sizes as local variables. */
+#define IN(x, n) *count++ = (n);
+#define OUT(x, n) *count++ = (n);
+#define ADD(x, n) *count++ = (n);
+#define INOUT(x, n) *count++ = (n);
+#define INI(x, n) *count++ = (n);
+#define OUTI(x, n) *count++ = (n);
+#define INOUTL(x, n) *count++ = (n);
+#define TMP(x, n) *count++ = (n);
+#define ACC(x) *count++ = 1;
+#define N(T) const int64_t T = a->T; (void)T;
+#define R(eps)
+#define OP(name, operands, sizes, reals, work, tolerance) \
+    static void name##_counts(const void *args, int64_t *count) { \
+        const struct name##_args *a = args; sizes operands }
+#include "kernels/ops.def"
+#include "kernels/ops_undef.h"
+
+/* Work: the same with the sizes as doubles, which do not overflow. */
+#define N(T) const double T = (double)a->T; (void)T;
+#define OP(name, operands, sizes, reals, work, tolerance) \
+    static double name##_work(const void *args) { \
+        const struct name##_args *a = args; sizes return work; }
+#include "kernels/ops.def"
+#include "kernels/ops_undef.h"
+
+#define ROW(x, kind, type) {#x, OPERAND_##kind, OPERAND_##type, offsetof(args, x), 0},
+#define IN(x, n) ROW(x, IN, REAL)
+#define OUT(x, n) ROW(x, OUT, REAL)
+#define ADD(x, n) {#x, OPERAND_ADD, OPERAND_REAL, offsetof(args, x), offsetof(args, x##_add)},
+#define INOUT(x, n) ROW(x, INOUT, REAL)
+#define INI(x, n) ROW(x, IN, I32)
+#define OUTI(x, n) ROW(x, OUT, I32)
+#define INOUTL(x, n) ROW(x, INOUT, I64)
+#define TMP(x, n) ROW(x, TMP, REAL)
+#define ACC(x) ROW(x, INOUT, EXACT)
+#define OP(name_, operands_, sizes_, reals_, work_, tolerance_) \
+    case OP_##name_: { \
+        typedef struct name_##_args args; \
+        static const struct operand_row operands[] = {operands_}; \
+        _Static_assert(sizeof operands / sizeof *operands <= MOST_OPERANDS, "MOST_OPERANDS"); \
+        static const struct op_row row = { \
+            #name_, sizeof(args), sizeof operands / sizeof *operands, operands, \
+            name_##_counts, name_##_work, tolerance_}; \
+        return &row; }
+const struct op_row *op_row(enum op op) {
+    switch (op) {
+#include "kernels/ops.def"
+#include "kernels/ops_undef.h"
+    case N_OPS: break;
+    }
+    bug("operation %d", (int)op);
+}
+#undef ROW
+
+union any_args {
+#define OP(name, ...) struct name##_args name;
+#include "kernels/ops.def"
+#include "kernels/ops_undef.h"
+};
+/* clang-format on */
+
+void device_cpu(struct device *d, int threads, bool debug) {
+    if (threads < 1) bug("%d threads", threads);
+    memset(d, 0, sizeof *d);
+    d->name = "cpu";
+    d->threads = threads;
+    d->debug = debug;
+    d->disguise = debug ? disguise : 0;
+}
+
+/* A page more than asked for, so that `device_run` may look past the end of an operand. */
+static size_t region_bytes(size_t bytes) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + 2 * page - 1) / page * page;
+}
+
+void *device_reserve(struct device *d, size_t bytes) {
+    if (d->dry) return dry_reserve(d, bytes);
+    void *p = mmap(NULL, region_bytes(bytes), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : (void *)((uintptr_t)p + d->disguise);
+}
+
+void device_release(struct device *d, void *p, size_t bytes) {
+    if (!p || d->dry) return;
+    if (munmap(device_host(d, p), region_bytes(bytes)) != 0) bug("release of %p", p);
+}
+
+void *device_host(const struct device *d, const void *p) {
+    return d->dry || !p ? NULL : (void *)((uintptr_t)p - d->disguise);
+}
+
+void device_write(struct device *d, void *to, const void *host, size_t bytes) {
+    if (!d->dry && bytes > 0) memcpy(device_host(d, to), host, bytes);
+}
+
+void device_read(struct device *d, void *host, const void *from, size_t bytes) {
+    if (bytes == 0) return;
+    if (d->dry) memset(host, 0, bytes);
+    else memcpy(host, device_host(d, from), bytes);
+}
+
+void device_zero(struct device *d, void *p, size_t bytes) {
+    if (!d->dry && bytes > 0) memset(device_host(d, p), 0, bytes);
+}
+
+/* One operand of one call, with the address as the host sees it. */
+struct operand {
+    unsigned char *p;
+    size_t bytes;
+    bool written;
+    unsigned char after[WATCHED]; /* debug: what lay behind it before the call */
+};
+
+static size_t element_size(enum operand_type type, enum dtype real) {
+    switch (type) {
+    case OPERAND_REAL: return dtype_size(real);
+    case OPERAND_I32: return sizeof(int32_t);
+    case OPERAND_I64: return sizeof(int64_t);
+    case OPERAND_EXACT: return sizeof(struct exact);
+    }
+    bug("operand type %d", (int)type);
+}
+
+/* The least traffic the call can do: everything read once and written once. Scratch is meant to stay in the
+ * cache; a view is counted with its gaps. */
+static double traffic(const struct operand_row *r, const void *args, size_t bytes) {
+    int add = 0;
+    switch (r->kind) {
+    case OPERAND_IN:
+    case OPERAND_OUT: return (double)bytes;
+    case OPERAND_INOUT: return 2.0 * (double)bytes;
+    case OPERAND_ADD:
+        memcpy(&add, (const char *)args + r->add_at, sizeof add);
+        return (add ? 2.0 : 1.0) * (double)bytes;
+    case OPERAND_TMP: return 0;
+    }
+    bug("operand kind %d", (int)r->kind);
+}
+
+/* Fills `operands` and counts the call; where the device computes, turns the pointers of `args` into host pointers. */
+static void prepare(struct device *d, enum op op, enum dtype real, void *args,
+                    struct operand *operands) {
+    const struct op_row *row = op_row(op);
+    int64_t counts[MOST_OPERANDS];
+    row->counts(args, counts);
+    struct op_count *total = &d->count[op];
+    total->calls++;
+    total->work += row->work(args);
+    for (int i = 0; i < row->n_operands; i++) {
+        const struct operand_row *r = &row->operands[i];
+        void *p; /* all object pointers look alike on the systems this runs on */
+        memcpy(&p, (char *)args + r->at, sizeof p);
+        size_t bytes = p ? (size_t)counts[i] * element_size(r->type, real) : 0;
+        total->bytes += traffic(r, args, bytes);
+        if (d->dry) continue;
+        p = device_host(d, p);
+        memcpy((char *)args + r->at, &p, sizeof p);
+        operands[i].p = p;
+        operands[i].bytes = bytes;
+        operands[i].written = r->kind != OPERAND_IN;
+    }
+}
+
+/* Debug: a kernel must not write behind its operands. Behind one view another of the same call may lie. */
+static void watch(struct operand *operands, int n) {
+    for (int i = 0; i < n; i++)
+        if (operands[i].bytes) memcpy(operands[i].after, operands[i].p + operands[i].bytes, WATCHED);
+}
+
+static bool is_written(const struct operand *operands, int n, const unsigned char *at) {
+    for (int i = 0; i < n; i++)
+        if (operands[i].written && at >= operands[i].p && at < operands[i].p + operands[i].bytes)
+            return true;
+    return false;
+}
+
+static void check_watched(const struct op_row *row, const struct operand *operands) {
+    for (int i = 0; i < row->n_operands; i++) {
+        const struct operand *o = &operands[i];
+        if (!o->bytes) continue;
+        for (int j = 0; j < WATCHED; j++) {
+            const unsigned char *at = o->p + o->bytes + j;
+            if (*at != o->after[j] && !is_written(operands, row->n_operands, at))
+                bug("%s wrote behind its operand %s", row->name, row->operands[i].name);
+        }
+    }
+}
+
+void device_run(struct device *d, enum op op, enum dtype real, const void *args) {
+    if (real != F32 && real != F64) bug("operation in %s", dtype_name(real));
+    const struct op_row *row = op_row(op);
+    union any_args host;
+    struct operand operands[MOST_OPERANDS];
+    memcpy(&host, args, row->args_size);
+    prepare(d, op, real, &host, operands);
+    if (d->dry) return;
+    kernel_fn kernel = real == F64 ? kernels_f64[op] : kernels_f32[op];
+    if (real == F32 && !d->plain && kernels_fast[op]) kernel = kernels_fast[op];
+    omp_set_num_threads(d->threads);
+    if (d->debug) watch(operands, row->n_operands);
+    kernel(&host);
+    if (d->debug) check_watched(row, operands);
+}

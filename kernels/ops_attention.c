@@ -1,0 +1,54 @@
+#include <math.h>
+#include <stddef.h>
+
+#include "kernels/ops.h"
+
+enum { Q, K, V, START, K_PAST, V_PAST, LSE };
+
+static void *data_of(const struct tensor *x) {
+    return x ? x->data : NULL;
+}
+
+static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *q = n->in[Q], *k = n->in[K], *v = n->in[V];
+    static const int taken[] = {Q, K, V, K_PAST, V_PAST};
+    int add[5];
+    void *grad[5];
+    bool any = false;
+    for (int i = 0; i < 5; i++) any |= !!(grad[i] = tape_grad_in(t, n, taken[i], mask, &add[i]));
+    if (!any) return;
+    DEVICE_RUN(t->device, attention_adjoint, t->real, .q = q->data, .k = k->data, .v = v->data,
+               .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]), .v_past = data_of(n->in[V_PAST]),
+               .o = n->out[0]->data, .lse = n->in[LSE]->data, .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0],
+               .dk = grad[1], .dk_add = add[1], .dv = grad[2], .dv_add = add[2], .dk_past = grad[3],
+               .dk_past_add = add[3], .dv_past = grad[4], .dv_past_add = add[4], .B = n->size[0], .L = n->size[1],
+               .P = n->size[2], .H = n->size[3], .G = n->size[4], .D = n->size[5], .ldq = q->stride, .ldk = k->stride,
+               .ldv = v->stride, .scale = n->real[0]);
+}
+static const struct tape_op op_attention = {"attention", attention_backward, 127, 1, 0};
+
+struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k, struct tensor *v,
+                         int64_t head_dim, struct tensor *k_past, struct tensor *v_past) {
+    struct layout l = layout_join("attention", 5, (struct tensor *[]){q, k, v, k_past, v_past});
+    int64_t heads = q->width / head_dim, kv = k->width / head_dim;
+    int64_t past = k_past && b->rows ? k_past->rows / b->rows : 0;
+    op_require(q->rows == b->rows * b->length, "attention", q, "has not as many rows as the batch has tokens");
+    op_require(q->width == heads * head_dim && kv > 0 && heads % kv == 0 && k->width == kv * head_dim &&
+                   v->width == k->width,
+               "attention", k, "does not fit the queries' heads");
+    struct tensor *o = tensor_new(t, "attention", q->rows, q->width, &l);
+    struct tensor *lse = tensor_new(t, "attention sums", q->rows, heads, &l);
+    double scale = 1 / sqrt((double)head_dim);
+    DEVICE_RUN(t->device, attention, t->real, .q = q->data, .k = k->data, .v = v->data, .start = b->start->data,
+               .k_past = data_of(k_past), .v_past = data_of(v_past), .o = o->data, .lse = lse->data, .B = b->rows,
+               .L = b->length, .P = past, .H = heads, .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride,
+               .ldv = v->stride, .scale = scale);
+    struct note *n = tape_note(t, &op_attention, 7, (struct tensor *[]){q, k, v, b->start, k_past, v_past, lse}, 1, &o);
+    if (n) {
+        int64_t size[] = {b->rows, b->length, past, heads, kv, head_dim};
+        for (int i = 0; i < 6; i++) n->size[i] = size[i];
+        n->real[0] = scale;
+    }
+    tensor_drop(t, lse);
+    return o;
+}

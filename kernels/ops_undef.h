@@ -1,0 +1,13 @@
+/* Undefines the row macros of ops.def, after each reading of it. (No guard: included many times.) */
+#undef OP
+#undef IN
+#undef OUT
+#undef ADD
+#undef INOUT
+#undef INI
+#undef OUTI
+#undef INOUTL
+#undef TMP
+#undef ACC
+#undef N
+#undef R

@@ -1,0 +1,222 @@
+#include "parallel/tensor_parallel.h"
+
+#include <stdlib.h>
+
+#include "kernels/die.h"
+#include "parallel/groups.h"
+
+static struct group *tensor_group(const struct tape *t) {
+    return t->parallel->axis[MESH_TENSOR];
+}
+
+/* How many numbers each rank of the group holds of rows * width that are split by rows. */
+static int64_t *row_counts(const struct group *g, int64_t rows, int64_t width) {
+    int64_t *n = die_alloc(g->size * sizeof *n);
+    for (int r = 0; r < g->size; r++)
+        n[r] = (part_begin(rows, g->size, r + 1, 1) - part_begin(rows, g->size, r, 1)) * width;
+    return n;
+}
+
+int64_t stream_rows(const struct tape *t, int64_t rows) {
+    const struct group *g = tensor_group(t);
+    if (!t->parallel->sequence) return rows;
+    return part_begin(rows, g->size, g->rank + 1, 1) - part_begin(rows, g->size, g->rank, 1);
+}
+
+/* ---- the exchanges on device memory ---- */
+
+void sum_over(struct tape *t, struct group *g, void *data, int64_t n) {
+    if (g->size == 1) return;
+    struct piece *piece;
+    struct request r;
+    void *scratch = scratch_take(t, comm_sum_scratch(g, n, t->real), &piece);
+    comm_sum_start(g, device_host(t->device, data), n, t->real, device_host(t->device, scratch),
+                   &r);
+    comm_wait(&r);
+    scratch_give(t, piece);
+}
+
+/* all[rows, width] from each rank's own rows. */
+static void gather_rows_over(struct tape *t, struct group *g, const void *own, void *all,
+                             int64_t rows, int64_t width, enum dtype d) {
+    struct request r;
+    int64_t *counts = row_counts(g, rows, width);
+    comm_gather_start(g, device_host(t->device, own), device_host(t->device, all), counts,
+                      dtype_size(d), &r);
+    comm_wait(&r);
+    free(counts);
+}
+
+/* own rows of the sum of everyone's all[rows, width]. */
+static void scatter_sum(struct tape *t, struct group *g, const void *all, void *own, int64_t rows,
+                        int64_t width) {
+    struct piece *piece;
+    struct request r;
+    int64_t *counts = row_counts(g, rows, width);
+    void *scratch = scratch_take(t, comm_sum_scatter_scratch(g, counts, t->real), &piece);
+    comm_sum_scatter_start(g, device_host(t->device, all), device_host(t->device, own), counts,
+                           t->real, device_host(t->device, scratch), &r);
+    comm_wait(&r);
+    scratch_give(t, piece);
+    free(counts);
+}
+
+static size_t bytes_of(const struct tape *t, const struct tensor *x) {
+    return (size_t)tensor_elements(x) * dtype_size(t->real);
+}
+
+static void copy(struct tape *t, const void *from, void *to, int64_t n, int add) {
+    DEVICE_RUN(t->device, copy, t->real, .x = from, .y = to, .y_add = add, .T = 1, .W = n, .ldx = n,
+               .ldy = n);
+}
+
+/* ---- enter ---- */
+
+static void enter_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *x = n->in[0], *y = n->out[0];
+    struct group *g = tensor_group(t);
+    int add;
+    if (g->size == 1) {
+        tape_grad_pass(t, n, 0, 0, mask);
+        return;
+    }
+    void *dx = tape_grad_in(t, n, 0, mask, &add), *dy = tape_grad_out(n, 0);
+    if (!dx) return;
+    struct piece *piece = NULL;
+    if (x->layout.state[AXIS_TENSOR] == SPLIT) {
+        void *own = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
+        scatter_sum(t, g, dy, own, y->rows, y->width);
+        if (add) copy(t, own, dx, tensor_elements(x), 1);
+    } else {
+        void *sum = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
+        copy(t, dy, sum, tensor_elements(x), 0);
+        sum_over(t, g, sum, tensor_elements(x));
+        if (add) copy(t, sum, dx, tensor_elements(x), 1);
+    }
+    if (piece) scratch_give(t, piece);
+}
+static const struct tape_op op_enter = {"enter", enter_adjoint, 0, 0, 0};
+
+struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
+    enum state s = x->layout.state[AXIS_TENSOR];
+    op_require(s == WHOLE || (s == SPLIT && x->layout.by[AXIS_TENSOR] == BY_ROWS), "enter", x,
+               "is neither whole nor split by tokens");
+    op_require(!x->missing && x->stride == x->width &&
+                   x->rows == (s == SPLIT ? stream_rows(t, rows) : rows),
+               "enter", x, "is a view, or not this rank's part of the tokens");
+    struct layout l = x->layout;
+    l.state[AXIS_TENSOR] = ENTERED;
+    struct tensor *y;
+    if (s == SPLIT && tensor_group(t)->size > 1) {
+        y = x->dtype == I32 ? tensor_new_ints(t, "entered", rows, x->width, &l)
+                            : tensor_new(t, "entered", rows, x->width, &l);
+        gather_rows_over(t, tensor_group(t), x->data, y->data, rows, x->width, x->dtype);
+    } else {
+        y = tensor_alias(t, x, &l);
+    }
+    tape_note(t, &op_enter, 1, &x, 1, &y);
+    return y;
+}
+
+/* ---- leave ---- */
+
+static void leave_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *x = n->in[0], *y = n->out[0];
+    int add;
+    if (y->layout.state[AXIS_TENSOR] == WHOLE || tensor_group(t)->size == 1) {
+        tape_grad_pass(t, n, 0, 0, mask);
+        return;
+    }
+    void *dx = tape_grad_in(t, n, 0, mask, &add);
+    if (!dx) return;
+    struct piece *piece = NULL;
+    void *all = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
+    gather_rows_over(t, tensor_group(t), tape_grad_out(n, 0), all, x->rows, x->width, t->real);
+    if (add) copy(t, all, dx, tensor_elements(x), 1);
+    if (piece) scratch_give(t, piece);
+}
+static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0};
+
+struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
+    op_require(x->layout.state[AXIS_TENSOR] == PARTIAL && !x->missing && x->stride == x->width,
+               "leave", x, "is not partial");
+    struct group *g = tensor_group(t);
+    bool sequence = t->parallel->sequence;
+    struct layout l = x->layout;
+    l.state[AXIS_TENSOR] = sequence ? SPLIT : WHOLE;
+    l.by[AXIS_TENSOR] = BY_ROWS;
+    struct tensor *y;
+    if (t->replaying) {
+        y = tensor_over(t, "left", NULL, t->real, stream_rows(t, x->rows), x->width, &l);
+        y->missing = true;
+    } else if (g->size == 1) {
+        y = tensor_alias(t, x, &l);
+    } else if (sequence) {
+        y = tensor_new(t, "left", stream_rows(t, x->rows), x->width, &l);
+        scatter_sum(t, g, x->data, y->data, x->rows, x->width);
+    } else { /* in place: nobody reads the terms of a sum again */
+        op_require(x->holds == 1, "leave", x,
+                   "will be read by an adjoint and would be overwritten");
+        y = tensor_alias(t, x, &l);
+        sum_over(t, g, y->data, tensor_elements(x));
+    }
+    tape_note(t, &op_leave, 1, &x, 1, &y);
+    return y;
+}
+
+/* ---- gather, share_sum ---- */
+
+static void gather_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    int add;
+    void *dx = tape_grad_in(t, n, 0, mask, &add);
+    int64_t own = n->in[0]->rows;
+    size_t skip = (size_t)(tensor_group(t)->rank * own) * dtype_size(t->real);
+    if (dx) copy(t, (char *)tape_grad_out(n, 0) + skip, dx, own, add);
+}
+static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0};
+
+struct tensor *tensor_gather(struct tape *t, struct tensor *x) {
+    op_require(x->layout.state[AXIS_TENSOR] == SPLIT && x->width == 1, "gather", x,
+               "is not a split column");
+    struct group *g = tensor_group(t);
+    struct layout l = x->layout;
+    l.state[AXIS_TENSOR] = WHOLE;
+    l.n_segments = 0;
+    for (int a = 0; a < N_AXES; a++)
+        if (l.state[a] == SPLIT) l.by[a] = BY_COLUMNS; /* tokens have become columns */
+    struct tensor *y = tensor_new(t, "gathered", g->size, x->rows, &l);
+    struct request r;
+    int64_t *counts = die_alloc(g->size * sizeof *counts);
+    for (int i = 0; i < g->size; i++) counts[i] = x->rows;
+    comm_gather_start(g, device_host(t->device, x->data), device_host(t->device, y->data), counts,
+                      dtype_size(t->real), &r);
+    comm_wait(&r);
+    free(counts);
+    tape_note(t, &op_gather_ranks, 1, &x, 1, &y);
+    return y;
+}
+
+static void share_sum_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *x = n->in[0];
+    int add;
+    void *dx = tape_grad_in(t, n, 0, mask, &add);
+    if (!dx) return;
+    struct piece *piece;
+    void *sum = scratch_take(t, bytes_of(t, x), &piece);
+    copy(t, tape_grad_out(n, 0), sum, tensor_elements(x), 0);
+    sum_over(t, parallel_share(t->parallel, (int)n->size[0]), sum, tensor_elements(x));
+    copy(t, sum, dx, tensor_elements(x), add);
+    scratch_give(t, piece);
+}
+static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0};
+
+struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
+    if (share == 1) return x;
+    op_require(x->layout.state[AXIS_TENSOR] == SPLIT, "share_sum", x, "is not split");
+    struct tensor *y = tensor_new(t, "shared sum", x->rows, x->width, &x->layout);
+    copy(t, x->data, y->data, tensor_elements(x), 0);
+    sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x));
+    struct note *n = tape_note(t, &op_share_sum, 1, &x, 1, &y);
+    if (n) n->size[0] = share;
+    return y;
+}

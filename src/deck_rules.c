@@ -1,0 +1,155 @@
+#include "src/deck_rules.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/mistakes.h"
+#include "kernels/die.h"
+#include "parallel/mesh.h"
+#include "src/deck.h"
+
+/* One row a rule: the key, the condition that is wrong, and what to say. */
+#define RULE(key, condition, ...)                                                                  \
+    if (condition) deck_mistake(d, m, key, __VA_ARGS__)
+#define N PRId64
+
+static bool is(const char *a, const char *b) {
+    return !strcmp(a, b);
+}
+
+/* Two spellings of one existing folder are the same place. */
+static bool same_place(const char *a, const char *b) {
+    char *real_a = realpath(a, NULL), *real_b = realpath(b, NULL);
+    bool same = is(a, b) || (real_a && real_b && is(real_a, real_b));
+    free(real_a);
+    free(real_b);
+    return same;
+}
+
+void deck_check(const struct deck *d, struct mistakes *m) {
+    const char *mode = d->run.mode, *from = d->model.from;
+    bool train = is(mode, "train"), compare = is(mode, "compare"), convert = is(mode, "convert");
+    bool text = train && is(d->data.kind, "text");
+    const struct deck_optimizer *o = &d->optimizer;
+    const struct deck_schedule *s = &d->schedule;
+
+    RULE("run.name", strchr(d->run.name, '/') || is(d->run.name, ".") || is(d->run.name, ".."),
+         "'%.60s' cannot name a folder", d->run.name);
+    RULE("run.output", !*d->run.output, "is empty; leave it out for outputs/<name>");
+    RULE("compare.reference", compare && !*d->compare.reference,
+         "mode compare needs the safetensors file to compare with");
+    RULE("convert.to", convert && !*d->convert.to, "mode convert needs the folder to write");
+    RULE("model.from", convert && !*from, "mode convert needs the folder of a model");
+    RULE("convert.to", convert && *from && *d->convert.to && same_place(from, d->convert.to),
+         "is the folder that is read; give another");
+    RULE("data.path", text && !d->data.path.n,
+         "data.kind text needs files, folders or patterns to read");
+    for (int i = 0; i < d->data.path.n; i++)
+        RULE("data.path", text && !*d->data.path.v[i], "entry %d is empty", i + 1);
+    RULE("model.tokenizer", text && !is(d->model.tokenizer, "bytes"),
+         "data.kind text needs tokenizer: bytes");
+    RULE("model.vocab_size", text && is(d->model.tokenizer, "bytes") && d->model.vocab_size < 257,
+         "%" N " is too few for bytes; 257 is the least (256 bytes and the end of a document)",
+         d->model.vocab_size);
+    RULE("optimizer.min_learning_rate", train && o->min_learning_rate > o->learning_rate,
+         "%g is above learning_rate, %g", o->min_learning_rate, o->learning_rate);
+    RULE("schedule.warmup_steps",
+         train && !is(s->kind, "constant") && s->decay_steps > 0 &&
+             s->warmup_steps >= s->decay_steps,
+         "%" N " leaves nothing of decay_steps, %" N "; %" N " is the most", s->warmup_steps,
+         s->decay_steps, s->decay_steps - 1);
+}
+
+/* ---------------------------------------------------------------- ranks */
+
+/* What splits over the tensor ranks: heads only as wholes; what heads share may also be held by
+ * several neighbours. */
+struct split {
+    char kind;
+    int64_t n;
+    bool shared;
+    const char *what;
+};
+
+static bool splits(const struct split *s, int64_t tensor) {
+    return s->n % tensor == 0 || (s->shared && tensor % s->n == 0);
+}
+
+/* The values of parallel.tensor next to t, below and above, that all splits allow. */
+static void tensor_hint(const struct split *s, int n, int64_t t, char *to, size_t size) {
+    int64_t near[2] = {0, 0};
+    for (int up = 0; up < 2; up++) {
+        for (int64_t x = up ? t + 1 : t - 1; x >= 1 && x <= 65536 && !near[up]; x += up ? 1 : -1) {
+            bool all = true;
+            for (int i = 0; i < n; i++) all = all && splits(&s[i], x);
+            if (all) near[up] = x;
+        }
+    }
+    if (near[1]) snprintf(to, size, "%" N " or %" N " would do", near[0], near[1]);
+    else snprintf(to, size, "%" N " would do", near[0]);
+}
+
+static void check_tensor(const struct deck *d, struct mistakes *m) {
+    const struct deck_model *k = &d->model;
+    const struct split all[] = {
+        {'*', k->num_attention_heads, false,
+         "attention heads (model.num_attention_heads) are no multiple of it"},
+        {'M', k->mamba_num_heads, false,
+         "Mamba heads (model.mamba_num_heads) are no multiple of it"},
+        {'*', k->num_key_value_heads, true,
+         "key and value heads (model.num_key_value_heads) are neither a multiple nor a divisor of "
+         "it"},
+        {'M', k->n_groups, true,
+         "groups of Mamba heads (model.n_groups) are neither a multiple nor a divisor of it"},
+    };
+    struct split here[4];
+    int n = 0;
+    int64_t tensor = d->parallel.tensor;
+    char hint[64];
+    for (int i = 0; i < 4; i++)
+        if (strchr(k->hybrid_override_pattern, all[i].kind)) here[n++] = all[i];
+    tensor_hint(here, n, tensor, hint, sizeof hint);
+    for (int i = 0; i < n; i++)
+        RULE("parallel.tensor", !splits(&here[i], tensor), "%" N ": %" N " %s; %s", tensor,
+             here[i].n, here[i].what, hint);
+}
+
+/* mesh_complete knows no files: what it says of a key is told at that key's place. */
+static int complete(const struct deck *d, struct mesh_shape *out, int ranks, struct mistakes *m) {
+    struct mistakes found = {0};
+    int result = mesh_complete(out, ranks, &found);
+    for (int i = 0; i < found.n; i++) {
+        const char *text = found.text[i], *colon = strchr(text, ':');
+        int n = colon ? (int)(colon - text) : 0;
+        if (n == 15 && !strncmp(text, "parallel.tensor", 15))
+            deck_mistake(d, m, "parallel.tensor", "%s", colon + 2);
+        else if (n == 13 && !strncmp(text, "parallel.data", 13))
+            deck_mistake(d, m, "parallel.data", "%s", colon + 2);
+        else mistake(m, d->path, 0, "%s", text);
+    }
+    mistakes_free(&found);
+    return result;
+}
+
+void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
+               struct mistakes *m) {
+    const struct deck_parallel *p = &d->parallel;
+    int64_t ranks = ranks_started ? ranks_started : d->run.ranks;
+    if (!ranks) ranks = p->tensor * (p->data ? p->data : 1);
+    RULE("run.ranks", ranks_started && d->run.ranks && d->run.ranks != ranks_started,
+         "the deck is for %" N " ranks, but %d were started", d->run.ranks, ranks_started);
+    RULE("parallel.data", ranks > INT32_MAX, "%" N " ranks are more than there can be", ranks);
+    *out = (struct mesh_shape){
+        .pipeline = 1, .data = (int)p->data, .context = 1, .tensor = (int)p->tensor, .expert = 1};
+    check_tensor(d, m);
+    if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
+    const struct deck_train *t = &d->train;
+    int64_t unit = t->micro_batch * out->data, below = t->global_batch / unit * unit;
+    char hint[64];
+    if (below) snprintf(hint, sizeof hint, "%" N " or %" N, below, below + unit);
+    else snprintf(hint, sizeof hint, "%" N, unit);
+    RULE("train.global_batch", t->global_batch % unit,
+         "%" N " is no multiple of micro_batch x data = %" N " x %d; %s would do", t->global_batch,
+         t->micro_batch, out->data, hint);
+}

@@ -1,0 +1,168 @@
+#include "src/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/mistakes.h"
+#include "kernels/die.h"
+#include "kernels/exact.h"
+#include "parallel/data_parallel.h"
+#include "src/init.h"
+
+int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m) {
+    memset(e, 0, sizeof *e);
+    e->deck = deck;
+    e->config = c;
+    if (!c->folder) return 0;
+    if (weights_open(&e->weights, c->folder, m)) return -1;
+    e->has_weights = true;
+    weights_settle(&e->weights, c);
+    return 0;
+}
+
+int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
+    if (d->run.threads) return (int)d->run.threads;
+    const char *given = getenv("OMP_NUM_THREADS");
+    int n = given ? atoi(given) : 0;
+    if (n > 0) return n;
+    n = cores / (ranks_on_host > 0 ? ranks_on_host : 1);
+    return n > 0 ? n : 1;
+}
+
+/* Formats that new tensors are saved in; those of a folder keep theirs (weights_match). */
+static void stored_formats(struct engine *e) {
+    const char *p = e->deck->precision.parameters;
+    enum dtype d = !strcmp(p, "bf16") ? BF16 : !strcmp(p, "fp16") ? F16 : F32;
+    for (int i = 0; i < e->model.params.n_tensors; i++) {
+        struct param_tensor *t = &e->model.params.tensor[i];
+        t->stored = t->row->may & BUFFER ? F32 : d;
+    }
+}
+
+static void make_device(struct engine *e, bool dry) {
+    const struct deck *d = e->deck;
+    if (dry) device_dry(&e->device);
+    else device_cpu(&e->device, engine_threads(d, e->comm->host_cores, e->comm->host_ranks), d->run.debug);
+    arena_init(&e->values, "parameters", &e->device);
+    arena_init(&e->grads, "gradients", &e->device);
+    arena_init(&e->moments, "moments", &e->device);
+    arena_init(&e->work, "activations", &e->device);
+    arena_init(&e->scratch, "scratch", &e->device);
+}
+
+int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
+                struct mistakes *m) {
+    const struct deck *d = e->deck;
+    int before = m->n, shares[MAX_SHARES];
+    e->comm = comm;
+    e->shape = *shape;
+    e->learns = learns;
+    e->updates = updates;
+    e->real = !strcmp(d->precision.recipe, "fp64") ? F64 : F32;
+    model_init(&e->model, e->config, shape, comm->rank, !strcmp(d->memory.recompute, "full"));
+    stored_formats(e);
+    if (e->has_weights) weights_match(&e->weights, &e->model.params, m);
+    if (m->n > before) return -1;
+    make_device(e, dry);
+    parallel_init(&e->parallel, comm, shape, d->parallel.sequence, params_shares(e->config, shape->tensor, shares), shares);
+    model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL, e->real);
+    arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
+    tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
+    e->tape.learning = learns;
+    if (!e->has_weights) init_parameters(&e->model.params, &e->device, e->real, (uint64_t)d->run.seed);
+    else if (!dry && weights_read(&e->weights, &e->model.params, &e->device, e->real, comm->world, m)) return -1;
+    if (updates) optimiser_init(&e->optimiser, d, &e->model.params, &e->device, &e->moments, e->real);
+    return 0;
+}
+
+void engine_free(struct engine *e) {
+    if (e->comm) {
+        optimiser_free(&e->optimiser);
+        tape_free(&e->tape);
+        arena_check_empty(&e->work);
+        arena_check_empty(&e->scratch);
+        parallel_free(&e->parallel);
+        struct arena *const all[] = {&e->values, &e->grads, &e->moments, &e->work, &e->scratch};
+        for (int i = 0; i < 5; i++)
+            if (all[i]->base) arena_free_all(all[i]);
+    }
+    model_free(&e->model);
+    if (e->has_weights) weights_close(&e->weights);
+    memset(e, 0, sizeof *e);
+}
+
+/* ---- micro-batches ---- */
+
+struct loaded {
+    struct micro_batch b;
+    struct piece *piece[4];
+};
+
+static void *load(struct engine *e, struct loaded *l, int i, const void *host, size_t bytes, const char *label) {
+    void *p;
+    l->piece[i] = arena_take(&e->work, bytes, label, &p);
+    if (host) device_write(&e->device, p, host, bytes);
+    return p;
+}
+
+static void load_batch(struct engine *e, const struct host_batch *h, struct loaded *l) {
+    size_t n = h->rows * h->length, ints = n * sizeof(int32_t), reals = n * dtype_size(e->real);
+    void *weight = die_alloc(reals);
+    if (e->real == F64) memcpy(weight, h->weight, reals);
+    else
+        for (size_t i = 0; i < n; i++) ((float *)weight)[i] = (float)h->weight[i];
+    l->b.rows = h->rows;
+    l->b.length = h->length;
+    l->b.ids = load(e, l, 0, h->ids, ints, "ids");
+    l->b.start = load(e, l, 1, h->start, ints, "document starts");
+    l->b.target = load(e, l, 2, h->target, ints, "targets");
+    l->b.weight = load(e, l, 3, weight, reals, "target weights");
+    free(weight);
+}
+
+static void unload(struct engine *e, struct loaded *l) {
+    for (int i = 0; i < 4; i++) arena_give(&e->work, l->piece[i]);
+}
+
+double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts) {
+    struct exact sum;
+    params_zero_gradients(&e->model.params, &e->device, e->real);
+    device_zero(&e->device, e->loss_sum, sizeof sum);
+    for (int i = 0; i < n; i++) {
+        struct loaded l;
+        struct pass pass = {.count_experts = count_experts};
+        load_batch(e, &batches[i], &l);
+        struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
+        if (e->parallel.at.tensor == 0)                 /* every tensor rank has the same losses */
+            DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum, .n = tensor_elements(loss));
+        tape_backward(&e->tape, loss, count ? 1.0 / (double)count : 0, MASK_ALL);
+        tape_clear(&e->tape);
+        unload(e, &l);
+    }
+    for (int i = 0; i < e->model.params.n_blocks; i++) data_sum_gradient(&e->tape, &e->model.params.block[i].p);
+    device_read(&e->device, &sum, e->loss_sum, sizeof sum);
+    comm_sum_exact(e->comm->world, &sum);
+    return count ? exact_value(&sum) / (double)count : 0;
+}
+
+void engine_logits(struct engine *e, const struct host_batch *b, void *logits) {
+    struct loaded l;
+    struct pass pass = {0};
+    bool learning = e->tape.learning;
+    e->tape.learning = false;
+    load_batch(e, b, &l);
+    struct tensor *y = model_logits(&e->model, &e->tape, &l.b, &pass);
+    device_read(&e->device, logits, y->data, tensor_elements(y) * dtype_size(e->real));
+    tape_clear(&e->tape);
+    unload(e, &l);
+    e->tape.learning = learning;
+}
+
+void engine_save(struct engine *e, const char *folder, bool transformers_names) {
+    weights_write(folder, e->has_weights ? &e->weights : NULL, &e->model.params, &e->device, e->real, transformers_names,
+                  e->comm->world);
+}
+
+int64_t engine_peak_bytes(const struct engine *e) {
+    return (int64_t)(e->values.peak + e->grads.peak + e->moments.peak + e->work.peak + e->scratch.peak);
+}

@@ -1,0 +1,65 @@
+/* engine: one rank's share of a run, made ready: device, arenas, mesh, model, weights, tape.
+ *
+ * Training, comparing, converting and planning all begin by making one of these from a checked deck. On a dry
+ * device, over a transport that moves nothing, the same code is the plan. */
+#ifndef SRC_ENGINE_H
+#define SRC_ENGINE_H
+
+#include "parallel/groups.h"
+#include "src/model.h"
+#include "src/optimiser.h"
+#include "src/weights.h"
+
+struct engine {
+    const struct deck *deck;
+    struct config *config;
+    struct comm *comm;
+    struct mesh_shape shape;
+    struct parallel parallel;
+    struct device device;
+    struct arena values, grads, moments, work, scratch;
+    enum dtype real;
+    bool learns;                        /* has gradients; and moments if it will update */
+    bool updates;
+    struct model model;
+    struct optimiser optimiser;
+    struct tape tape;
+    struct weights weights;
+    bool has_weights;                   /* weights is open: the model came from a folder */
+    void *loss_sum;                     /* struct exact on the device */
+};
+
+/* One micro-batch in host memory: rows * length of each. weight: 1 where the token's target counts, else 0. */
+struct host_batch {
+    int64_t rows, length;
+    int32_t *ids, *start, *target;
+    double *weight;
+};
+
+/* Settles the model from its folder, if it has one, so that what its tensors decide is decided; before the mesh is checked.
+ * Every rank on its own. -1 after telling m. */
+int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m);
+
+/* Makes the rest. learns: gradients; updates: moments too. Collective over the world. -1 after telling m. */
+int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
+                struct mistakes *m);
+void engine_free(struct engine *e);
+
+/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives as
+ * many. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
+double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
+
+/* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the engine's real dtype. Collective over
+ * the tensor group. */
+void engine_logits(struct engine *e, const struct host_batch *b, void *logits);
+
+/* Saves the model as a folder. Collective over the world. */
+void engine_save(struct engine *e, const char *folder, bool transformers_names);
+
+/* Sum of the arenas' peaks, in bytes. */
+int64_t engine_peak_bytes(const struct engine *e);
+
+/* Threads for each rank: run.threads, OMP_NUM_THREADS, else this host's cores over its ranks. */
+int engine_threads(const struct deck *d, int cores, int ranks_on_host);
+
+#endif

@@ -1,0 +1,53 @@
+/* layer: what a kind of layer is, and how to add one.
+ *
+ * A layer kind is one file: a table of parameter rows, and a forward function that computes y from the stream x, where the
+ * model then adds y to x. Backward, sharding, initial values, optimiser, checkpoints, counts and plans follow
+ * from these two. To add a kind: write src/layer_<kind>.c with the table and the function, name its letter and
+ * config.json's name in the list of src/layer.c, and teach config.c the letter. Nothing else knows the kinds.
+ *
+ * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel part
+ * (tensor_enter), leaves it once at its end (tensor_leave), and adds biases of its last product after
+ * that. It drops large tensors that it will not read again (tensor_drop). */
+#ifndef SRC_LAYER_H
+#define SRC_LAYER_H
+
+#include "kernels/ops.h"
+#include "src/params.h"
+
+enum { LAYER_ROWS = 20 };
+
+/* One pass over a micro-batch: what layers need besides x. */
+struct pass {
+    struct batch batch;
+    bool count_experts;                 /* add each expert's tokens to the layer's load */
+};
+
+struct layer {
+    const struct layer_kind *kind;
+    const struct config *config;
+    const struct mesh_shape *mesh;
+    int tensor_rank;
+    int number;
+    struct param *p[LAYER_ROWS];        /* by row of the kind's table; NULL where the model has none */
+    const struct pass *pass;
+    void *load;                         /* experts: tokens of each since the last step, int64 on the device */
+};
+
+struct layer_kind {
+    char letter;
+    const char *name;                   /* for the log */
+    const struct param_row *rows;
+    int n_rows;
+    struct tensor *(*forward)(struct tape *t, struct layer *l, struct tensor *x);
+};
+
+/* The kind of a letter, or NULL. */
+const struct layer_kind *layer_kind(char letter);
+
+/* i-th of all kinds; NULL past the end. */
+const struct layer_kind *layer_kind_at(int i);
+
+/* What a layer adds to x. With a bias that comes after the last exchange: add_after(t, y, bias) leaves y alone if bias is NULL. */
+struct tensor *add_after(struct tape *t, struct tensor *y, struct param *bias);
+
+#endif

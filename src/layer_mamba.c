@@ -1,0 +1,58 @@
+/* mamba: the Mamba-2 block, one 'M' of the pattern.
+ *
+ *   z | x | B | C | dt = in_proj(norm(x));  x, B, C = silu(conv(x | B | C));  y = scan(x, B, C, dt);
+ *   out_proj(w * g / rms(g)) with g = y silu(z), the norm over each group's channels
+ *
+ * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups, neighbours
+ * hold the same B and C, and the norm of a group is finished by a sum over them. */
+#include "parallel/tensor_parallel.h"
+#include "src/layer.h"
+
+enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OUT_BIAS };
+#define IN_SEGMENTS                                                                                         \
+    {{INNER, MAMBA_HEADS}, {INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {GROUP_STATE, GROUPS}, {MAMBA_HEADS, MAMBA_HEADS}}
+#define CONV_SEGMENTS {{INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {GROUP_STATE, GROUPS}}
+/* clang-format off */
+static const struct param_row rows[] = {
+    /* name                   shape                 split      segments                       begins          may be             when             block  meaning */
+    {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                 ALWAYS,          NULL, "scale before the block"},
+    {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
+    {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
+    {"mixer.conv1d.weight",   {MAMBA_CONV, ONE, KERNEL}, ROWS, CONV_SEGMENTS,                 INIT_CONV,      0,                 ALWAYS,          NULL, "taps of each channel"},
+    {"mixer.conv1d.bias",     {MAMBA_CONV},         ROWS,      CONV_SEGMENTS,                 INIT_CONV_BIAS, 0,                 WITH_CONV_BIAS,  NULL, "bias of the convolution"},
+    {"mixer.dt_bias",         {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_DT_BIAS,   0,                 ALWAYS,          NULL, "a head's time step before softplus"},
+    {"mixer.A_log",           {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_A_LOG,     0,                 ALWAYS,          NULL, "log of a head's decay rate"},
+    {"mixer.D",               {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_ONE,       0,                 ALWAYS,          NULL, "a head's straight path"},
+    {"mixer.norm.weight",     {INNER},              ROWS,      {{INNER, MAMBA_HEADS}},        INIT_ONE,       0,                 ALWAYS,          NULL, "scale of the gated norm"},
+    {"mixer.out_proj.weight", {HIDDEN, INNER},      COLUMNS,   {{INNER, MAMBA_HEADS}},        INIT_MAMBA_OUT, DECAY|QUANT|ADAPT, ALWAYS,          NULL, "returns to the stream"},
+    {"mixer.out_proj.bias",   {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of out_proj"},
+};
+/* clang-format on */
+
+static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
+    const struct deck_model *c = &l->config->keys;
+    const struct batch *b = &l->pass->batch;
+    int64_t heads = l->p[A_LOG]->rows, inner = l->p[GATE_NORM]->rows, channels = l->p[CONV]->rows, first, groups;
+    int share;
+    part_heads(c->n_groups, l->mesh->tensor, l->tensor_rank, &first, &groups, &share);
+    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *v[3];
+    h = tensor_enter(t, h, b->rows * b->length);
+    struct tensor *in = add_after(t, linear(t, h, l->p[IN]), l->p[IN_BIAS]);
+    tensor_drop(t, h);
+    tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v);           /* z, x | B | C, dt */
+    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], NULL, NULL);
+    struct scan_shape shape = {heads, c->mamba_head_dim, groups, c->ssm_state_size, l->config->dt_min,
+                               l->config->dt_max};
+    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], NULL, NULL);
+    tensor_drop(t, u);
+    struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups), share);
+    struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM], dim_size(l->config, INNER) / c->n_groups,
+                                 c->layer_norm_epsilon);
+    for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
+    tensor_drop(t, in);
+    tensor_drop(t, y);
+    struct tensor *out = tensor_leave(t, linear(t, g, l->p[OUT]));
+    return add_after(t, out, l->p[OUT_BIAS]);
+}
+
+const struct layer_kind layer_mamba = {'M', "mamba", rows, sizeof rows / sizeof *rows, forward};

@@ -1,0 +1,133 @@
+#include "src/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "parallel/tensor_parallel.h"
+
+enum { EMBEDDINGS, NORM_F, WORDS };
+/* clang-format off */
+const struct param_row model_rows[] = {
+    /* name                         shape             split      segments         begins       may be              when    block  meaning */
+    {"backbone.embeddings.weight",  {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT,  ALWAYS, NULL, "a row for each token"},
+    {"backbone.norm_f.weight",      {HIDDEN},         WHOLE_ROW, {{0}},           INIT_ONE,    0,                  ALWAYS, NULL, "scale before the head"},
+    {"lm_head.weight",              {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT,  UNTIED, NULL, "a row for each token's score"},
+};
+const int model_n_rows = sizeof model_rows / sizeof *model_rows;
+
+/* What a multi-token-prediction head has besides its layers: before the first, and after the last. Counted and kept. */
+static const struct param_row mtp_first[] = {
+    {"enorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale of the embedding"},
+    {"hnorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale of the hidden state"},
+    {"eh_proj.weight",         {HIDDEN, TWICE_HIDDEN}, WHOLE_ROW, {{0}}, INIT_NORMAL, DECAY, ALWAYS, NULL, "joins the two"},
+};
+static const struct param_row mtp_last[] = {
+    {"final_layernorm.weight", {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale before the shared head"},
+};
+/* clang-format on */
+
+static void add_mtp(struct model *m) {
+    const struct config *c = m->config;
+    int depths = (int)c->keys.num_nextn_predict_layers, of_one = depths ? c->n_mtp / depths : 0;
+    for (int i = 0; i < c->n_mtp; i++) {
+        char *prefix = die_format("mtp.layers.%d.", i);
+        const struct layer_kind *k = layer_kind(c->mtp_kinds[i]);
+        for (int r = 0; i % of_one == 0 && r < 3; r++) params_add_unused(&m->params, &mtp_first[r], prefix, i);
+        for (int r = 0; r < k->n_rows; r++) params_add_unused(&m->params, &k->rows[r], prefix, i);
+        if (i % of_one == of_one - 1) params_add_unused(&m->params, &mtp_last[0], prefix, i);
+        free(prefix);
+    }
+}
+
+void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute) {
+    memset(m, 0, sizeof *m);
+    m->config = c;
+    m->recompute = recompute;
+    params_init(&m->params, c, shape, rank);
+    m->layer = die_alloc((c->n_layers + 1) * sizeof *m->layer);
+    int top[3], (*of_layer)[LAYER_ROWS] = die_alloc((c->n_layers + 1) * sizeof *of_layer);
+    top[EMBEDDINGS] = params_add(&m->params, &model_rows[EMBEDDINGS], "", -1);
+    for (int i = 0; i < c->n_layers; i++) {
+        struct layer *l = &m->layer[i];
+        l->kind = layer_kind(c->kinds[i]);
+        if (!l->kind || l->kind->n_rows > LAYER_ROWS) bug("no kind of layer for '%c'", c->kinds[i]);
+        l->config = c;
+        l->mesh = &m->params.shape;
+        l->tensor_rank = m->params.at.tensor;
+        l->number = i;
+        char *prefix = die_format("backbone.layers.%d.", i);
+        for (int r = 0; r < l->kind->n_rows; r++)
+            of_layer[i][r] = params_add(&m->params, &l->kind->rows[r], prefix, i);
+        free(prefix);
+    }
+    for (int r = NORM_F; r <= WORDS; r++) top[r] = params_add(&m->params, &model_rows[r], "", -1);
+    add_mtp(m);
+    struct param_block *block = m->params.block;           /* all are added: their addresses hold now */
+    for (int i = 0; i < c->n_layers; i++)
+        for (int r = 0; r < m->layer[i].kind->n_rows; r++)
+            m->layer[i].p[r] = of_layer[i][r] < 0 ? NULL : &block[of_layer[i][r]].p;
+    m->embeddings = &block[top[EMBEDDINGS]].p;
+    m->norm_f = &block[top[NORM_F]].p;
+    m->words = top[WORDS] < 0 ? m->embeddings : &block[top[WORDS]].p;
+    m->first_word = part_begin(c->keys.vocab_size, shape->tensor, m->params.at.tensor, 1);
+    free(of_layer);
+}
+
+void model_free(struct model *m) {
+    params_free(&m->params);
+    free(m->layer);
+    memset(m, 0, sizeof *m);
+}
+
+void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real) {
+    params_allocate(&m->params, d, values, grads, real);
+    for (int i = 0; i < m->config->n_layers; i++) {
+        struct layer *l = &m->layer[i];
+        if (l->kind->letter != 'E' || !grads) continue;
+        size_t bytes = m->config->keys.n_routed_experts * sizeof(int64_t);
+        arena_take(values, bytes, "expert load", &l->load);
+        device_zero(d, l->load, bytes);
+    }
+}
+
+/* ---- the pass ---- */
+
+static struct tensor *layer_forward(struct tape *t, void *layer, struct tensor *x) {
+    struct layer *l = layer;
+    return l->kind->forward(t, l, x);
+}
+
+/* From ids to the normed stream, entered: [tokens, hidden]. */
+static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+    int64_t tokens = b->rows * b->length;
+    struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
+    pass->batch = (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
+    struct tensor *ids = tensor_over(t, "ids", b->ids, I32, tokens, 1, &l);
+    struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
+    for (int i = 0; i < m->config->n_layers; i++) {
+        m->layer[i].pass = pass;
+        int scope = tape_scope_begin(t);
+        struct tensor *y = m->recompute && t->learning ? tape_segment(t, layer_forward, &m->layer[i], x)
+                                                       : layer_forward(t, &m->layer[i], x);
+        struct tensor *sum = add(t, x, y);
+        tape_scope_end(t, scope, sum);
+        tensor_drop(t, x);
+        x = sum;
+    }
+    struct tensor *h = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon);
+    tensor_drop(t, x);
+    return tensor_enter(t, h, tokens);
+}
+
+struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+    struct tensor *h = trunk(m, t, b, pass), *lse, *picked;
+    struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
+    struct tensor *target = tensor_over(t, "targets", b->target, I32, b->rows * b->length, 1, &l);
+    head(t, h, m->words, m->first_word, target, &lse, &picked);
+    return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
+}
+
+struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+    return linear(t, trunk(m, t, b, pass), m->words);
+}

@@ -1,0 +1,44 @@
+/* model: a pattern of letters made into layers, and the pass through them.
+ *
+ *   x = embedding(ids);  x = x + layer(x) for each letter;  loss = head(norm_f(x))
+ *
+ * Building a model makes its tables of parameters (src/params.h) for one rank of a mesh; that needs neither memory nor
+ * other ranks, so counts and plans build models too. A pass runs on a tape and ends in losses or in logits. */
+#ifndef SRC_MODEL_H
+#define SRC_MODEL_H
+
+#include "src/layer.h"
+
+struct model {
+    const struct config *config;
+    struct params params;
+    struct layer *layer;
+    struct param *embeddings, *norm_f, *words;          /* words: the head; the embeddings where tied */
+    int64_t first_word;                                 /* of this rank's words */
+    bool recompute;
+};
+
+/* The model as rank `rank` of the mesh holds it; no memory is taken. */
+void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute);
+void model_free(struct model *m);
+
+/* Memory and initial values: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
+void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
+
+/* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the factor of each token's loss. */
+struct micro_batch {
+    int64_t rows, length;
+    void *ids, *start, *target, *weight;
+};
+
+/* Losses of every token, [1, tokens], times its weight. count_experts: add to the loads. Collective over the tensor group. */
+struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
+
+/* This rank's columns of the logits, [tokens, words here]. Collective likewise. */
+struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
+
+/* Visits the tables of rows, layers in order and the top's around them: used by the manual's table and by tests. */
+extern const struct param_row model_rows[];
+extern const int model_n_rows;
+
+#endif

@@ -1,0 +1,110 @@
+#include "src/optimiser.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "kernels/exact.h"
+#include "parallel/groups.h"
+#include "src/model.h"
+
+void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s, struct device *d, struct arena *arena,
+                    enum dtype real) {
+    *o = (struct optimiser){.deck = deck, .params = s, .device = d, .real = real};
+    for (int i = 0; i < s->n_blocks; i++) {
+        struct param_block *b = &s->block[i];
+        size_t bytes = (size_t)b->elements * dtype_size(real);
+        if (!b->p.trained) continue;
+        arena_take(arena, bytes, "first moment", &b->m);
+        arena_take(arena, bytes, "second moment", &b->v);
+        device_zero(d, b->m, bytes);
+        device_zero(d, b->v, bytes);
+    }
+    arena_take(arena, sizeof(struct exact), "sum of squares", &o->sum);
+    int n;
+    struct box *boxes = params_boxes(s, real, true, true, &n);
+    o->run = die_alloc((n + 1) * sizeof *o->run);
+    for (int i = 0; i < n; i++) {
+        char *p = boxes[i].memory;
+        int64_t count = boxes[i].rows * boxes[i].columns;
+        if (o->n_runs && (char *)o->run[o->n_runs - 1].p + o->run[o->n_runs - 1].n * dtype_size(real) == p) {
+            o->run[o->n_runs - 1].n += count;           /* experts and fused rows follow each other */
+            continue;
+        }
+        o->run[o->n_runs].p = p;
+        o->run[o->n_runs++].n = count;
+    }
+    free(boxes);
+}
+
+void optimiser_free(struct optimiser *o) {
+    free(o->run);
+    memset(o, 0, sizeof *o);
+}
+
+double optimiser_norm(struct optimiser *o, struct parallel *p) {
+    struct exact sum;
+    device_zero(o->device, o->sum, sizeof sum);
+    for (int i = 0; i < o->n_runs; i++)
+        DEVICE_RUN(o->device, exact_sum, o->real, .x = o->run[i].p, .sum = o->sum, .n = o->run[i].n, .squares = 1);
+    device_read(o->device, &sum, o->sum, sizeof sum);
+    comm_sum_exact(p->comm->world, &sum);
+    return sqrt(exact_value(&sum));
+}
+
+void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm) {
+    const struct deck_optimizer *k = &o->deck->optimizer;
+    double most = o->deck->train.clip, clip = most > 0 && norm > most ? most / norm : 1;
+    double c1 = 1 - pow(k->beta1, (double)step), c2 = 1 - pow(k->beta2, (double)step);
+    for (int i = 0; i < o->params->n_blocks; i++) {
+        struct param_block *b = &o->params->block[i];
+        if (!b->p.trained) continue;
+        DEVICE_RUN(o->device, adamw, o->real, .w = b->p.value, .g = b->p.grad, .m = b->m, .v = b->v, .n = b->elements,
+                   .clip = clip, .rate = rate, .beta1 = k->beta1, .beta2 = k->beta2, .eps = k->epsilon,
+                   .decay = b->decay ? k->weight_decay : 0, .c1 = c1, .c2 = c2);
+    }
+}
+
+double optimiser_rate(const struct deck *d, int64_t step) {
+    const struct deck_schedule *s = &d->schedule;
+    double high = d->optimizer.learning_rate, low = d->optimizer.min_learning_rate;
+    if (step <= s->warmup_steps) return high * (double)step / (double)s->warmup_steps;
+    int64_t end = s->decay_steps ? s->decay_steps : d->train.steps;
+    if (!strcmp(s->kind, "constant")) return high;
+    if (step >= end) return low;
+    double part = (double)(step - s->warmup_steps) / (double)(end - s->warmup_steps);
+    if (!strcmp(s->kind, "linear")) return high + (low - high) * part;
+    return low + 0.5 * (high - low) * (1 + cos(M_PI * part));
+}
+
+void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real, double rate) {
+    int64_t n = m->config->keys.n_routed_experts;
+    int64_t *load = die_alloc(n * sizeof *load);
+    char *bias = die_alloc(n * sizeof(double)), *scratch = die_alloc(comm_sum_scratch(p->replicas, n, I64));
+    for (int i = 0; i < m->config->n_layers; i++) {
+        struct layer *l = &m->layer[i];
+        if (!l->load) continue;
+        const struct param_block *b = NULL;
+        for (int r = 0; r < l->kind->n_rows; r++)
+            if (l->kind->rows[r].may & BUFFER) b = (const struct param_block *)l->p[r];
+        if (!b) bug("a layer with loads has no correction bias");
+        struct request request;
+        device_read(d, load, l->load, n * sizeof *load);
+        device_read(d, bias, b->p.value, n * dtype_size(real));
+        comm_sum_start(p->replicas, load, n, I64, scratch, &request);
+        comm_wait(&request);
+        double mean = 0;
+        for (int64_t e = 0; e < n; e++) mean += (double)load[e] / (double)n;
+        for (int64_t e = 0; e < n; e++) {
+            double move = rate * ((mean > (double)load[e]) - (mean < (double)load[e]));
+            if (real == F32) ((float *)bias)[e] += (float)move;
+            else ((double *)bias)[e] += move;
+        }
+        device_write(d, b->p.value, bias, n * dtype_size(real));
+        device_zero(d, l->load, n * sizeof *load);
+    }
+    free(load);
+    free(bias);
+    free(scratch);
+}

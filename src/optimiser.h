@@ -1,0 +1,42 @@
+/* optimiser: from gradients to new weights.
+ *
+ * AdamW over the blocks of a model, with fp32 moments; the gradient's norm is that of the whole model, every number counted once, its
+ * squares summed exactly, so it does not depend on the mesh beyond the gradients' own rounding. The rate of each
+ * step is a pure function of the deck. */
+#ifndef SRC_OPTIMISER_H
+#define SRC_OPTIMISER_H
+
+#include "src/params.h"
+
+struct parallel;
+
+struct optimiser {
+    const struct deck *deck;
+    struct params *params;
+    struct device *device;
+    enum dtype real;
+    int n_runs;
+    struct { void *p; int64_t n; } *run;        /* owned gradients, as contiguous runs */
+    void *sum;                                  /* struct exact on the device */
+};
+
+/* Memory for the moments (from `arena`), zeroed. */
+void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s, struct device *d, struct arena *arena,
+                    enum dtype real);
+void optimiser_free(struct optimiser *o);
+
+/* Norm of the gradient of the whole model. Collective over the world. 0 on dry. */
+double optimiser_norm(struct optimiser *o, struct parallel *p);
+
+/* One update; step counts from 1. norm: for clipping. */
+void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm);
+
+/* The learning rate of a step, counted from 1. */
+double optimiser_rate(const struct deck *d, int64_t step);
+
+/* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load - load), and clears the loads.
+ * Collective over the replicas. */
+struct model;
+void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real, double rate);
+
+#endif

@@ -1,0 +1,162 @@
+#include "src/output.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels/die.h"
+#include "parallel/comm.h"
+#include "src/deck.h"
+#include "version.inc"
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void print_version(FILE *f) {
+    fprintf(f, "mestar %s\n", BUILD_REVISION);
+    fprintf(f, "compiler: %s\nflags: %s\nmpi: %s\nproducts: %s\nlibraries: %s\n", BUILD_COMPILER, BUILD_FLAGS, BUILD_MPI,
+            BUILD_PRODUCTS, BUILD_LIBRARIES);
+}
+
+const char *number_text(double x, char *text) {
+    if (!isfinite(x)) return strcpy(text, "null");
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, x);
+        if (strtod(text, NULL) == x) break;
+    }
+    return text;
+}
+
+static void make_folders(const char *path) {
+    char *p = die_strdup(path);
+    for (char *s = p + 1;; s++) {
+        if (*s != '/' && *s) continue;
+        char end = *s;
+        *s = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", p, strerror(errno));
+        *s = end;
+        if (!end) break;
+    }
+    free(p);
+}
+
+static FILE *open_in(const struct output *o, const char *name, const char *mode) {
+    char *path = die_format("%s/%s", o->folder, name);
+    FILE *f = fopen(path, mode);
+    if (!f) die("cannot write %s: %s", path, strerror(errno));
+    free(path);
+    return f;
+}
+
+static void close_written(FILE *f, const char *name) {
+    if (ferror(f) | fclose(f)) die("cannot write %s: %s; is the disk full?", name, strerror(errno));
+}
+
+void output_text(const struct output *o, const char *name, const char *text) {
+    if (!o->speaks) return;
+    char *temporary = die_format("%s.new", name), *from = die_format("%s/%s", o->folder, temporary);
+    char *to = die_format("%s/%s", o->folder, name);
+    FILE *f = open_in(o, temporary, "w");
+    fputs(text, f);
+    close_written(f, to);
+    if (rename(from, to)) die("cannot write %s: %s", to, strerror(errno));
+    free(temporary);
+    free(from);
+    free(to);
+}
+
+static void provenance(const struct output *o, const struct comm *c, int argc, char **argv) {
+    FILE *f = open_in(o, "provenance.txt", "w");
+    struct utsname u;
+    char now[64], cwd[4096];
+    time_t t = time(NULL);
+    strftime(now, sizeof now, "%Y-%m-%d %H:%M:%S UTC", gmtime(&t));
+    uname(&u);
+    fprintf(f, "started: %s\nhost: %s, %s %s %s\nfolder: %s\ncommand:", now, u.nodename, u.sysname, u.release, u.machine,
+            getcwd(cwd, sizeof cwd) ? cwd : "unknown");
+    for (int i = 0; i < argc; i++) fprintf(f, " %s", argv[i]);
+    fprintf(f, "\nranks: %d, of which %d on this host with %d cores\n", c->size, c->host_ranks, c->host_cores);
+    print_version(f);
+    static const char *const matters[] = {"OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
+                                          "SLURM_NTASKS", "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
+    for (size_t i = 0; i < sizeof matters / sizeof *matters; i++)
+        if (getenv(matters[i])) fprintf(f, "%s=%s\n", matters[i], getenv(matters[i]));
+    close_written(f, "provenance.txt");
+}
+
+void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv) {
+    *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
+    if (!o->speaks) return;
+    char *checkpoints = die_format("%s/checkpoints", o->folder);
+    make_folders(strcmp(d->run.mode, "train") ? o->folder : checkpoints);
+    free(checkpoints);
+    FILE *f = open_in(o, "used.yaml", "w");
+    deck_write_used(d, f);
+    close_written(f, "used.yaml");
+    provenance(o, c, argc, argv);
+    o->log = open_in(o, "log.txt", "w");
+    if (!strcmp(d->run.mode, "train")) o->metrics = open_in(o, "metrics.jsonl", "w");
+}
+
+void output_end(struct output *o) {
+    if (o->log) close_written(o->log, "log.txt");
+    if (o->metrics) close_written(o->metrics, "metrics.jsonl");
+    o->log = o->metrics = NULL;
+}
+
+void say(const struct output *o, const char *fmt, ...) {
+    if (!o->speaks) return;
+    FILE *const to[] = {stdout, o->log};
+    for (int i = 0; i < 2; i++) {
+        if (!to[i]) continue;
+        va_list ap;
+        va_start(ap, fmt);
+        vfprintf(to[i], fmt, ap);
+        va_end(ap);
+        fputc('\n', to[i]);
+        fflush(to[i]);
+    }
+}
+
+void output_metrics(const struct output *o, const struct step_metrics *s) {
+    if (!o->metrics) return;
+    char text[6][32];
+    fprintf(o->metrics,
+            "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
+            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld}\n",
+            (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
+            number_text(s->learning_rate, text[2]), (long)s->tokens, number_text(s->tokens_per_second, text[3]),
+            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes);
+    if (fflush(o->metrics)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
+}
+
+void output_summary(const struct output *o, struct comm *c, const char *why, int code, int64_t peak_bytes, const char *more) {
+    int64_t *counts = die_alloc(c->size * sizeof *counts), *peak = die_alloc(c->size * sizeof *peak);
+    struct request r;
+    for (int i = 0; i < c->size; i++) counts[i] = 1;
+    peak[c->rank] = peak_bytes;
+    comm_gather_start(c->world, &peak[c->rank], peak, counts, sizeof *peak, &r);
+    comm_wait(&r);
+    if (o->speaks) {
+        char *text;
+        size_t size;
+        FILE *f = open_memstream(&text, &size);
+        fprintf(f, "stopped: %s\nexit_code: %d\nranks: %d\n%s", why, code, c->size, more ? more : "");
+        fprintf(f, "peak_bytes:          # of all arenas, by rank\n");
+        for (int i = 0; i < c->size; i++) fprintf(f, "  - %ld\n", (long)peak[i]);
+        fclose(f);
+        output_text(o, "summary.yaml", text);
+        free(text);
+    }
+    free(counts);
+    free(peak);
+}

@@ -1,0 +1,78 @@
+#include "src/planning.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "src/engine.h"
+
+int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
+    struct engine e;
+    struct model model;
+    int bad = engine_open(&e, d, c, m);
+    if (bad) return 2;
+    model_init(&model, c, shape, 0, false);
+    if (e.has_weights) bad = weights_match(&e.weights, &model.params, m);
+    struct param_counts n = params_count(&model.params);
+    if (!bad) {
+        printf("parameters: %ld\n", (long)n.all);
+        if (n.mtp) printf("parameters_without_mtp: %ld\nparameters_mtp: %ld   # counted and kept, not computed\n", (long)(n.all - n.mtp), (long)n.mtp);
+        printf("active: %ld   # that a token meets, without the input table\n", (long)n.active);
+        printf("active_with_embedding: %ld\n",
+               (long)(n.active + (c->keys.tie_word_embeddings ? 0 : n.embedding)));
+        printf("tensors: %d\n", n.tensors);
+        printf("layers: \"%s\"\n", c->kinds);
+        printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data, shape->tensor);
+        if (e.has_weights) printf("unused_tensors: %d   # in %s\n", e.weights.n_unused, c->folder);
+    }
+    model_free(&model);
+    engine_free(&e);
+    return bad ? 2 : 0;
+}
+
+/* A step on the dry device; what the tokens are does not matter there. */
+static void dry_step(struct engine *e) {
+    const struct deck *d = e->deck;
+    int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
+    struct host_batch b = {rows, length, NULL, NULL, NULL, die_alloc(rows * length * sizeof(double))};
+    engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
+    if (e->updates) {
+        optimiser_norm(&e->optimiser, &e->parallel);
+        optimiser_step(&e->optimiser, 1, 0, 0);
+    }
+    free(b.weight);
+}
+
+static void print_rank(const struct engine *e, int rank, bool json, bool last) {
+    const struct mesh_coords *c = &e->parallel.at;
+    if (json)
+        printf("    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
+               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
+               rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
+               (long)e->moments.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
+    else
+        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
+               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->work.peak / 1048576,
+               (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
+}
+
+int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+    int ranks = mesh_ranks(shape);
+    bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
+    if (json) printf("{\n  \"ranks\": [\n");
+    else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                "moments", "activations", "scratch", "all");
+    for (int r = 0; r < ranks; r++) {
+        struct engine e;
+        struct comm comm;
+        comm_init_dry(&comm, ranks, r);
+        if (engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m)) return 2;
+        if (learns) dry_step(&e);
+        print_rank(&e, r, json, r == ranks - 1);
+        engine_free(&e);
+        comm_end(&comm);
+    }
+    if (json) printf("  ]\n}\n");
+    return 0;
+}

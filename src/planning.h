@@ -1,0 +1,22 @@
+/* planning: what a run will need, known before it runs.
+ *
+ * A plan is the program itself on the dry device, once as every rank of the mesh: the same model is built, the same step is
+ * taken, the same memory is asked for, and nothing is computed. So the planned memory is the measured memory, to the
+ * byte. `check` builds the model only, and counts. */
+#ifndef SRC_PLANNING_H
+#define SRC_PLANNING_H
+
+#include <stdbool.h>
+
+struct deck;
+struct config;
+struct mesh_shape;
+struct mistakes;
+
+/* Prints parameters, active, tensors and ranks as YAML. Returns the exit code. */
+int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m);
+
+/* Prints the memory of every rank, as a table or as JSON. Returns the exit code. */
+int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m);
+
+#endif

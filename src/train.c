@@ -1,0 +1,216 @@
+/* train: steps of gradients and updates, from a corpus to a saved folder. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/corpora.h"
+#include "io/mistakes.h"
+#include "kernels/die.h"
+#include "src/engine.h"
+#include "src/modes.h"
+#include "src/output.h"
+
+/* ---- a step's tokens ---- */
+
+struct feed {
+    struct corpus corpus;
+    int micro_batches, rows;            /* of this rank in a step; sequences of one */
+    int64_t length, global_batch;
+    int64_t first;                      /* this rank's first sequence within a step */
+    struct host_batch *batch;
+    int32_t *tokens;
+    bool *counts;
+};
+
+static int feed_init(struct feed *f, const struct engine *e, struct comm *c, struct mistakes *m) {
+    const struct deck *d = e->deck;
+    memset(f, 0, sizeof *f);
+    f->length = d->train.sequence_length;
+    f->rows = (int)d->train.micro_batch;
+    f->global_batch = d->train.global_batch ? d->train.global_batch : f->rows * e->shape.data;
+    f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
+    f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
+    uint64_t seed = (uint64_t)d->run.seed;
+    int bad = strcmp(d->data.kind, "text")
+                  ? corpus_mock(&f->corpus, seed, e->config->keys.vocab_size, (int)f->length)
+                  : corpus_text(&f->corpus, seed, d->data.path.n, d->data.path.v, (int)f->length, d->data.mask_documents,
+                                c->world, m);
+    if (bad) return -1;
+    int64_t n = f->rows * f->length;
+    f->batch = die_alloc(f->micro_batches * sizeof *f->batch);
+    for (int i = 0; i < f->micro_batches; i++) {
+        struct host_batch *b = &f->batch[i];
+        *b = (struct host_batch){f->rows, f->length, die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(int32_t)),
+                                 die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(double))};
+    }
+    f->tokens = die_alloc((f->length + 1) * sizeof *f->tokens);
+    f->counts = die_alloc(f->length * sizeof *f->counts);
+    return 0;
+}
+
+static void feed_free(struct feed *f) {
+    for (int i = 0; f->batch && i < f->micro_batches; i++) {
+        free(f->batch[i].ids);
+        free(f->batch[i].start);
+        free(f->batch[i].target);
+        free(f->batch[i].weight);
+    }
+    free(f->batch);
+    free(f->tokens);
+    free(f->counts);
+    if (f->corpus.kind) corpus_free(&f->corpus);
+}
+
+/* Fills the micro-batches of step number `step` (from 1); returns the counted targets of this rank. Sample numbers
+ * depend on the step alone, so the mesh changes only who reads which. */
+static int64_t feed_step(struct feed *f, int64_t step) {
+    int64_t counted = 0, sample = (step - 1) * f->global_batch + f->first;
+    for (int i = 0; i < f->micro_batches; i++)
+        for (int r = 0; r < f->rows; r++, sample++) {
+            struct host_batch *b = &f->batch[i];
+            int64_t at = r * f->length;
+            corpus_sample(&f->corpus, sample, f->tokens, b->start + at, f->counts);
+            for (int64_t t = 0; t < f->length; t++) {
+                b->ids[at + t] = f->tokens[t];
+                b->target[at + t] = f->counts[t] ? f->tokens[t + 1] : -1;
+                b->weight[at + t] = f->counts[t];
+                counted += f->counts[t];
+            }
+        }
+    return counted;
+}
+
+static int64_t sum_over_replicas(struct engine *e, int64_t n) {
+    struct group *g = e->parallel.replicas;
+    struct request r;
+    void *scratch = die_alloc(comm_sum_scratch(g, 1, I64));
+    comm_sum_start(g, &n, 1, I64, scratch, &r);
+    comm_wait(&r);
+    free(scratch);
+    return n;
+}
+
+/* ---- what is said ---- */
+
+static void say_model(const struct output *o, const struct engine *e, const struct feed *f) {
+    const struct deck *d = e->deck;
+    struct param_counts n = params_count(&e->model.params);
+    const struct mesh_shape *s = &e->shape;
+    say(o, "model      %ld parameters in %d tensors, %ld active; layers %s", (long)n.all, n.tensors, (long)n.active,
+        e->config->kinds);
+    if (e->has_weights) {
+        say(o, "weights    from %s; %d tensors there are not used, and kept", e->config->folder, e->weights.n_unused);
+        for (int i = 0; i < e->config->n_unused; i++)
+            say(o, "           config.json: %s is not used, and kept", e->config->unused[i]);
+    } else if (e->config->n_mtp) {
+        say(o, "NOTE       multi-token prediction is not trained: its %ld parameters are left out of what is saved", (long)n.mtp);
+    }
+    say(o, "ranks      %d = data %d x tensor %d%s, %d thread%s each on %s", mesh_ranks(s), s->data, s->tensor,
+        d->parallel.sequence ? " (sequence)" : "", e->device.threads, e->device.threads == 1 ? "" : "s", e->device.name);
+    say(o, "data       %s", corpus_describe(&f->corpus));
+    say(o, "batch      %ld sequences of %ld tokens a step, %d at a time on each rank", (long)f->global_batch,
+        (long)f->length, f->rows);
+}
+
+/* The decay mask, by row rather than by tensor. */
+static void say_decay(const struct output *o, const struct engine *e) {
+    const struct params *s = &e->model.params;
+    for (int decays = 1; decays >= 0; decays--) {
+        char line[4096] = "";
+        for (int i = 0; i < s->n_tensors; i++) {
+            const struct param_row *row = s->tensor[i].row;
+            bool seen = row->may & BUFFER || s->tensor[i].block < 0 || !!(row->may & DECAY) != decays;
+            for (int j = 0; !seen && j < i; j++)
+                seen = s->tensor[j].row == row || (s->tensor[j].block >= 0 && !strcmp(s->tensor[j].row->name, row->name));
+            if (seen || strlen(line) + strlen(row->name) + 2 > sizeof line) continue;
+            strcat(line, " ");
+            strcat(line, row->name);
+        }
+        say(o, "%s%s", decays ? "decayed   " : "not decayed", line);
+    }
+}
+
+/* ---- steps ---- */
+
+static void save(struct engine *e, const struct output *o, int64_t step) {
+    char *name = die_format("step-%08ld", (long)step), *folder = die_format("%s/checkpoints/%s", o->folder, name);
+    char *latest = die_format("%s\n", name);
+    double began = seconds_now();
+    engine_save(e, folder, false);
+    output_text(o, "checkpoints/latest", latest);
+    say(o, "saved      %s (%.1f s)", folder, seconds_now() - began);
+    free(name);
+    free(folder);
+    free(latest);
+}
+
+/* One step; false if loss or norm is not finite. */
+static bool train_step(struct engine *e, struct feed *f, const struct output *o, int64_t step) {
+    const struct deck *d = e->deck;
+    double began = seconds_now();
+    bool balance = !strcmp(d->moe.balance, "bias");
+    struct step_metrics s = {.step = step, .mfu = NAN};
+    int64_t count = sum_over_replicas(e, feed_step(f, step));
+    s.loss = engine_gradients(e, f->micro_batches, f->batch, count, balance);
+    s.grad_norm = optimiser_norm(&e->optimiser, &e->parallel);
+    s.learning_rate = optimiser_rate(d, step);
+    bool finite = isfinite(s.loss) && isfinite(s.grad_norm);
+    if (finite) {
+        optimiser_step(&e->optimiser, step, s.learning_rate, s.grad_norm);
+        if (balance) optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+    }
+    s.step_seconds = seconds_now() - began;
+    s.tokens = step * f->global_batch * f->length;
+    s.tokens_per_second = (double)(f->global_batch * f->length) / s.step_seconds;
+    s.peak_bytes = comm_max(e->comm->world, engine_peak_bytes(e));
+    output_metrics(o, &s);
+    if (step == 1) say(o, "%8s %12s %10s %10s %10s %9s %9s", "step", "tokens", "loss", "norm", "rate", "s/step", "tokens/s");
+    if (step == 1 || step % d->log.interval == 0 || step == d->train.steps || !finite)
+        say(o, "%8ld %12ld %10.4f %10.3g %10.2e %9.3f %9.0f", (long)step, (long)s.tokens, s.loss, s.grad_norm,
+            s.learning_rate, s.step_seconds, s.tokens_per_second);
+    return finite;
+}
+
+static int train(struct engine *e, struct feed *f, const struct output *o, struct comm *c) {
+    const struct deck *d = e->deck;
+    int64_t steps = d->train.steps, every = d->checkpoint.interval, step = 0;
+    double began = seconds_now();
+    for (step = 1; step <= steps; step++) {
+        if (!train_step(e, f, o, step)) {
+            say(o, "step %ld: loss or gradient norm is not finite; nothing was updated. A lower optimizer.learning_rate or train.clip may help",
+                (long)step);
+            output_summary(o, c, "the loss or the gradient norm was not finite", 4, engine_peak_bytes(e), NULL);
+            return 4;
+        }
+        if (every && step % every == 0 && step < steps) save(e, o, step);
+    }
+    if (every) save(e, o, steps);
+    double took = seconds_now() - began;
+    char text[32], *more = die_format("steps: %ld\nseconds: %.3f\ntokens_per_second: %s\n", (long)steps, took,
+                                      number_text(steps ? (double)(steps * f->global_batch * f->length) / took : NAN, text));
+    output_summary(o, c, "finished", 0, engine_peak_bytes(e), more);
+    free(more);
+    say(o, "finished   %ld steps in %.1f s; everything is in %s", (long)steps, took, o->folder);
+    return 0;
+}
+
+int mode_train(struct run *r, struct mistakes *m) {
+    struct engine *e = r->engine;
+    struct feed feed = {0};
+    struct output o;
+    int code = 2;
+    if (!e->has_weights) {
+        const char *p = e->deck->precision.parameters;
+        e->config->dtype = !strcmp(p, "bf16") ? "bfloat16" : !strcmp(p, "fp16") ? "float16" : "float32";
+    }
+    if (!engine_init(e, r->comm, r->shape, false, true, true, m) && !feed_init(&feed, e, r->comm, m)) {
+        output_begin(&o, e->deck, r->comm, r->argc, r->argv);
+        say_model(&o, e, &feed);
+        say_decay(&o, e);
+        if (!e->has_weights) e->config->keys.num_nextn_predict_layers = 0;     /* what is saved has no such tensors */
+        code = train(e, &feed, &o, r->comm);
+        output_end(&o);
+    }
+    feed_free(&feed);
+    return code;
+}

@@ -1,0 +1,181 @@
+/* Every row of ops.def through the harness (tests/harness.h): sizes that are odd, prime, one and zero, views, documents,
+ * operands present and absent; and larger ones, where threads share the work.
+ *
+ *     test_ops          the tests
+ *     test_ops bench    the speed of every row */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/harness.h"
+
+static const struct op_case cases[] = {
+    CASE(add, .n = 0),
+    CASE(add, .n = 37),
+    LARGE(add, .n = 40001),
+    CASE(add_scaled, .n = 0, .s = 2),
+    CASE(add_scaled, .n = 19, .s = -0.75),
+    LARGE(add_scaled, .n = 40003, .s = 1.25),
+    CASE(scale, .n = 0, .s = 1),
+    CASE(scale, .n = 23, .s = 0.5),
+    LARGE(scale, .n = 40009, .s = -3),
+    CASE(fill, .T = 0, .W = 3, .ld = 5),
+    CASE(fill, .T = 4, .W = 0, .ld = 5),
+    CASE(fill, .T = 4, .W = 3, .ld = 5, .value = -1.5),
+    LARGE(fill, .T = 201, .W = 101, .ld = 103, .value = 7),
+    CASE(copy, .T = 0, .W = 3, .ldx = 3, .ldy = 3),
+    CASE(copy, .T = 5, .W = 0, .ldx = 1, .ldy = 1),
+    CASE(copy, .T = 5, .W = 7, .ldx = 9, .ldy = 11),
+    LARGE(copy, .T = 211, .W = 97, .ldx = 97, .ldy = 100),
+    CASE(add_bias, .T = 0, .W = 5),
+    CASE(add_bias, .T = 7, .W = 0),
+    CASE(add_bias, .T = 6, .W = 67),
+    LARGE(add_bias, .T = 131, .W = 301),
+    CASE(embedding, .T = 0, .H = 3, .V = 4),
+    CASE(embedding, .T = 5, .H = 3, .V = 0, .first = 2),
+    CASE(embedding, .T = 11, .H = 5, .V = 4, .first = 3),
+    LARGE(embedding, .T = 301, .H = 130, .V = 37, .first = 0),
+    CASE(rms_norm, .T = 0, .H = 4, .eps = 1e-5),
+    CASE(rms_norm, .T = 3, .H = 1, .eps = 0.5),
+    CASE(rms_norm, .T = 5, .H = 71, .eps = 1e-2),
+    LARGE(rms_norm, .T = 67, .H = 517, .eps = 1e-5),
+    CASE(matmul, .M = 0, .N = 3, .K = 2, .lda = 2, .ldb = 3, .ldc = 3),
+    CASE(matmul, .M = 3, .N = 0, .K = 2, .lda = 2, .ldb = 1, .ldc = 1),
+    CASE(matmul, .M = 3, .N = 5, .K = 0, .lda = 1, .ldb = 5, .ldc = 7),
+    CASE(matmul, .M = 1, .N = 1, .K = 1, .lda = 1, .ldb = 1, .ldc = 1),
+    CASE(matmul, .M = 17, .N = 67, .K = 65, .lda = 66, .ldb = 70, .ldc = 69),
+    CASE(matmul, .M = 5, .N = 7, .K = 11, .lda = 13, .ldb = 12, .ldc = 7, .tb = 1),
+    CASE(matmul, .M = 5, .N = 7, .K = 11, .lda = 6, .ldb = 9, .ldc = 8, .ta = 1),
+    CASE(matmul, .M = 5, .N = 7, .K = 3, .lda = 5, .ldb = 3, .ldc = 7, .ta = 1, .tb = 1),
+    LARGE(matmul, .M = 1, .N = 701, .K = 509, .lda = 509, .ldb = 509, .ldc = 701, .tb = 1),
+    LARGE(matmul, .M = 257, .N = 311, .K = 129, .lda = 129, .ldb = 129, .ldc = 320, .tb = 1),
+    LARGE(matmul, .M = 391, .N = 97, .K = 203, .lda = 210, .ldb = 97, .ldc = 97),
+    LARGE(matmul, .M = 61, .N = 1031, .K = 199, .lda = 61, .ldb = 1031, .ldc = 1031, .ta = 1),
+    LARGE(matmul, .M = 33, .N = 35, .K = 4099, .lda = 4099, .ldb = 4099, .ldc = 35, .tb = 1),
+    LARGE(matmul, .M = 500, .N = 500, .K = 500, .lda = 500, .ldb = 500, .ldc = 500, .ta = 1, .tb = 1),
+    CASE(grouped_matmul, .S = 0, .N = 3, .K = 2, .E = 2),
+    CASE(grouped_matmul, .S = 0, .N = 3, .K = 2, .E = 0),
+    CASE(grouped_matmul, .S = 9, .N = 5, .K = 0, .E = 2, .tb = 1),
+    CASE(grouped_matmul, .S = 23, .N = 5, .K = 7, .E = 6),
+    CASE(grouped_matmul, .S = 23, .N = 5, .K = 7, .E = 6, .tb = 1),
+    LARGE(grouped_matmul, .S = 301, .N = 203, .K = 101, .E = 7, .tb = 1),
+    LARGE(grouped_matmul, .S = 301, .N = 103, .K = 201, .E = 3),
+    CASE(grouped_weight, .S = 0, .N = 3, .K = 2, .E = 2),
+    CASE(grouped_weight, .S = 0, .N = 3, .K = 2, .E = 0),
+    CASE(grouped_weight, .S = 23, .N = 5, .K = 7, .E = 6),
+    LARGE(grouped_weight, .S = 301, .N = 203, .K = 101, .E = 7),
+    CASE(relu2, .n = 0),
+    CASE(relu2, .n = 41),
+    LARGE(relu2, .n = 40007),
+    CASE(conv, .B = 0, .L = 3, .C = 2, .K = 4, .ldx = 2),
+    CASE(conv, .B = 2, .L = 0, .C = 3, .K = 4, .ldx = 3),
+    CASE(conv, .B = 2, .L = 3, .C = 0, .K = 4, .ldx = 1),
+    CASE(conv, .B = 2, .L = 1, .C = 5, .K = 4, .ldx = 6),
+    CASE(conv, .B = 2, .L = 2, .C = 5, .K = 4, .ldx = 5),
+    CASE(conv, .B = 2, .L = 13, .C = 5, .K = 4, .ldx = 7),
+    CASE(conv, .B = 2, .L = 5, .C = 3, .K = 1, .ldx = 3),
+    CASE(conv, .B = 1, .L = 9, .C = 67, .K = 6, .ldx = 67),
+    WITHOUT("b db", conv, .B = 2, .L = 7, .C = 5, .K = 4, .ldx = 7),
+    WITHOUT("state_in state_out dstate_out dstate_in", conv, .B = 2, .L = 7, .C = 5, .K = 4, .ldx = 5),
+    WITHOUT("state_in", conv, .B = 2, .L = 2, .C = 5, .K = 4, .ldx = 5),
+    LARGE(conv, .B = 2, .L = 61, .C = 203, .K = 4, .ldx = 300),
+    CASE(scan, .B = 0, .L = 3, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 2, .lddt = 2, .dt_max = INFINITY),
+    CASE(scan, .B = 2, .L = 0, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 2, .lddt = 2, .dt_max = INFINITY),
+    CASE(scan, .B = 2, .L = 3, .H = 0, .P = 3, .G = 1, .S = 4, .Q = 2, .lddt = 2, .dt_max = INFINITY),
+    CASE(scan, .B = 2, .L = 3, .H = 2, .P = 3, .G = 1, .S = 0, .Q = 2, .lddt = 2, .dt_max = INFINITY),
+    CASE(scan, .B = 1, .L = 1, .H = 1, .P = 1, .G = 1, .S = 1, .Q = 1, .lddt = 1, .dt_max = INFINITY),
+    CASE(scan, .B = 2, .L = 11, .H = 6, .P = 3, .G = 3, .S = 5, .Q = 4, .lddt = 9, .dt_max = INFINITY),
+    CASE(scan, .B = 2, .L = 11, .H = 4, .P = 2, .G = 1, .S = 3, .Q = 64, .lddt = 4, .dt_max = INFINITY),
+    CASE(scan, .B = 1, .L = 8, .H = 2, .P = 3, .G = 2, .S = 4, .Q = 4, .lddt = 2, .dt_min = 0.1, .dt_max = 1.5),
+    WITHOUT("state_in state_out dstate_in dstate_out", scan, .B = 2, .L = 7, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 3,
+            .lddt = 2, .dt_max = INFINITY),
+    WITHOUT("states", scan, .B = 2, .L = 7, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 3, .lddt = 2, .dt_max = INFINITY),
+    LARGE(scan, .B = 2, .L = 67, .H = 6, .P = 24, .G = 3, .S = 40, .Q = 16, .lddt = 6, .dt_max = INFINITY),
+    LARGE(scan, .B = 1, .L = 9, .H = 2, .P = 13, .G = 1, .S = 1031, .Q = 8, .lddt = 2, .dt_max = INFINITY),
+    CASE(gate_squares, .T = 0, .W = 6, .G = 2, .ldz = 6),
+    CASE(gate_squares, .T = 5, .W = 6, .G = 2, .ldz = 9),
+    CASE(gate_squares, .T = 3, .W = 71, .G = 1, .ldz = 71),
+    LARGE(gate_squares, .T = 101, .W = 210, .G = 3, .ldz = 211),
+    CASE(gate_norm, .T = 0, .W = 6, .G = 2, .ldz = 6, .width = 3, .eps = 1e-5),
+    CASE(gate_norm, .T = 5, .W = 6, .G = 2, .ldz = 9, .width = 3, .eps = 1e-5),
+    CASE(gate_norm, .T = 3, .W = 150, .G = 3, .ldz = 150, .width = 100, .eps = 1e-2),
+    LARGE(gate_norm, .T = 101, .W = 210, .G = 3, .ldz = 211, .width = 70, .eps = 1e-5),
+    CASE(attention, .B = 0, .L = 3, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .scale = 0.5),
+    CASE(attention, .B = 2, .L = 0, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .scale = 0.5),
+    CASE(attention, .B = 1, .L = 1, .P = 0, .H = 1, .G = 1, .D = 1, .ldq = 1, .ldk = 1, .ldv = 1, .scale = 1),
+    CASE(attention, .B = 2, .L = 9, .P = 3, .H = 4, .G = 2, .D = 5, .ldq = 23, .ldk = 11, .ldv = 13, .scale = 0.7),
+    CASE(attention, .B = 2, .L = 7, .P = 7, .H = 3, .G = 1, .D = 4, .ldq = 12, .ldk = 4, .ldv = 4, .scale = 2),
+    CASE(attention, .B = 1, .L = 1, .P = 5, .H = 2, .G = 2, .D = 67, .ldq = 134, .ldk = 134, .ldv = 134, .scale = 0.1),
+    WITHOUT("k_past v_past dk_past dv_past", attention, .B = 2, .L = 7, .P = 0, .H = 2, .G = 1, .D = 3, .ldq = 6,
+            .ldk = 3, .ldv = 3, .scale = 0.5),
+    WITHOUT("k_past v_past", attention, .B = 2, .L = 7, .P = 4, .H = 2, .G = 1, .D = 3, .ldq = 6, .ldk = 3, .ldv = 3,
+            .scale = 0.5),
+    LARGE(attention, .B = 2, .L = 151, .P = 5, .H = 6, .G = 2, .D = 20, .ldq = 121, .ldk = 40, .ldv = 43, .scale = 0.3),
+    CASE(route, .T = 0, .E = 4, .K = 2, .groups = 1, .kept = 1),
+    CASE(route, .T = 5, .E = 4, .K = 0, .groups = 1, .kept = 1),
+    CASE(route, .T = 11, .E = 12, .K = 3, .groups = 4, .kept = 2),
+    CASE(route, .T = 7, .E = 5, .K = 5, .groups = 1, .kept = 1),
+    LARGE(route, .T = 301, .E = 24, .K = 4, .groups = 6, .kept = 3),
+    CASE(route_weight, .T = 0, .E = 4, .K = 2, .scale = 1),
+    CASE(route_weight, .T = 7, .E = 6, .K = 3, .normalise = 1, .scale = 2.5),
+    CASE(route_weight, .T = 7, .E = 6, .K = 3, .scale = 1.5),
+    CASE(route_weight, .T = 5, .E = 3, .K = 1, .normalise = 1, .scale = 2),
+    LARGE(route_weight, .T = 901, .E = 24, .K = 4, .normalise = 1, .scale = 5),
+    CASE(sort_experts, .T = 0, .K = 2, .E = 3),
+    CASE(sort_experts, .T = 17, .K = 3, .E = 7),
+    CASE(count_experts, .E = 0),
+    CASE(count_experts, .E = 7),
+    CASE(gather_rows, .T = 0, .K = 2, .W = 3),
+    CASE(gather_rows, .T = 7, .K = 3, .W = 5),
+    LARGE(gather_rows, .T = 67, .K = 3, .W = 131),
+    CASE(combine_rows, .T = 0, .K = 2, .W = 3),
+    CASE(combine_rows, .T = 7, .K = 3, .W = 67),
+    LARGE(combine_rows, .T = 67, .K = 3, .W = 131),
+    CASE(head, .T = 0, .H = 3, .V = 5, .C = 2),
+    CASE(head, .T = 5, .H = 3, .V = 0, .first = 4, .C = 2),
+    CASE(head, .T = 7, .H = 5, .V = 11, .first = 6, .C = 3),
+    CASE(head, .T = 4, .H = 5, .V = 11, .C = 9),
+    LARGE(head, .T = 101, .H = 67, .V = 203, .first = 100, .C = 32),
+    CASE(word_loss, .T = 0, .R = 2),
+    CASE(word_loss, .T = 7, .R = 1),
+    CASE(word_loss, .T = 8, .R = 3),
+    CASE(exact_sum, .n = 0),
+    CASE(exact_sum, .n = 101),
+    LARGE(exact_sum, .n = 50001, .squares = 1),
+    CASE(adamw, .n = 0, .c1 = 1, .c2 = 1),
+    CASE(adamw, .n = 37, .clip = 0.5, .rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .c1 = 0.1,
+         .c2 = 0.05),
+    LARGE(adamw, .n = 40013, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .c1 = 0.3, .c2 = 0.1),
+};
+enum { N_CASES = sizeof cases / sizeof *cases };
+
+/* One test a row: all its cases. A row without a case, that is no other row's adjoint either, is a failure. */
+static void try_row(void **state) {
+    const enum op op = *(const enum op *)*state;
+    int tried = 0, wrong = 0;
+    for (int i = 0; i < N_CASES; i++) {
+        if (adjoint_of(cases[i].op) == op) tried++;
+        if (cases[i].op != op) continue;
+        tried++;
+        wrong += try_case(&cases[i]);
+    }
+    if (tried == 0) fail_msg("%s has no case", op_row(op)->name);
+    assert_int_equal(wrong, 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench();
+    static enum op ops[N_OPS];
+    struct CMUnitTest tests[N_OPS];
+    for (int i = 0; i < N_OPS; i++) {
+        ops[i] = (enum op)i;
+        tests[i] = (struct CMUnitTest){op_row(ops[i])->name, try_row, NULL, NULL, &ops[i]};
+    }
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    printf("%d passed, %d failed\n", N_OPS - failed, failed);
+    return failed != 0;
+}
