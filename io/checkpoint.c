@@ -161,7 +161,8 @@ static int shards_read(struct checkpoint *c, const char *path, struct mistakes *
     return failed;
 }
 
-/* What lies in a folder that has none of the forms we read, said as helpfully as its names allow. */
+/* What lies in a folder that has none of the forms we read, said as helpfully as its names allow.
+ */
 static void folder_explain(const char *folder, struct mistakes *m) {
     DIR *d = opendir(folder);
     if (!d) {

@@ -1,8 +1,9 @@
 /* checkpoint_plan: which bytes of which file each new tensor becomes, before any of them exists.
  *
- * A pure function of the table of tensors, so that all ranks plan the same files without a word: shards are
- * filled in the order given, and within a file wider dtypes come first, which keeps every number aligned to its
- * size. Also the texts that are made of the plan: index and checksums. For checkpoint_write.c alone. */
+ * A pure function of the table of tensors, so that all ranks plan the same files without a word:
+ * shards are filled in the order given, and within a file wider dtypes come first, which keeps
+ * every number aligned to its size. Also the texts that are made of the plan: index and checksums.
+ * For checkpoint_write.c alone. */
 #ifndef IO_CHECKPOINT_PLAN_H
 #define IO_CHECKPOINT_PLAN_H
 
@@ -31,7 +32,8 @@ void plan_free(struct plan *p);
 /* A number that differs where two ranks plan differently. */
 uint64_t plan_fingerprint(const struct plan *p);
 
-/* Texts of model.safetensors.index.json and checksums.json; hash: of all blocks of all files, one after the other. malloc'd. */
+/* Texts of model.safetensors.index.json and checksums.json; hash: of all blocks of all files, one
+ * after the other. malloc'd. */
 char *plan_index(const struct plan *p);
 char *plan_checksums(const struct plan *p, int64_t block_bytes, const uint64_t *hash);
 

@@ -57,14 +57,16 @@ static bool is_among(const char *name, int n, const struct new_file *files) {
     return false;
 }
 
-/* Whether a file of an older checkpoint is made anew by every save or belongs to what it replaces. */
+/* Whether a file of an older checkpoint is made anew by every save or belongs to what it replaces.
+ */
 static bool is_replaced(const char *name, int n, const struct new_file *files) {
     bool shard = strncmp(name, "model", 5) == 0 && ends_with(name, ".safetensors");
     return shard || strcmp(name, "model.safetensors.index.json") == 0 ||
            strcmp(name, checksums) == 0 || strcmp(name, marker) == 0 || is_among(name, n, files);
 }
 
-/* Counts a folder's entries, those that are replaced, and whether it is a checkpoint. -1: no such folder. */
+/* Counts a folder's entries, those that are replaced, and whether it is a checkpoint. -1: no such
+ * folder. */
 static int folder_count(const char *path, int n, const struct new_file *files, int *replaced,
                         bool *ours) {
     DIR *d = opendir(path);
@@ -103,8 +105,8 @@ static void target_check(const struct writer *w, int n, const struct new_file *f
             w->path);
 }
 
-/* What an older save left under the temporary name, or what the new folder replaced, goes; files in it that saving
- * does not make are kept under another name. */
+/* What an older save left under the temporary name, or what the new folder replaced, goes; files in
+ * it that saving does not make are kept under another name. */
 static void older_remove(const struct writer *w, int n, const struct new_file *files) {
     int replaced;
     bool ours;
@@ -142,7 +144,8 @@ static void leftover_remove(const struct writer *w, int n, const struct new_file
     if (!ours) die("%s is in the way and not left by an earlier save; move it away", w->temporary);
 }
 
-/* Rank 0 makes the files at their full size, so that a full disk shows before anything is computed. */
+/* Rank 0 makes the files at their full size, so that a full disk shows before anything is computed.
+ */
 static void files_make(const struct writer *w, int n, const struct new_file *files) {
     if (folder_make_above(w->path) != 0) cannot("make the folders above", w->path, errno);
     leftover_remove(w, n, files);
@@ -183,7 +186,8 @@ static void supply(struct writer *w, struct block b, int64_t at, int64_t n) {
     memset(w->seen + at, 1, (size_t)n);
 }
 
-/* What the block's own rank knows: the header, and tensors that are copied from another checkpoint. */
+/* What the block's own rank knows: the header, and tensors that are copied from another checkpoint.
+ */
 static void block_begin(struct writer *w, struct block b) {
     const struct planned_file *file = &w->plan.file[b.file];
     memset(w->seen, 0, (size_t)(b.end - b.begin));
@@ -296,7 +300,8 @@ static void text_write(const struct writer *w, const char *name, const char *tex
     free(path);
 }
 
-/* The checksums come last but one: from then on the folder is complete, and known as ours without the marker. */
+/* The checksums come last but one: from then on the folder is complete, and known as ours without
+ * the marker. */
 static void texts_write(const struct writer *w, int n, const struct new_file *files,
                         const uint64_t *hash) {
     for (int i = 0; i < n; i++) text_write(w, files[i].name, files[i].text, files[i].bytes);

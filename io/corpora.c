@@ -8,8 +8,9 @@
 #include "io/mistakes.h"
 #include "kernels/die.h"
 
-/* The order of samples: a Feistel network over the smallest square power of two that holds n; numbers that fall beyond n walk on
- * through the network until one does not (less than four steps on average). */
+/* The order of samples: a Feistel network over the smallest square power of two that holds n;
+ * numbers that fall beyond n walk on through the network until one does not (less than four steps
+ * on average). */
 int64_t corpus_permute(uint64_t key, int64_t n, int64_t i) {
     int half = 1;
     while (half < 31 && (int64_t)1 << 2 * half < n) half++;

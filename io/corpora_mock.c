@@ -31,8 +31,8 @@ static int64_t below(uint64_t random, int64_t n) {
     return (int64_t)(((unsigned __int128)random * (uint64_t)n) >> 64);
 }
 
-/* A word from a random number: the octave of its rank is uniform, so that commonness falls as 1/rank. Ranks are
- * words 1, 2, ...; 0 closes a document. */
+/* A word from a random number: the octave of its rank is uniform, so that commonness falls as
+ * 1/rank. Ranks are words 1, 2, ...; 0 closes a document. */
 static int32_t word(uint64_t random, int64_t vocabulary) {
     int64_t words = vocabulary - 1;
     if (words < 1) return END_OF_MOCK;

@@ -1,8 +1,9 @@
 /* corpora_mock: text in a made-up language, from numbers alone.
  *
- * One rule for each thing that a hybrid model should learn, the easy ones first: words are unequally common (Zipf); what follows
- * depends on the word and on the kind of the one before it; and passages of a document come again, which only
- * looking back can tell. The rest is noise, so nobody learns it by heart. For corpora.c alone. */
+ * One rule for each thing that a hybrid model should learn, the easy ones first: words are
+ * unequally common (Zipf); what follows depends on the word and on the kind of the one before it;
+ * and passages of a document come again, which only looking back can tell. The rest is noise, so
+ * nobody learns it by heart. For corpora.c alone. */
 #ifndef IO_CORPORA_MOCK_H
 #define IO_CORPORA_MOCK_H
 

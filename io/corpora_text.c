@@ -52,8 +52,8 @@ static void list_file(struct listing *l, char *path) {
     l->file[l->n++] = (struct found){path, size};
 }
 
-/* All regular files below, links to files too. Links to folders could lead in circles, and hidden folders
- * hold what a program left, not what a person wrote: both are left out. */
+/* All regular files below, links to files too. Links to folders could lead in circles, and hidden
+ * folders hold what a program left, not what a person wrote: both are left out. */
 static void list_folder(struct listing *l, const char *path) {
     DIR *d = opendir(path);
     if (!d) {

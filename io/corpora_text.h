@@ -1,8 +1,9 @@
 /* corpora_text: which text files there are, and their bytes.
  *
- * One rank lists, all are told, so that no two ranks see different folders. The files stay on disk: known are only
- * their names, sizes and where each begins in the stream of documents, and a few are kept open. A file whose
- * size is no longer what it was ends the run: sample numbers would mean other text. For corpora.c alone. */
+ * One rank lists, all are told, so that no two ranks see different folders. The files stay on disk:
+ * known are only their names, sizes and where each begins in the stream of documents, and a few are
+ * kept open. A file whose size is no longer what it was ends the run: sample numbers would mean
+ * other text. For corpora.c alone. */
 #ifndef IO_CORPORA_TEXT_H
 #define IO_CORPORA_TEXT_H
 
@@ -29,8 +30,8 @@ struct text_files {
     int64_t clock;
 };
 
-/* Lists what lies at the paths: files, folders with all below, patterns. Collective over g. Returns -1 on all ranks after telling
- * m: a path that is not there. */
+/* Lists what lies at the paths: files, folders with all below, patterns. Collective over g. Returns
+ * -1 on all ranks after telling m: a path that is not there. */
 int text_files_list(struct text_files *t, int n_paths, char **paths, struct group *g,
                     struct mistakes *m);
 void text_files_free(struct text_files *t);

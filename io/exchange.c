@@ -78,7 +78,8 @@ static int64_t place_before(const struct place *p, int64_t x) {
     return i * b->columns + j;
 }
 
-/* The box's numbers q0 to q1 as runs, written to `to` if it is not NULL. Returns how many (at most 3). */
+/* The box's numbers q0 to q1 as runs, written to `to` if it is not NULL. Returns how many (at most
+ * 3). */
 static int place_runs(const struct place *p, int64_t q0, int64_t q1, int64_t origin,
                       struct run *to) {
     const struct box *b = &p->box;
@@ -241,7 +242,8 @@ static void window_runs(struct exchange *e) {
         }
 }
 
-/* Every rank's piece of `out` to the others; the lengths are column `which` of mine and theirs, times `unit`. */
+/* Every rank's piece of `out` to the others; the lengths are column `which` of mine and theirs,
+ * times `unit`. */
 static void swap(struct exchange *e, const struct buffer *out, struct buffer *in, int which,
                  int64_t unit, bool back) {
     int64_t total = 0;

@@ -1,8 +1,9 @@
 /* safetensors: the file format that all tensors come in and go out by.
  *
- * A file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}} and the bytes. Nothing in a
- * header is trusted: its length, every offset, shape, overlap and hole is checked against the size of the
- * file before memory is taken by it, and a mistake names file and tensor. */
+ * A file is 8 bytes of header length, a JSON header {name: {dtype, shape, data_offsets}} and the
+ * bytes. Nothing in a header is trusted: its length, every offset, shape, overlap and hole is
+ * checked against the size of the file before memory is taken by it, and a mistake names file and
+ * tensor. */
 #ifndef IO_SAFETENSORS_H
 #define IO_SAFETENSORS_H
 
@@ -38,8 +39,9 @@ struct safetensors {
 int safetensors_open(struct safetensors *s, const char *path, struct mistakes *m);
 void safetensors_close(struct safetensors *s);
 
-/* The header text (8 length bytes included, padded so that data begins at a multiple of 64) for these tensors, whose `begin`
- * are filled in, one after the other. malloc'd; *length gets its bytes. */
+/* The header text (8 length bytes included, padded so that data begins at a multiple of 64) for
+ * these tensors, whose `begin` are filled in, one after the other. malloc'd; *length gets its
+ * bytes. */
 char *safetensors_header(int n, struct stored_tensor *tensor, int64_t *length);
 
 #endif

@@ -142,8 +142,8 @@ static size_t element_size(enum operand_type type, enum dtype real) {
     bug("operand type %d", (int)type);
 }
 
-/* The least traffic the call can do: everything read once and written once. Scratch is meant to stay in the
- * cache; a view is counted with its gaps. */
+/* The least traffic the call can do: everything read once and written once. Scratch is meant to
+ * stay in the cache; a view is counted with its gaps. */
 static double traffic(const struct operand_row *r, const void *args, size_t bytes) {
     int add = 0;
     switch (r->kind) {
@@ -158,7 +158,8 @@ static double traffic(const struct operand_row *r, const void *args, size_t byte
     bug("operand kind %d", (int)r->kind);
 }
 
-/* Fills `operands` and counts the call; where the device computes, turns the pointers of `args` into host pointers. */
+/* Fills `operands` and counts the call; where the device computes, turns the pointers of `args`
+ * into host pointers. */
 static void prepare(struct device *d, enum op op, enum dtype real, void *args,
                     struct operand *operands) {
     const struct op_row *row = op_row(op);
@@ -182,10 +183,12 @@ static void prepare(struct device *d, enum op op, enum dtype real, void *args,
     }
 }
 
-/* Debug: a kernel must not write behind its operands. Behind one view another of the same call may lie. */
+/* Debug: a kernel must not write behind its operands. Behind one view another of the same call may
+ * lie. */
 static void watch(struct operand *operands, int n) {
     for (int i = 0; i < n; i++)
-        if (operands[i].bytes) memcpy(operands[i].after, operands[i].p + operands[i].bytes, WATCHED);
+        if (operands[i].bytes)
+            memcpy(operands[i].after, operands[i].p + operands[i].bytes, WATCHED);
 }
 
 static bool is_written(const struct operand *operands, int n, const unsigned char *at) {

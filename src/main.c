@@ -44,6 +44,14 @@ static int run_keys(int argc, char **argv) {
     return deck_keys(stdout, which, markdown) ? 2 : 0;
 }
 
+/* What can be worked out once the mesh is known, so that used.yaml shows it. */
+static void work_out(struct deck *d, const struct mesh_shape *shape) {
+    if (d->train.global_batch) return;
+    char text[32];
+    snprintf(text, sizeof text, "%ld", (long)(d->train.micro_batch * shape->data));
+    deck_set(d, "train.global_batch", text, "train.micro_batch x data");
+}
+
 /* check and plan: one process, any mesh. */
 static int run_dry(int argc, char **argv) {
     bool plan = !strcmp(argv[1], "plan"), json = false;
@@ -67,6 +75,7 @@ static int run_dry(int argc, char **argv) {
     config_settle(&c, &d, &m);
     deck_check(&d, &m);
     deck_mesh(&d, 0, &shape, &m);
+    if (!m.n) work_out(&d, &shape);
     if (!m.n) code = plan ? plan_run(&d, &c, &shape, json, &m) : plan_check(&d, &c, &shape, &m);
     if (m.n) code = report(&m);
     mistakes_free(&m);
@@ -96,6 +105,7 @@ static int run_deck(struct comm *c, int argc, char **argv) {
     config_settle(&config, &d, &m);
     deck_check(&d, &m);
     deck_mesh(&d, c->size, &shape, &m);
+    if (!m.n) work_out(&d, &shape);
     if (!m.n) engine_open(&e, &d, &config, &m);
     if (!anyone_mistaken(c, &m, &mine)) {
         if (!strcmp(d.run.mode, "train")) code = mode_train(&run, &m);

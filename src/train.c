@@ -27,7 +27,7 @@ static int feed_init(struct feed *f, const struct engine *e, struct comm *c, str
     memset(f, 0, sizeof *f);
     f->length = d->train.sequence_length;
     f->rows = (int)d->train.micro_batch;
-    f->global_batch = d->train.global_batch ? d->train.global_batch : f->rows * e->shape.data;
+    f->global_batch = d->train.global_batch;
     f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
     f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
     uint64_t seed = (uint64_t)d->run.seed;
@@ -36,6 +36,7 @@ static int feed_init(struct feed *f, const struct engine *e, struct comm *c, str
                   : corpus_text(&f->corpus, seed, d->data.path.n, d->data.path.v, (int)f->length, d->data.mask_documents,
                                 c->world, m);
     if (bad) return -1;
+    f->corpus.mask_documents = d->data.mask_documents;
     int64_t n = f->rows * f->length;
     f->batch = die_alloc(f->micro_batches * sizeof *f->batch);
     for (int i = 0; i < f->micro_batches; i++) {
@@ -194,20 +195,23 @@ static int train(struct engine *e, struct feed *f, const struct output *o, struc
     return 0;
 }
 
+/* What config.json says of a new model: it has no tensors for multi-token prediction; and its time steps are not
+ * limited from below, which transformers would do while running, at the least step that dt_bias was drawn for. */
+static void settle_new(struct config *c) {
+    c->keys.num_nextn_predict_layers = 0;
+    c->keys.time_step_min = 1e-9;
+}
+
 int mode_train(struct run *r, struct mistakes *m) {
     struct engine *e = r->engine;
     struct feed feed = {0};
     struct output o;
     int code = 2;
-    if (!e->has_weights) {
-        const char *p = e->deck->precision.parameters;
-        e->config->dtype = !strcmp(p, "bf16") ? "bfloat16" : !strcmp(p, "fp16") ? "float16" : "float32";
-    }
     if (!engine_init(e, r->comm, r->shape, false, true, true, m) && !feed_init(&feed, e, r->comm, m)) {
         output_begin(&o, e->deck, r->comm, r->argc, r->argv);
         say_model(&o, e, &feed);
         say_decay(&o, e);
-        if (!e->has_weights) e->config->keys.num_nextn_predict_layers = 0;     /* what is saved has no such tensors */
+        if (!e->has_weights) settle_new(e->config);
         code = train(e, &feed, &o, r->comm);
         output_end(&o);
     }

@@ -1,5 +1,6 @@
-/* The speed of every row of ops.def on sizes of a small model: 512 tokens, hidden 1024, Mamba 16 heads of 64 with state
- * 128, attention 8 heads of 64 over 2, 16 experts of 512 of which 2 see a token, 16384 words. */
+/* The speed of every row of ops.def on sizes of a small model: 512 tokens, hidden 1024, Mamba 16
+ * heads of 64 with state 128, attention 8 heads of 64 over 2, 16 experts of 512 of which 2 see a
+ * token, 16384 words. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,11 +8,29 @@
 
 #include "kernels/exact.h"
 #include "tests/harness.h"
+#include "tests/operands.h"
 
-enum { T = 512, HIDDEN = 1024, HEADS = 16, HEAD = 64, GROUPS = 2, STATE = 128, INNER = HEADS * HEAD };
-enum { CHANNELS = INNER + 2 * GROUPS * STATE, Q_HEADS = 8, KV = 2, FFN = 4096, EXPERTS = 16, WIDTH = 512, CHOSEN = 2 };
+enum {
+    T = 512,
+    HIDDEN = 1024,
+    HEADS = 16,
+    HEAD = 64,
+    GROUPS = 2,
+    STATE = 128,
+    INNER = HEADS * HEAD
+};
+enum {
+    CHANNELS = INNER + 2 * GROUPS * STATE,
+    Q_HEADS = 8,
+    KV = 2,
+    FFN = 4096,
+    EXPERTS = 16,
+    WIDTH = 512,
+    CHOSEN = 2
+};
 enum { WORDS = 16384, MOST_OPERANDS = 16 };
 
+/* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100
 #define ATTENTION .B = 1, .L = T, .H = Q_HEADS, .G = KV, .D = HEAD, .ldq = Q_HEADS * HEAD, .ldk = KV * HEAD, \
     .ldv = KV * HEAD, .scale = 0.125
@@ -70,6 +89,7 @@ static const struct {
     ONE(exact_sum, .n = T * HIDDEN, .squares = 1),
     ONE(adamw, .n = FFN * HIDDEN, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .c1 = 1, .c2 = 1),
 };
+/* clang-format on */
 
 static double now(void) {
     struct timespec t;
@@ -107,7 +127,9 @@ static double time_row(struct device *d, enum op op, const void *sizes) {
     row->counts(sizes, counts);
     for (int i = 0; i < row->n_operands; i++) {
         const enum operand_type type = row->operands[i].type;
-        bytes[i] = (size_t)counts[i] * (type == OPERAND_EXACT ? sizeof(struct exact) : type == OPERAND_I64 ? 8 : 4);
+        bytes[i] = (size_t)counts[i] * (type == OPERAND_EXACT ? sizeof(struct exact)
+                                        : type == OPERAND_I64 ? 8
+                                                              : 4);
         p[i] = device_reserve(d, bytes[i]);
         fill_operand(d, &row->operands[i], p[i], counts[i]);
         memcpy(args + row->operands[i].at, &p[i], sizeof p[i]);
@@ -127,8 +149,8 @@ int bench(void) {
     const char *threads = getenv("OMP_NUM_THREADS");
     struct device d;
     device_cpu(&d, threads && atoi(threads) > 0 ? atoi(threads) : 1, false);
-    printf("%d thread%s (OMP_NUM_THREADS); float; the work and traffic that ops.def counts\n", d.threads,
-           d.threads > 1 ? "s" : "");
+    printf("%d thread%s (OMP_NUM_THREADS); float; the work and traffic that ops.def counts\n",
+           d.threads, d.threads > 1 ? "s" : "");
     printf("%-22s %10s %10s %10s %10s\n", "operation", "ms", "GFLOP/s", "GB/s", "plain ms");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const struct op_row *row = op_row(rows[i].op);
@@ -136,11 +158,12 @@ int bench(void) {
         memset(d.count, 0, sizeof d.count);
         const double fast = time_row(&d, rows[i].op, rows[i].args);
         const struct op_count *count = &d.count[rows[i].op];
-        const double calls = (double)count->calls, work = count->work / calls, bytes = count->bytes / calls;
+        const double calls = (double)count->calls, work = count->work / calls,
+                     bytes = count->bytes / calls;
         d.plain = true;
         const double plain = time_row(&d, rows[i].op, rows[i].args);
-        printf("%-22s %10.3f %10.2f %10.2f %10.3f\n", row->name, 1e3 * fast, 1e-9 * work / fast, 1e-9 * bytes / fast,
-               1e3 * plain);
+        printf("%-22s %10.3f %10.2f %10.2f %10.3f\n", row->name, 1e3 * fast, 1e-9 * work / fast,
+               1e-9 * bytes / fast, 1e3 * plain);
         fflush(stdout);
     }
     return 0;

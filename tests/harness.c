@@ -7,231 +7,10 @@
 
 #include "kernels/die.h"
 #include "kernels/exact.h"
+#include "tests/operands.h"
 
-enum { MOST_VALUES = 48, MOST_OPERANDS = 16, MOST_FIELDS = 16, GUARD = 64, ARGS_BYTES = 512 };
+enum { MOST_OPERANDS = 16, GUARD = 64, ARGS_BYTES = 512 };
 static const double step = 1e-5; /* of central differences */
-
-/* The names of a row's sizes and reals, which the device's own table has no need of. */
-struct field {
-    const char *name;
-    size_t at;
-    bool real;
-};
-struct fields {
-    int n;
-    struct field field[MOST_FIELDS];
-};
-
-/* clang-format off */
-#define IN(x, n)
-#define OUT(x, n)
-#define ADD(x, n)
-#define INOUT(x, n)
-#define INI(x, n)
-#define OUTI(x, n)
-#define INOUTL(x, n)
-#define TMP(x, n)
-#define ACC(x)
-#define N(T) list->field[list->n++] = (struct field){#T, offsetof(args, T), false};
-#define R(eps) list->field[list->n++] = (struct field){#eps, offsetof(args, eps), true};
-#define OP(name, operands, sizes, reals, work, tolerance) \
-    case OP_##name: { typedef struct name##_args args; sizes reals break; }
-static void fields_of(enum op op, struct fields *list) {
-    list->n = 0;
-    switch (op) {
-#include "kernels/ops.def"
-#include "kernels/ops_undef.h"
-    case N_OPS: break;
-    }
-}
-/* clang-format on */
-
-/* A size by name; 0 if the row has none of that name. */
-static int64_t size_of(enum op op, const void *args, const char *name) {
-    struct fields list;
-    int64_t value = 0;
-    fields_of(op, &list);
-    for (int i = 0; i < list.n; i++)
-        if (!list.field[i].real && strcmp(list.field[i].name, name) == 0)
-            memcpy(&value, (const char *)args + list.field[i].at, sizeof value);
-    return value;
-}
-
-static void copy_fields(enum op to, void *to_args, enum op from, const void *from_args) {
-    struct fields a, b;
-    fields_of(to, &a);
-    fields_of(from, &b);
-    for (int i = 0; i < a.n; i++)
-        for (int j = 0; j < b.n; j++)
-            if (strcmp(a.field[i].name, b.field[j].name) == 0)
-                memcpy((char *)to_args + a.field[i].at, (const char *)from_args + b.field[j].at, 8);
-}
-
-/* Sets every leading dimension to the width of its rows: the number of elements that are really there. */
-static void make_dense(enum op op, void *args) {
-    struct fields list;
-    fields_of(op, &list);
-    const int64_t W = size_of(op, args, "W"), C = size_of(op, args, "C"), H = size_of(op, args, "H");
-    const int64_t D = size_of(op, args, "D"), G = size_of(op, args, "G"), M = size_of(op, args, "M");
-    const int64_t n = size_of(op, args, "N"), K = size_of(op, args, "K");
-    const bool ta = size_of(op, args, "ta"), tb = size_of(op, args, "tb");
-    const struct {
-        const char *name;
-        int64_t width;
-    } dense[] = {{"ld", W},       {"ldx", C ? C : W}, {"ldy", W},          {"ldz", W},
-                 {"lddt", H},     {"ldq", H * D},     {"ldk", G * D},      {"ldv", G * D},
-                 {"ldc", n},      {"lda", ta ? M : K}, {"ldb", tb ? K : n}};
-    for (int i = 0; i < list.n; i++)
-        for (size_t j = 0; j < sizeof dense / sizeof *dense; j++)
-            if (strcmp(list.field[i].name, dense[j].name) == 0)
-                memcpy((char *)args + list.field[i].at, &dense[j].width, 8);
-}
-
-/* ------------------------------------------------------------------------------------------ values */
-
-/* A named array on the host: reals in double, or integers. */
-struct value {
-    const char *name;
-    int64_t n;
-    double *x;
-    int64_t *i;
-    bool *written; /* of an output: which elements the operation gave */
-};
-struct values {
-    int n;
-    struct value value[MOST_VALUES];
-};
-
-static struct value *find(struct values *all, const char *name) {
-    for (int i = 0; i < all->n; i++)
-        if (strcmp(all->value[i].name, name) == 0) return &all->value[i];
-    return NULL;
-}
-
-static struct value *append(struct values *all, const char *name, int64_t n) {
-    if (all->n == MOST_VALUES) die("harness: more than %d values", MOST_VALUES);
-    struct value *v = &all->value[all->n++];
-    *v = (struct value){.name = name, .n = n};
-    return v;
-}
-
-static void free_values(struct values *all) {
-    for (int i = 0; i < all->n; i++) {
-        free(all->value[i].x);
-        free(all->value[i].i);
-        free(all->value[i].written);
-    }
-    all->n = 0;
-}
-
-static uint64_t mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    return x ^ (x >> 31);
-}
-
-static uint64_t seed_of(const char *name) {
-    uint64_t h = 1469598103934665603u;
-    for (; *name; name++) h = (h ^ (unsigned char)*name) * 1099511628211u;
-    return h;
-}
-
-/* In [-1, 1), and a float: so that float and double versions see the same numbers. */
-static double uniform(uint64_t seed, int64_t i) {
-    return (double)(int64_t)(mix(seed ^ mix((uint64_t)i)) >> 40) / (1 << 23) - 1;
-}
-
-double *random_reals(int64_t n, uint64_t seed) {
-    double *x = die_alloc((uint64_t)n * sizeof *x);
-    for (int64_t i = 0; i < n; i++) x[i] = uniform(seed, i);
-    return x;
-}
-
-static int64_t below(uint64_t seed, int64_t i, int64_t n) {
-    return n > 0 ? (int64_t)(mix(seed ^ mix((uint64_t)i)) % (uint64_t)n) : 0;
-}
-
-static int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-/* Documents: every row begins within one (start up to 4 before the row) or with one, and others follow. */
-static void make_starts(int64_t *start, int64_t n, int64_t L, uint64_t seed) {
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t place = i % L;
-        if (place == 0) start[i] = -below(seed, i, 5);
-        else start[i] = below(seed, i, 4) == 0 ? place : start[i - 1];
-    }
-}
-
-static void make_permutation(int64_t *order, int64_t n, uint64_t seed, bool inverse) {
-    int64_t *p = die_alloc((uint64_t)n * sizeof *p);
-    for (int64_t i = 0; i < n; i++) p[i] = i;
-    for (int64_t i = n - 1; i > 0; i--) {
-        const int64_t j = below(seed, i, i + 1), other = p[i];
-        p[i] = p[j];
-        p[j] = other;
-    }
-    for (int64_t i = 0; i < n; i++) order[inverse ? p[i] : i] = inverse ? i : p[i];
-    free(p);
-}
-
-/* E shares of n rows, some of them empty. */
-static void make_offsets(int64_t *offset, int64_t E, int64_t n, uint64_t seed) {
-    offset[0] = 0;
-    for (int64_t e = 1; e < E; e++) {
-        const int64_t left = n - offset[e - 1];
-        offset[e] = offset[e - 1] + (e % 3 == 0 ? 0 : below(seed, e, least(left, 3 * n / E + 1) + 1));
-    }
-    offset[E] = n;
-}
-
-static void make_integers(struct value *v, enum op op, const void *args) {
-    const uint64_t seed = 77;
-    const int64_t first = size_of(op, args, "first"), V = size_of(op, args, "V");
-    const int64_t E = size_of(op, args, "E");
-    v->i = die_alloc((uint64_t)v->n * sizeof *v->i);
-    if (strcmp(v->name, "start") == 0) make_starts(v->i, v->n, size_of(op, args, "L"), seed);
-    else if (strcmp(v->name, "order") == 0) make_permutation(v->i, v->n, seed, false);
-    else if (strcmp(v->name, "position") == 0) make_permutation(v->i, v->n, seed, true);
-    else if (strcmp(v->name, "offset") == 0) {
-        const bool counting = op == OP_count_experts;
-        make_offsets(v->i, E, counting ? 100 : size_of(op, args, "S"), seed);
-    } else {
-        for (int64_t i = 0; i < v->n; i++) {
-            if (strcmp(v->name, "id") == 0) v->i[i] = first - 1 + below(seed, i, V + 2);
-            else if (strcmp(v->name, "target") == 0) v->i[i] = below(seed, i, V + 3) - 1 + (i % 3 ? first : 0);
-            else if (op == OP_sort_experts) v->i[i] = below(seed, i, E);
-            else if (strcmp(v->name, "index") == 0) v->i[i] = (below(seed, i / size_of(op, args, "K"), E) + i) % E;
-            else v->i[i] = below(seed, i, 1000);
-        }
-    }
-}
-
-/* What an operand that is read holds. */
-static void make_operand(struct values *all, enum op op, const void *args, const struct operand_row *r,
-                         int64_t n) {
-    if (find(all, r->name)) return;
-    struct value *v = append(all, r->name, n);
-    if (r->type == OPERAND_I32 || r->type == OPERAND_I64) {
-        make_integers(v, op, args);
-        return;
-    }
-    v->x = random_reals(n, seed_of(r->name));
-    const bool positive = (op == OP_gate_norm && strcmp(r->name, "s") == 0) ||
-                          (op == OP_adamw && strcmp(r->name, "v") == 0);
-    const bool without_words =
-        op == OP_word_loss && size_of(op, args, "R") > 1 && strcmp(r->name, "lse") == 0;
-    for (int64_t i = 0; i < n; i++) {
-        if (positive) v->x[i] = fabs(v->x[i]) * 4 + 0.25;
-        if (strcmp(r->name, "dt") == 0) v->x[i] *= 8;
-        if (strcmp(r->name, "logits") == 0) v->x[i] *= 2;
-        if (without_words && i % 7 == 3) v->x[i] = -INFINITY;
-    }
-}
-
-/* --------------------------------------------------------------------------------------- execution */
 
 struct how {
     enum dtype real;
@@ -261,7 +40,8 @@ static size_t width_of(enum operand_type type, enum dtype real) {
     return type == OPERAND_I32 ? 4 : type == OPERAND_I64 ? 8 : sizeof(struct exact);
 }
 
-static void store(unsigned char *to, const struct value *v, enum operand_type type, enum dtype real) {
+static void store(unsigned char *to, const struct value *v, enum operand_type type,
+                  enum dtype real) {
     for (int64_t i = 0; i < v->n; i++) {
         if (type == OPERAND_I32) ((int32_t *)(void *)to)[i] = (int32_t)v->i[i];
         else if (type == OPERAND_I64) ((int64_t *)(void *)to)[i] = v->i[i];
@@ -278,9 +58,9 @@ static void content(unsigned char *to, const struct operand_row *r, int64_t n, s
     if (r->type == OPERAND_EXACT) {
         memset(to, 0, bytes);
     } else if (read) {
-        store(to, find(in, r->name), r->type, how->real);
+        store(to, values_find(in, r->name), r->type, how->real);
     } else if (r->kind == OPERAND_ADD && how->add) {
-        struct value base = {.n = n, .x = random_reals(n, seed_of(r->name) + 5)};
+        struct value base = {.n = n, .x = random_reals(n, random_seed(r->name) + 5)};
         store(to, &base, r->type, how->real);
         free(base.x);
     } else if (marked) {
@@ -298,8 +78,8 @@ static int complain(const struct op_case *c, const char *fmt, const char *a, con
 }
 
 /* The guards and everything that is only read must be as before. */
-static int check_untouched(const struct op_case *c, const struct op_row *row, const struct placed *placed,
-                           const struct device *d) {
+static int check_untouched(const struct op_case *c, const struct op_row *row,
+                           const struct placed *placed, const struct device *d) {
     int wrong = 0;
     for (int i = 0; i < row->n_operands; i++) {
         const struct placed *p = &placed[i];
@@ -307,14 +87,16 @@ static int check_untouched(const struct op_case *c, const struct op_row *row, co
         const unsigned char *host = device_host(d, p->at);
         for (int j = 0; j < GUARD; j++)
             if (host[-1 - j] != 0xa5 || host[p->bytes + (size_t)j] != 0xa5)
-                return complain(c, "%s: bytes around %s were written", row->name, row->operands[i].name);
+                return complain(c, "%s: bytes around %s were written", row->name,
+                                row->operands[i].name);
         if (row->operands[i].kind == OPERAND_IN && memcmp(host, p->before, p->bytes) != 0)
             wrong += complain(c, "%s: its input %s was written", row->name, row->operands[i].name);
     }
     return wrong;
 }
 
-/* Runs `op` once with `in`. after[i]: malloc'd copies of what its operands hold then (NULL where absent). */
+/* Runs `op` once with `in`. after[i]: malloc'd copies of what its operands hold then (NULL where
+ * absent). */
 static int run_once(const struct op_case *c, enum op op, const void *sizes, struct values *in,
                     const struct how *how, bool marked, unsigned char *after[MOST_OPERANDS]) {
     const struct op_row *row = op_row(op);
@@ -328,13 +110,15 @@ static int run_once(const struct op_case *c, enum op op, const void *sizes, stru
     d.plain = how->plain;
     size_t total = GUARD;
     for (int i = 0; i < row->n_operands; i++)
-        total += ((size_t)counts[i] * width_of(row->operands[i].type, how->real) + 63) / 64 * 64 + 2 * GUARD;
+        total += ((size_t)counts[i] * width_of(row->operands[i].type, how->real) + 63) / 64 * 64 +
+                 2 * GUARD;
     unsigned char *region = device_reserve(&d, total), *next = region + GUARD;
     memset(device_host(&d, region), 0xa5, total);
     for (int i = 0; i < row->n_operands; i++) {
         const struct operand_row *r = &row->operands[i];
         struct placed *p = &placed[i];
-        const bool out = (how->without && strcmp(how->without, r->name) == 0) || listed(how->absent, r->name);
+        const bool out =
+            (how->without && strcmp(how->without, r->name) == 0) || listed(how->absent, r->name);
         const int add = how->add;
         if (!out) {
             p->at = next;
@@ -359,14 +143,17 @@ static int run_once(const struct op_case *c, enum op op, const void *sizes, stru
 }
 
 static double load(const unsigned char *p, int64_t i, enum dtype real) {
-    return real == F32 ? (double)((const float *)(const void *)p)[i] : ((const double *)(const void *)p)[i];
+    return real == F32 ? (double)((const float *)(const void *)p)[i]
+                       : ((const double *)(const void *)p)[i];
 }
 
-/* Takes an output over into `out`; where two runs with other contents before agree, it was written. */
-static int collect(const struct op_case *c, const struct op_row *row, int i, int64_t n, int64_t dense,
-                   const unsigned char *a, const unsigned char *b, enum dtype real, struct values *out) {
+/* Takes an output over into `out`; where two runs with other contents before agree, it was written.
+ */
+static int collect(const struct op_case *c, const struct op_row *row, int i, int64_t n,
+                   int64_t dense, const unsigned char *a, const unsigned char *b, enum dtype real,
+                   struct values *out) {
     const struct operand_row *r = &row->operands[i];
-    struct value *v = append(out, r->name, n);
+    struct value *v = values_append(out, r->name, n);
     const size_t width = width_of(r->type, real);
     int64_t written = 0;
     v->written = die_alloc((uint64_t)n);
@@ -379,7 +166,8 @@ static int collect(const struct op_case *c, const struct op_row *row, int i, int
         if (!v->written[j]) {
             for (size_t k = 0; k < width; k++)
                 if (x[k] != 0xff || y[k] != 0x41)
-                    return complain(c, "%s: output %s depends on what lay there", row->name, r->name);
+                    return complain(c, "%s: output %s depends on what lay there", row->name,
+                                    r->name);
         } else if (r->type == OPERAND_REAL) {
             v->x[j] = load(a, j, real);
         } else if (r->type == OPERAND_EXACT) {
@@ -391,7 +179,8 @@ static int collect(const struct op_case *c, const struct op_row *row, int i, int
     }
     if (written == dense) return 0;
     printf("%lld of %lld elements\n", (long long)written, (long long)dense);
-    return complain(c, "%s: output %s is not written everywhere, or in its gaps", row->name, r->name);
+    return complain(c, "%s: output %s is not written everywhere, or in its gaps", row->name,
+                    r->name);
 }
 
 /* Runs `op` twice, with NaN and with numbers in its outputs, and gives its outputs. */
@@ -402,33 +191,34 @@ static int execute(const struct op_case *c, enum op op, const void *sizes, struc
     int64_t counts[MOST_OPERANDS], dense[MOST_OPERANDS];
     _Alignas(16) unsigned char tight[ARGS_BYTES];
     memcpy(tight, sizes, row->args_size);
-    make_dense(op, tight);
+    fields_dense(op, tight);
     row->counts(sizes, counts);
     row->counts(tight, dense);
-    int wrong = run_once(c, op, sizes, in, how, true, a) + run_once(c, op, sizes, in, how, false, b);
+    int wrong =
+        run_once(c, op, sizes, in, how, true, a) + run_once(c, op, sizes, in, how, false, b);
     for (int i = 0; i < row->n_operands; i++) {
         const enum operand_kind kind = row->operands[i].kind;
         /* In a view that is added to, the gaps too are equal in both runs. */
         const bool all = kind == OPERAND_INOUT || (kind == OPERAND_ADD && how->add);
         if (a[i] && kind != OPERAND_IN && kind != OPERAND_TMP)
-            wrong += collect(c, row, i, counts[i], all ? counts[i] : dense[i], a[i], b[i], how->real, out);
+            wrong += collect(c, row, i, counts[i], all ? counts[i] : dense[i], a[i], b[i],
+                             how->real, out);
         free(a[i]);
         free(b[i]);
     }
     return wrong;
 }
 
-/* ------------------------------------------------------------------------------------------ checks */
-
 /* |a - b| at most `tolerance` times the largest entry. */
-static int compare(const struct op_case *c, const struct values *a, struct values *b, double tolerance,
-                   const char *what) {
+static int compare(const struct op_case *c, const struct values *a, struct values *b,
+                   double tolerance, const char *what) {
     for (int i = 0; i < a->n; i++) {
-        const struct value *x = &a->value[i], *y = find(b, x->name);
+        const struct value *x = &a->value[i], *y = values_find(b, x->name);
         double largest = 0, worst = 0;
         for (int64_t j = 0; j < x->n; j++) {
             if (x->i) {
-                if (x->i[j] != y->i[j]) return complain(c, "%s: integers of %s differ", what, x->name);
+                if (x->i[j] != y->i[j])
+                    return complain(c, "%s: integers of %s differ", what, x->name);
             } else if (x->written[j]) {
                 const double d = x->x[j] == y->x[j] ? 0 : fabs(x->x[j] - y->x[j]);
                 if (isfinite(x->x[j])) largest = fmax(largest, fabs(x->x[j]));
@@ -436,7 +226,8 @@ static int compare(const struct op_case *c, const struct values *a, struct value
             }
         }
         if (!(worst <= tolerance * largest + 1e-30)) {
-            printf("%s: %.3g of the largest entry, %.3g allowed\n", x->name, worst / largest, tolerance);
+            printf("%s: %.3g of the largest entry, %.3g allowed\n", x->name, worst / largest,
+                   tolerance);
             return complain(c, "%s: %s", what, x->name);
         }
     }
@@ -471,7 +262,8 @@ static int same_bits(const struct op_case *c, enum op op, const void *sizes, str
     return wrong;
 }
 
-/* x_add must add to what is there, and an ADD operand that is not wanted must not change the others. */
+/* x_add must add to what is there, and an ADD operand that is not wanted must not change the
+ * others. */
 static int check_add(const struct op_case *c, enum op op, const void *sizes, struct values *in,
                      struct values *plain) {
     const struct op_row *row = op_row(op);
@@ -480,11 +272,13 @@ static int check_add(const struct op_case *c, enum op op, const void *sizes, str
     int wrong = execute(c, op, sizes, in, &how, &sum);
     for (int i = 0; i < row->n_operands; i++) {
         if (row->operands[i].kind != OPERAND_ADD) continue;
-        struct value *v = find(plain, row->operands[i].name), *s = find(&sum, row->operands[i].name);
+        struct value *v = values_find(plain, row->operands[i].name),
+                     *s = values_find(&sum, row->operands[i].name);
         if (!v) continue;
-        double *base = random_reals(v->n, seed_of(v->name) + 5);
+        double *base = random_reals(v->n, random_seed(v->name) + 5);
         for (int64_t j = 0; j < v->n; j++)
-            if (!(fabs(s->x[j] - base[j] - (v->written[j] ? v->x[j] : 0)) <= 1e-9 * (1 + fabs(s->x[j]))) &&
+            if (!(fabs(s->x[j] - base[j] - (v->written[j] ? v->x[j] : 0)) <=
+                  1e-9 * (1 + fabs(s->x[j]))) &&
                 isfinite(v->x[j])) {
                 wrong += complain(c, "%s: %s_add does not add", row->name, v->name);
                 break;
@@ -494,9 +288,9 @@ static int check_add(const struct op_case *c, enum op op, const void *sizes, str
         struct values others = {0};
         wrong += execute(c, op, sizes, in, &less, &others);
         wrong += compare(c, &others, plain, 0, "an operand left out changes another");
-        free_values(&others);
+        values_free(&others);
     }
-    free_values(&sum);
+    values_free(&sum);
     return wrong;
 }
 
@@ -512,17 +306,16 @@ static int check_row(const struct op_case *c, enum op op, const void *sizes, str
     how.real = F32;
     wrong += execute(c, op, sizes, in, &how, &fast);
     wrong += same_bits(c, op, sizes, in, how);
-    wrong += compare(c, out, &fast, tolerance, "the float version of the device differs from double");
+    wrong +=
+        compare(c, out, &fast, tolerance, "the float version of the device differs from double");
     how.plain = true;
     wrong += execute(c, op, sizes, in, &how, &single);
     if (c->large) wrong += same_bits(c, op, sizes, in, how);
     wrong += compare(c, out, &single, tolerance, "the plain float version differs from double");
-    free_values(&single);
-    free_values(&fast);
+    values_free(&single);
+    values_free(&fast);
     return wrong;
 }
-
-/* ------------------------------------------------------------------------------------- differences */
 
 enum op adjoint_of(enum op op) {
     char name[64];
@@ -540,8 +333,8 @@ static bool is_gradient(const char *gradient, const char *of) {
     return gradient[0] == 'd' && strcmp(gradient + 1, of) == 0;
 }
 
-/* Sum of all outputs whose gradient the adjoint takes, weighted by that gradient. An infinite output stands for
- * nothing to sum over, and does not change. */
+/* Sum of all outputs whose gradient the adjoint takes, weighted by that gradient. An infinite
+ * output stands for nothing to sum over, and does not change. */
 static double objective(const struct op_case *c, struct values *in, struct values *weights) {
     struct how how = {.real = F64, .threads = 1, .absent = c->absent};
     const struct op_row *row = op_row(c->op);
@@ -585,8 +378,9 @@ static int check_difference(const struct op_case *c, struct values *in, struct v
     for (int k = 0; k < DIRECTIONS + ELEMENTS && x->n > 0; k++) {
         double expected = 0, scale = 0;
         for (int64_t j = 0; j < x->n; j++) {
-            const bool one = k >= DIRECTIONS && j == below(seed_of(x->name), k, x->n);
-            direction[j] = k < DIRECTIONS ? uniform(seed_of(x->name) + (uint64_t)k, j) : one;
+            const bool one = k >= DIRECTIONS && j == random_below(random_seed(x->name), k, x->n);
+            direction[j] =
+                k < DIRECTIONS ? random_real(random_seed(x->name) + (uint64_t)k, j) : one;
             const double part = dx->written[j] ? dx->x[j] * direction[j] : 0;
             expected += part;
             scale += part * part;
@@ -604,25 +398,27 @@ static int check_difference(const struct op_case *c, struct values *in, struct v
 }
 
 /* Tries the adjoint of a case: as a row of its own, then against differences. */
-static int check_adjoint(const struct op_case *c, enum op adjoint, struct values *in, struct values *out) {
+static int check_adjoint(const struct op_case *c, enum op adjoint, struct values *in,
+                         struct values *out) {
     const struct op_row *row = op_row(adjoint), *forward = op_row(c->op);
     _Alignas(16) unsigned char args[ARGS_BYTES] = {0};
     int64_t counts[MOST_OPERANDS];
     struct values given = {0}, gradients = {0}, weights = {0};
-    copy_fields(adjoint, args, c->op, c->args);
+    fields_copy(adjoint, args, c->op, c->args);
     row->counts(args, counts);
     for (int i = 0; i < row->n_operands; i++) {
         const struct operand_row *r = &row->operands[i];
         if (r->kind != OPERAND_IN || listed(c->absent, r->name)) continue;
-        const struct value *from = find(in, r->name) ? find(in, r->name) : find(out, r->name);
+        const struct value *from =
+            values_find(in, r->name) ? values_find(in, r->name) : values_find(out, r->name);
         if (from) { /* borrowed: never freed through `given` */
-            *append(&given, r->name, counts[i]) = *from;
+            *values_append(&given, r->name, counts[i]) = *from;
             continue;
         }
-        make_operand(&given, adjoint, args, r, counts[i]);
+        operand_make(&given, adjoint, args, r, counts[i]);
         for (int k = 0; k < forward->n_operands; k++)
             if (is_gradient(r->name, forward->operands[k].name))
-                *append(&weights, r->name, counts[i]) = *find(&given, r->name);
+                *values_append(&weights, r->name, counts[i]) = *values_find(&given, r->name);
     }
     int wrong = check_row(c, adjoint, args, &given, &gradients);
     for (int i = 0; !c->large && i < gradients.n; i++)
@@ -630,30 +426,43 @@ static int check_adjoint(const struct op_case *c, enum op adjoint, struct values
             if (is_gradient(gradients.value[i].name, in->value[k].name))
                 wrong += check_difference(c, in, &weights, &in->value[k], &gradients.value[i]);
     for (int i = 0; i < given.n; i++)
-        if (!find(in, given.value[i].name) && !find(out, given.value[i].name)) {
+        if (!values_find(in, given.value[i].name) && !values_find(out, given.value[i].name)) {
             free(given.value[i].x);
             free(given.value[i].i);
         }
-    free_values(&gradients);
+    values_free(&gradients);
     return wrong;
 }
 
-int try_case(const struct op_case *c) {
+/* What a row reads. */
+static void make_inputs(struct values *in, const struct op_case *c) {
     const struct op_row *row = op_row(c->op);
     int64_t counts[MOST_OPERANDS];
-    struct values in = {0}, out = {0};
     row->counts(c->args, counts);
     for (int i = 0; i < row->n_operands; i++) {
         const struct operand_row *r = &row->operands[i];
         const bool read = r->kind == OPERAND_IN || r->kind == OPERAND_INOUT;
         if (read && !listed(c->absent, r->name) && r->type != OPERAND_EXACT)
-            make_operand(&in, c->op, c->args, r, counts[i]);
+            operand_make(in, c->op, c->args, r, counts[i]);
     }
+}
+
+int try_threads(const struct op_case *c) {
+    struct values in = {0};
+    make_inputs(&in, c);
+    const int wrong = same_bits(c, c->op, c->args, &in, (struct how){.real = F32});
+    values_free(&in);
+    return wrong;
+}
+
+int try_case(const struct op_case *c) {
+    struct values in = {0}, out = {0};
+    make_inputs(&in, c);
     int wrong = check_row(c, c->op, c->args, &in, &out);
     const enum op adjoint = adjoint_of(c->op);
     const bool kept = !listed(c->absent, "states"); /* what the adjoint needs */
     if (adjoint != N_OPS && kept) wrong += check_adjoint(c, adjoint, &in, &out);
-    free_values(&in);
-    free_values(&out);
+    values_free(&in);
+    values_free(&out);
     return wrong;
 }

@@ -28,14 +28,16 @@ for k in step loss grad_norm learning_rate tokens tokens_per_second mfu step_sec
 done
 go used-again 0 1 check "$TMP/run/used.yaml" && says used-again '^parameters:'
 # a mistake leaves nothing behind
-go mistake 2 2 "$TMP/small.yaml" train.global_batch=3 train.clip=-1 && { [ ! -e "$TMP/mistake" ] && ok nothing-written || fail nothing-written "$TMP/mistake exists"; }
+go mistake 2 2 "$TMP/small.yaml" train.global_batch=3 train.clip=-1 &&
+    { [ ! -e "$TMP/mistake" ] && ok nothing-written || fail nothing-written "$TMP/mistake exists"; }
 says mistake 'clip'
 
 # compare says no with exit code 4
 printf 'run:\n  mode: compare\nmodel:\n  from: tests/reference/dense\n' >"$TMP/compare.yaml"
-go verdict-no 4 1 "$TMP/compare.yaml" compare.reference=tests/reference/gqa/reference.safetensors "compare.tolerance=[1e-4, 1e-5, 1e-3]" ||
-    true
-go verdict-tight 4 1 "$TMP/compare.yaml" compare.reference=tests/reference/dense/reference.safetensors "compare.tolerance=[1e-12, 1e-12, 1e-12]" && ok verdict-tight
+go verdict-no 4 1 "$TMP/compare.yaml" model.from=tests/reference/dt_free compare.reference=tests/reference/dt_limit/reference.safetensors &&
+    ok verdict-no
+go verdict-tight 4 1 "$TMP/compare.yaml" compare.reference=tests/reference/dense/reference.safetensors \
+    "compare.tolerance=[1e-12, 1e-12, 1e-12]" && ok verdict-tight
 
 while read -r name parameters tensors; do
     printf 'model:\n  preset: %s\n' "$name" >"$TMP/$name.yaml"

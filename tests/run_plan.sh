@@ -13,6 +13,8 @@ checkpoint:
 { model "M-*M-"; echo "$train"; } >"$TMP/dense.yaml"
 { model "M-*M-" | sed -E 's/(num_attention_heads|mamba_num_heads): .*/\1: 6/; s/(num_key_value_heads|n_groups): .*/\1: 3/'; echo "$train"; } >"$TMP/threes.yaml"
 
+{ model "ME*-"; echo "$train"; } >"$TMP/moe.yaml"
+
 numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
 
 # try DECK N override...
@@ -38,4 +40,6 @@ try "$TMP/dense.yaml" 8 parallel.tensor=4 parallel.sequence=true memory.recomput
 try "$TMP/dense.yaml" 8 parallel.tensor=8
 try "$TMP/threes.yaml" 3 parallel.tensor=3 parallel.sequence=true
 try "$TMP/threes.yaml" 6 parallel.tensor=6 run.debug=true
+try "$TMP/moe.yaml" 1
+try "$TMP/moe.yaml" 4 parallel.tensor=2 parallel.sequence=true
 finish

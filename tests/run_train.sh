@@ -16,7 +16,7 @@ checkpoint:
   interval: 0
 '
 { model "ME-M*-"; echo "$rest"; } >"$TMP/mock.yaml"
-{ model "ME-M*-" | sed 's/vocab_size: .*/vocab_size: 257/'; echo "$rest"; printf 'data:\n  kind: text\n  path: [src, Makefile]\n'; } >"$TMP/text.yaml"
+{ model "ME-M*-" | sed 's/vocab_size: .*/vocab_size: 257/'; echo '  tokenizer: bytes'; echo "$rest"; printf 'data:\n  kind: text\n  path: [src, Makefile]\n'; } >"$TMP/text.yaml"
 
 # falls NAME N DECK BY override...: the loss begins near that of a guess and falls by BY
 falls() {

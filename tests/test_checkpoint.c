@@ -1,5 +1,5 @@
-/* Folders: the two forms that are read, all that is wrong with others, and saving that leaves nothing half done.
- * The exchange between ranks is tried by test_checkpoint_ranks. */
+/* Folders: the two forms that are read, all that is wrong with others, and saving that leaves
+ * nothing half done. The exchange between ranks is tried by test_checkpoint_ranks. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -94,8 +94,6 @@ static struct checkpoint accepted(const char *path) {
     assert_int_equal(result, 0);
     return c;
 }
-
-/* ---- opening ---- */
 
 static const char index_name[] = "model.safetensors.index.json";
 
@@ -247,8 +245,6 @@ static void test_wrong_texts(void **unused) {
     assert_null(c.checksums[0].hash);
     checkpoint_close(&c);
 }
-
-/* ---- writing ---- */
 
 static float numbers[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
 static const struct new_tensor two[] = {{"a", BF16, 1, {3}, NULL, 0},

@@ -2,9 +2,10 @@
  *
  *     mpirun -n N test_checkpoint_ranks [SEED]
  *
- * The tensors are cut at random into boxes (rows, columns, slices of fused tensors) that lie at random ranks with
- * random strides and dtypes; blocks and windows are made small, so that everything is cut everywhere. The files must not
- * depend on N: a group of one rank writes them too, and the bytes are compared. */
+ * The tensors are cut at random into boxes (rows, columns, slices of fused tensors) that lie at
+ * random ranks with random strides and dtypes; blocks and windows are made small, so that
+ * everything is cut everywhere. The files must not depend on N: a group of one rank writes them
+ * too, and the bytes are compared. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -91,8 +92,6 @@ static void table_make(void) {
     for (int i = 0; i < TENSORS; i++) raw_fill(i);
 }
 
-/* ---- boxes ---- */
-
 struct held {
     struct box box;
     unsigned char *memory;
@@ -137,7 +136,8 @@ static void cut_at_random(struct box b, int i, int n, int rank, int depth) {
     state = kept + 8; /* all ranks go on with the same numbers */
 }
 
-/* All numbers of tensor i exactly once over the ranks: segments one after the other, each a matrix of a width of its own. */
+/* All numbers of tensor i exactly once over the ranks: segments one after the other, each a matrix
+ * of a width of its own. */
 static void tensor_cut(int i, int n, int rank) {
     int64_t all = elements(i);
     for (int64_t first = 0; first < all;) {
@@ -216,8 +216,6 @@ static bool held_right(char *detail, size_t room) {
     }
     return true;
 }
-
-/* ---- the promises ---- */
 
 static void write_by(struct group *g, const char *path, int64_t shard_bytes,
                      const struct checkpoint *from) {

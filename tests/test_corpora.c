@@ -1,5 +1,5 @@
-/* Samples as a function of seed and number: the order is a permutation, documents begin where they begin, what is left out is
- * counted, and mock text is neither noise nor simple. */
+/* Samples as a function of seed and number: the order is a permutation, documents begin where they
+ * begin, what is left out is counted, and mock text is neither noise nor simple. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

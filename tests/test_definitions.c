@@ -1,5 +1,6 @@
-/* What each operation computes, against formulas written here a second time: in double, without blocks,
- * recurrences or any other trick of the kernels. (That adjoints are derivatives is tests/test_ops.c's to show.) */
+/* What each operation computes, against formulas written here a second time: in double, without
+ * blocks, recurrences or any other trick of the kernels. (That adjoints are derivatives is
+ * tests/test_ops.c's to show.) */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,7 @@
 #include <cmocka.h>
 
 #include "kernels/exact.h"
-#include "tests/harness.h"
+#include "tests/operands.h"
 
 static struct device device;
 
@@ -18,7 +19,8 @@ static struct device device;
 #define RUN(name, ...) DEVICE_RUN(&device, name, F64, __VA_ARGS__)
 
 static void close_to(double found, double expected) {
-    if (!(fabs(found - expected) <= 1e-11 * (1 + fabs(expected)))) fail_msg("got %.15g, want %.15g", found, expected);
+    if (!(fabs(found - expected) <= 1e-11 * (1 + fabs(expected))))
+        fail_msg("got %.15g, want %.15g", found, expected);
 }
 
 static void elementwise(void **state) {
@@ -64,13 +66,14 @@ static void products(void **state) {
     double *a = random_reals(LD * LD, 1), *b = random_reals(LD * LD, 2), c[M * LD];
     for (int ta = 0; ta < 2; ta++)
         for (int tb = 0; tb < 2; tb++) {
-            RUN(matmul, .a = a, .b = b, .c = c, .M = M, .N = N, .K = K, .lda = LD, .ldb = LD, .ldc = LD, .ta = ta,
-                .tb = tb);
+            RUN(matmul, .a = a, .b = b, .c = c, .M = M, .N = N, .K = K, .lda = LD, .ldb = LD,
+                .ldc = LD, .ta = ta, .tb = tb);
             for (int i = 0; i < M; i++)
                 for (int j = 0; j < N; j++) {
                     double sum = 0;
                     for (int k = 0; k < K; k++)
-                        sum += (ta ? a[k * LD + i] : a[i * LD + k]) * (tb ? b[j * LD + k] : b[k * LD + j]);
+                        sum += (ta ? a[k * LD + i] : a[i * LD + k]) *
+                               (tb ? b[j * LD + k] : b[k * LD + j]);
                     close_to(c[i * LD + j], sum);
                 }
         }
@@ -82,10 +85,12 @@ static void grouped_products(void **state) {
     (void)state;
     enum { S = 6, N = 3, K = 4, E = 3 };
     const int32_t offset[E + 1] = {0, 2, 2, 6};
-    double *x = random_reals(S * K, 1), *dy = random_reals(S * N, 2), *w = random_reals(E * N * K, 3);
+    double *x = random_reals(S * K, 1), *dy = random_reals(S * N, 2),
+           *w = random_reals(E * N * K, 3);
     double y[S * N], dw[E * N * K];
     for (int tb = 0; tb < 2; tb++) {
-        RUN(grouped_matmul, .x = x, .w = w, .offset = offset, .y = y, .S = S, .N = N, .K = K, .E = E, .tb = tb);
+        RUN(grouped_matmul, .x = x, .w = w, .offset = offset, .y = y, .S = S, .N = N, .K = K,
+            .E = E, .tb = tb);
         for (int s = 0; s < S; s++)
             for (int j = 0; j < N; j++) {
                 const double *we = w + (s < 2 ? 0 : 2) * N * K;
@@ -94,7 +99,8 @@ static void grouped_products(void **state) {
                 close_to(y[s * N + j], sum);
             }
     }
-    RUN(grouped_weight, .dy = dy, .x = x, .offset = offset, .dw = dw, .S = S, .N = N, .K = K, .E = E);
+    RUN(grouped_weight, .dy = dy, .x = x, .offset = offset, .dw = dw, .S = S, .N = N, .K = K,
+        .E = E);
     for (int i = 0; i < E * N * K; i++) {
         const int e = i / (N * K), n = i / K % N, k = i % K;
         double sum = 0;
@@ -123,14 +129,17 @@ static void norms(void **state) {
         for (int c = 0; c < W; c++) close_to(y[t * W + c], w[c] * x[t * W + c] / sqrt(mean + 0.1));
     }
     RUN(gate_squares, .y = x, .z = z, .s = s, .T = T, .W = W, .G = G, .ldz = WIDE);
-    RUN(gate_norm, .y = x, .z = z, .s = s, .w = w, .o = y, .T = T, .W = W, .G = G, .ldz = WIDE, .width = 5, .eps = 0.1);
+    RUN(gate_norm, .y = x, .z = z, .s = s, .w = w, .o = y, .T = T, .W = W, .G = G, .ldz = WIDE,
+        .width = 5, .eps = 0.1);
     for (int t = 0; t < T; t++)
         for (int g = 0; g < G; g++) {
             double sum = 0;
-            for (int c = g * 3; c < g * 3 + 3; c++) sum += pow(x[t * W + c] * silu_of(z[t * WIDE + c]), 2);
+            for (int c = g * 3; c < g * 3 + 3; c++)
+                sum += pow(x[t * W + c] * silu_of(z[t * WIDE + c]), 2);
             close_to(s[t * G + g], sum);
             for (int c = g * 3; c < g * 3 + 3; c++)
-                close_to(y[t * W + c], w[c] * x[t * W + c] * silu_of(z[t * WIDE + c]) / sqrt(sum / 5 + 0.1));
+                close_to(y[t * W + c],
+                         w[c] * x[t * W + c] * silu_of(z[t * WIDE + c]) / sqrt(sum / 5 + 0.1));
         }
     free(x);
     free(z);
@@ -142,15 +151,17 @@ static void convolution(void **state) {
     enum { L = 6, C = 3, K = 4, LDX = 5 };
     double *x = random_reals(L * LDX, 1), *w = random_reals(C * K, 2), *b = random_reals(C, 3);
     double *before = random_reals((K - 1) * C, 4), u[L * C], after[(K - 1) * C];
-    const int32_t start[L] = {-2, -2, -2, 3, 3, 3}; /* the oldest column of the state is another document's */
-    RUN(conv, .x = x, .w = w, .b = b, .start = start, .state_in = before, .u = u, .state_out = after, .B = 1, .L = L,
-        .C = C, .K = K, .ldx = LDX);
+    const int32_t start[L] = {-2, -2, -2,
+                              3,  3,  3}; /* the oldest column of the state is another document's */
+    RUN(conv, .x = x, .w = w, .b = b, .start = start, .state_in = before, .u = u,
+        .state_out = after, .B = 1, .L = L, .C = C, .K = K, .ldx = LDX);
     for (int t = 0; t < L; t++)
         for (int c = 0; c < C; c++) {
             double pre = b[c];
             for (int k = 0; k < K; k++) {
                 const int j = t - K + 1 + k;
-                if (j >= start[t]) pre += w[c * K + k] * (j < 0 ? before[(K - 1 + j) * C + c] : x[j * LDX + c]);
+                if (j >= start[t])
+                    pre += w[c * K + k] * (j < 0 ? before[(K - 1 + j) * C + c] : x[j * LDX + c]);
             }
             close_to(u[t * C + c], silu_of(pre));
         }
@@ -161,16 +172,19 @@ static void convolution(void **state) {
     free(before);
 }
 
-/* Without recurrence: y_t = sum over the document's tokens s <= t of (c_t . b_s) exp(A (D_s+1 + .. + D_t)) D_s x_s + d x_t. */
+/* Without recurrence: y_t = sum over the document's tokens s <= t of (c_t . b_s) exp(A (D_s+1 + ..
+ * + D_t)) D_s x_s + d x_t. */
 static void scan_formula(void **state) {
     (void)state;
     enum { L = 9, H = 4, P = 2, G = 2, S = 3, WIDE = H * P + 2 * G * S };
-    double *u = random_reals(L * WIDE, 1), *dt = random_reals(L * H, 2), *a_log = random_reals(H, 3);
+    double *u = random_reals(L * WIDE, 1), *dt = random_reals(L * H, 2),
+           *a_log = random_reals(H, 3);
     double *d = random_reals(H, 4), *bias = random_reals(H, 5), y[L * H * P];
     const int32_t start[L] = {0, 0, 0, 3, 3, 5, 5, 5, 5};
     dt[1] = 30; /* where softplus(x) = x */
-    RUN(scan, .u = u, .dt = dt, .a_log = a_log, .d = d, .dt_bias = bias, .start = start, .y = y, .B = 1, .L = L, .H = H,
-        .P = P, .G = G, .S = S, .Q = 4, .lddt = H, .dt_min = 0.4, .dt_max = 1.5);
+    RUN(scan, .u = u, .dt = dt, .a_log = a_log, .d = d, .dt_bias = bias, .start = start, .y = y,
+        .B = 1, .L = L, .H = H, .P = P, .G = G, .S = S, .Q = 4, .lddt = H, .dt_min = 0.4,
+        .dt_max = 1.5);
     for (int t = 0; t < L; t++)
         for (int h = 0; h < H; h++) {
             double delta[L];
@@ -183,8 +197,10 @@ static void scan_formula(void **state) {
                 for (int s = t; s >= start[t]; s--) {
                     double product = 0;
                     for (int i = 0; i < S; i++)
-                        product += u[t * WIDE + H * P + (G + h / 2) * S + i] * u[s * WIDE + H * P + h / 2 * S + i];
-                    sum += product * exp(-exp(a_log[h]) * decay) * delta[s] * u[s * WIDE + h * P + p];
+                        product += u[t * WIDE + H * P + (G + h / 2) * S + i] *
+                                   u[s * WIDE + H * P + h / 2 * S + i];
+                    sum +=
+                        product * exp(-exp(a_log[h]) * decay) * delta[s] * u[s * WIDE + h * P + p];
                     decay += delta[s];
                 }
                 close_to(y[(t * H + h) * P + p], sum);
@@ -201,11 +217,14 @@ static void scan_formula(void **state) {
 static void attention_formula(void **state) {
     (void)state;
     enum { L = 7, P = 3, H = 4, G = 2, D = 3 };
-    double *q = random_reals(L * H * D, 1), *k = random_reals(L * G * D, 2), *v = random_reals(L * G * D, 3);
-    double *k_past = random_reals(P * G * D, 4), *v_past = random_reals(P * G * D, 5), o[L * H * D], lse[L * H];
+    double *q = random_reals(L * H * D, 1), *k = random_reals(L * G * D, 2),
+           *v = random_reals(L * G * D, 3);
+    double *k_past = random_reals(P * G * D, 4), *v_past = random_reals(P * G * D, 5), o[L * H * D],
+           lse[L * H];
     const int32_t start[L] = {-2, -2, -2, 3, 3, 5, 5};
-    RUN(attention, .q = q, .k = k, .v = v, .start = start, .k_past = k_past, .v_past = v_past, .o = o, .lse = lse, .B = 1,
-        .L = L, .P = P, .H = H, .G = G, .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .scale = 2.5);
+    RUN(attention, .q = q, .k = k, .v = v, .start = start, .k_past = k_past, .v_past = v_past,
+        .o = o, .lse = lse, .B = 1, .L = L, .P = P, .H = H, .G = G, .D = D, .ldq = H * D,
+        .ldk = G * D, .ldv = G * D, .scale = 2.5);
     for (int i = 0; i < L; i++)
         for (int h = 0; h < H; h++) {
             double p[P + L] = {0}, sum = 0;
@@ -220,7 +239,8 @@ static void attention_formula(void **state) {
             for (int c = 0; c < D; c++) {
                 double value = 0;
                 for (int j = -P; j < L; j++)
-                    value += p[j + P] / sum * (j < 0 ? v_past + (j + P) * G * D : v + j * G * D)[h / 2 * D + c];
+                    value += p[j + P] / sum *
+                             (j < 0 ? v_past + (j + P) * G * D : v + j * G * D)[h / 2 * D + c];
                 close_to(o[(i * H + h) * D + c], value);
             }
         }
@@ -231,42 +251,48 @@ static void attention_formula(void **state) {
     free(v_past);
 }
 
-/* Every set of groups and then every order of experts is too many; but each expert's rank can be counted. */
+/* Every set of groups and then every order of experts is too many; but each expert's rank can be
+ * counted. */
 static void routing(void **state) {
     (void)state;
     enum { T = 40, E = 12, K = 3, GROUPS = 4, KEPT = 2, SIZE = E / GROUPS };
     double *logits = random_reals(T * E, 1), *bias = random_reals(E, 2), weight[T * K];
     int32_t index[T * K];
     for (int i = 0; i < T * E; i += 5) logits[i] = logits[i / 2 * 2 % (T * E)]; /* some ties */
-    for (int e = 0; e < E; e++) bias[e] -= 1;                                     /* most choices are negative */
-    RUN(route, .logits = logits, .bias = bias, .index = index, .T = T, .E = E, .K = K, .groups = GROUPS, .kept = KEPT);
-    RUN(route_weight, .logits = logits, .index = index, .weight = weight, .T = T, .E = E, .K = K, .normalise = 1,
-        .scale = 2.5);
+    for (int e = 0; e < E; e++) bias[e] -= 1; /* most choices are negative */
+    RUN(route, .logits = logits, .bias = bias, .index = index, .T = T, .E = E, .K = K,
+        .groups = GROUPS, .kept = KEPT);
+    RUN(route_weight, .logits = logits, .index = index, .weight = weight, .T = T, .E = E, .K = K,
+        .normalise = 1, .scale = 2.5);
     for (int t = 0; t < T; t++) {
         double choice[E], score[GROUPS], sum = 0;
         for (int e = 0; e < E; e++) choice[e] = 1 / (1 + exp(-logits[t * E + e])) + bias[e];
         for (int g = 0; g < GROUPS; g++) {
             score[g] = -INFINITY;
             for (int i = 0; i < SIZE; i++)
-                for (int j = 0; j < i; j++) score[g] = fmax(score[g], choice[g * SIZE + i] + choice[g * SIZE + j]);
+                for (int j = 0; j < i; j++)
+                    score[g] = fmax(score[g], choice[g * SIZE + i] + choice[g * SIZE + j]);
         }
         for (int e = 0; e < E; e++) {
             int better = 0;
             for (int g = 0; g < GROUPS; g++)
-                better += score[g] > score[e / SIZE] || (score[g] == score[e / SIZE] && g < e / SIZE);
+                better +=
+                    score[g] > score[e / SIZE] || (score[g] == score[e / SIZE] && g < e / SIZE);
             if (better >= KEPT) choice[e] = -INFINITY;
         }
         for (int k = 0; k < K; k++) sum += 1 / (1 + exp(-logits[t * E + index[t * K + k]]));
         for (int e = 0; e < E; e++) {
             int rank = 0;
-            for (int i = 0; i < E; i++) rank += choice[i] > choice[e] || (choice[i] == choice[e] && i < e);
+            for (int i = 0; i < E; i++)
+                rank += choice[i] > choice[e] || (choice[i] == choice[e] && i < e);
             if (rank < K) assert_int_equal(index[t * K + rank], e);
         }
         for (int k = 0; k < K; k++)
             close_to(weight[t * K + k], 2.5 / sum / (1 + exp(-logits[t * E + index[t * K + k]])));
     }
     logits[0] = logits[1] = NAN; /* still K different experts */
-    RUN(route, .logits = logits, .bias = bias, .index = index, .T = 1, .E = E, .K = E, .groups = 1, .kept = 1);
+    RUN(route, .logits = logits, .bias = bias, .index = index, .T = 1, .E = E, .K = E, .groups = 1,
+        .kept = 1);
     for (int i = 0; i < E; i++)
         for (int j = 0; j < i; j++) assert_int_not_equal(index[i], index[j]);
     free(logits);
@@ -281,15 +307,18 @@ static void sorting(void **state) {
     int32_t order[T * K], position[T * K], offset[E + 1];
     int64_t count[E] = {1, 1, 1, 1};
     double *x = random_reals(T * W, 1), *weight = random_reals(T * K, 2), y[T * K * W], o[T * W];
-    RUN(sort_experts, .index = index, .order = order, .position = position, .offset = offset, .T = T, .K = K, .E = E);
+    RUN(sort_experts, .index = index, .order = order, .position = position, .offset = offset,
+        .T = T, .K = K, .E = E);
     assert_memory_equal(order, sorted, sizeof order);
     assert_memory_equal(offset, offsets, sizeof offset);
     for (int i = 0; i < T * K; i++) assert_int_equal(position[order[i]], i);
     RUN(count_experts, .offset = offset, .count = count, .E = E);
     for (int e = 0; e < E; e++) assert_int_equal(count[e], 1 + offset[e + 1] - offset[e]);
     RUN(gather_rows, .x = x, .order = order, .y = y, .T = T, .K = K, .W = W);
-    RUN(combine_rows, .y = y, .weight = weight, .position = position, .o = o, .T = T, .K = K, .W = W);
-    for (int i = 0; i < T * W; i++) close_to(o[i], (weight[i / W * K] + weight[i / W * K + 1]) * x[i]);
+    RUN(combine_rows, .y = y, .weight = weight, .position = position, .o = o, .T = T, .K = K,
+        .W = W);
+    for (int i = 0; i < T * W; i++)
+        close_to(o[i], (weight[i / W * K] + weight[i / W * K + 1]) * x[i]);
     free(x);
     free(weight);
 }
@@ -303,8 +332,9 @@ static void head_and_loss(void **state) {
     double *x = random_reals(T * H, 1), *w = random_reals(V * H, 2), *weight = random_reals(T, 3);
     double lse[R * T], picked[R * T], loss[T], scratch[2 * V];
     for (int r = 0; r < R; r++)
-        RUN(head, .x = x, .w = w + first[r] * H, .target = target, .lse = lse + r * T, .picked = picked + r * T,
-            .scratch = scratch, .T = T, .H = H, .V = words[r], .first = first[r], .C = 2);
+        RUN(head, .x = x, .w = w + first[r] * H, .target = target, .lse = lse + r * T,
+            .picked = picked + r * T, .scratch = scratch, .T = T, .H = H, .V = words[r],
+            .first = first[r], .C = 2);
     RUN(word_loss, .lse = lse, .picked = picked, .weight = weight, .loss = loss, .T = T, .R = R);
     for (int t = 0; t < T; t++) {
         double sum = 0, at_target = 0;
@@ -329,8 +359,8 @@ static void optimiser(void **state) {
     double mean[6] = {0}, square[6] = {0};
     for (int n = 1; n <= 3; n++) {
         const double c1 = 1 - pow(0.9, n), c2 = 1 - pow(0.95, n);
-        RUN(adamw, .w = w, .g = g, .m = m, .v = v, .n = 6, .clip = 0.5, .rate = 0.01, .beta1 = 0.9, .beta2 = 0.95,
-            .eps = 1e-8, .decay = 0.1, .c1 = c1, .c2 = c2);
+        RUN(adamw, .w = w, .g = g, .m = m, .v = v, .n = 6, .clip = 0.5, .rate = 0.01, .beta1 = 0.9,
+            .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .c1 = c1, .c2 = c2);
         for (int i = 0; i < 6; i++) {
             mean[i] = 0.9 * mean[i] + 0.1 * (0.5 * g[i]);
             square[i] = 0.95 * square[i] + 0.05 * (0.5 * g[i]) * (0.5 * g[i]);
@@ -348,10 +378,12 @@ static void optimiser(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(elementwise),   cmocka_unit_test(embedding_rows),    cmocka_unit_test(products),
-        cmocka_unit_test(grouped_products), cmocka_unit_test(norms),          cmocka_unit_test(convolution),
-        cmocka_unit_test(scan_formula),  cmocka_unit_test(attention_formula), cmocka_unit_test(routing),
-        cmocka_unit_test(sorting),       cmocka_unit_test(head_and_loss),     cmocka_unit_test(optimiser),
+        cmocka_unit_test(elementwise),   cmocka_unit_test(embedding_rows),
+        cmocka_unit_test(products),      cmocka_unit_test(grouped_products),
+        cmocka_unit_test(norms),         cmocka_unit_test(convolution),
+        cmocka_unit_test(scan_formula),  cmocka_unit_test(attention_formula),
+        cmocka_unit_test(routing),       cmocka_unit_test(sorting),
+        cmocka_unit_test(head_and_loss), cmocka_unit_test(optimiser),
     };
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* The devices themselves: the debug device's addresses fault on the host, its kernels are watched, and the dry device
- * counts what the cpu device counts. */
+/* The devices themselves: the debug device's addresses fault on the host, its kernels are watched,
+ * and the dry device counts what the cpu device counts. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -64,14 +64,16 @@ static void memory(void **state) {
         struct device d;
         char out[N];
         device_cpu(&d, 1, debug);
-        char *p = device_reserve(&d, (size_t)1 << 40); /* more than any host has: taken as it is touched */
+        char *p = device_reserve(
+            &d, (size_t)1 << 40); /* more than any host has: taken as it is touched */
         assert_non_null(p);
         assert_int_equal((uintptr_t)p % 4096, 0);
         memset(out, 7, N);
         device_write(&d, p + 100, out, N);
         device_zero(&d, p + 105, 5);
         device_read(&d, out, p + 95, N);
-        for (int i = 0; i < N; i++) assert_int_equal(out[i], (i < 5) || (i >= 10 && i < 15) ? 0 : 7);
+        for (int i = 0; i < N; i++)
+            assert_int_equal(out[i], (i < 5) || (i >= 10 && i < 15) ? 0 : 7);
         device_release(&d, p, (size_t)1 << 40);
     }
 }
@@ -99,9 +101,10 @@ static void both_count_alike(void **state) {
     device_dry(&dry);
     struct device *devices[] = {&cpu, &dry};
     for (int i = 0; i < 2; i++) {
-        DEVICE_RUN(devices[i], matmul, F32, .a = x, .b = w, .c = y, .M = 2, .N = 3, .K = 3, .lda = 3, .ldb = 3, .ldc = 3);
-        DEVICE_RUN(devices[i], matmul, F32, .a = x, .b = w, .c = y, .c_add = 1, .M = 2, .N = 3, .K = 3, .lda = 3,
-                   .ldb = 3, .ldc = 3);
+        DEVICE_RUN(devices[i], matmul, F32, .a = x, .b = w, .c = y, .M = 2, .N = 3, .K = 3,
+                   .lda = 3, .ldb = 3, .ldc = 3);
+        DEVICE_RUN(devices[i], matmul, F32, .a = x, .b = w, .c = y, .c_add = 1, .M = 2, .N = 3,
+                   .K = 3, .lda = 3, .ldb = 3, .ldc = 3);
         DEVICE_RUN(devices[i], scale, F32, .x = x, .y = NULL, .n = 6, .s = 1);
     }
     assert_memory_equal(cpu.count, dry.count, sizeof cpu.count);
@@ -110,8 +113,8 @@ static void both_count_alike(void **state) {
     assert_true(cpu.count[OP_matmul].bytes == 4 * (6 + 9 + 6 + 6 + 9 + 2 * 6));
     assert_true(cpu.count[OP_scale].bytes == 4 * 6);
     const int64_t big = (int64_t)1 << 22;
-    DEVICE_RUN(&dry, matmul, F32, .a = x, .b = x, .c = y, .M = big, .N = big, .K = big, .lda = big, .ldb = big,
-               .ldc = big);
+    DEVICE_RUN(&dry, matmul, F32, .a = x, .b = x, .c = y, .M = big, .N = big, .K = big, .lda = big,
+               .ldb = big, .ldc = big);
     assert_true(dry.count[OP_matmul].work == 72 + 2 * 73786976294838206464.0);
 }
 
@@ -125,8 +128,8 @@ static void writes_behind(void *region) {
     device_write(&d, p, &position, sizeof position);
     device_write(&d, p + 128, ones, sizeof ones);
     device_write(&d, p + 192, ones, sizeof ones);
-    DEVICE_RUN(&d, combine_rows_adjoint, F32, .position = (int32_t *)(void *)p, .y = p + 64, .weight = p + 128,
-               .go = p + 192, .dy = p + 256, .T = 1, .K = 1, .W = 4);
+    DEVICE_RUN(&d, combine_rows_adjoint, F32, .position = (int32_t *)(void *)p, .y = p + 64,
+               .weight = p + 128, .go = p + 192, .dy = p + 256, .T = 1, .K = 1, .W = 4);
 }
 
 static void unknown_expert(void *region) {
@@ -135,8 +138,9 @@ static void unknown_expert(void *region) {
     device_cpu(&d, 1, true);
     char *p = region;
     device_write(&d, p, &index, sizeof index);
-    DEVICE_RUN(&d, sort_experts, F32, .index = (int32_t *)(void *)p, .order = (int32_t *)(void *)(p + 64),
-               .position = (int32_t *)(void *)(p + 128), .offset = (int32_t *)(void *)(p + 192), .T = 1, .K = 1, .E = 1);
+    DEVICE_RUN(&d, sort_experts, F32, .index = (int32_t *)(void *)p,
+               .order = (int32_t *)(void *)(p + 64), .position = (int32_t *)(void *)(p + 128),
+               .offset = (int32_t *)(void *)(p + 192), .T = 1, .K = 1, .E = 1);
 }
 
 static void mistakes_end_the_run(void **state) {
@@ -174,8 +178,8 @@ static void rows_are_described(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(host_faults),      cmocka_unit_test(memory),
-        cmocka_unit_test(dry_reads_zeros),  cmocka_unit_test(both_count_alike),
+        cmocka_unit_test(host_faults),          cmocka_unit_test(memory),
+        cmocka_unit_test(dry_reads_zeros),      cmocka_unit_test(both_count_alike),
         cmocka_unit_test(mistakes_end_the_run), cmocka_unit_test(rows_are_described),
     };
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,6 @@
-/* Every row of ops.def through the harness (tests/harness.h): sizes that are odd, prime, one and zero, views, documents,
- * operands present and absent; and larger ones, where threads share the work.
+/* Every row of ops.def through the harness (tests/harness.h): sizes that are odd, prime, one and
+ * zero, views, documents, operands present and absent; and larger ones, where threads share the
+ * work.
  *
  *     test_ops          the tests
  *     test_ops bench    the speed of every row */
@@ -12,7 +13,9 @@
 #include <cmocka.h>
 
 #include "tests/harness.h"
+#include "tests/operands.h"
 
+/* clang-format off */
 static const struct op_case cases[] = {
     CASE(add, .n = 0),
     CASE(add, .n = 37),
@@ -151,9 +154,11 @@ static const struct op_case cases[] = {
          .c2 = 0.05),
     LARGE(adamw, .n = 40013, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .c1 = 0.3, .c2 = 0.1),
 };
+/* clang-format on */
 enum { N_CASES = sizeof cases / sizeof *cases };
 
-/* One test a row: all its cases. A row without a case, that is no other row's adjoint either, is a failure. */
+/* One test a row: all its cases. A row without a case, that is no other row's adjoint either, is a
+ * failure. */
 static void try_row(void **state) {
     const enum op op = *(const enum op *)*state;
     int tried = 0, wrong = 0;
@@ -167,15 +172,38 @@ static void try_row(void **state) {
     assert_int_equal(wrong, 0);
 }
 
+/* Products of many shapes: the library's sums must not depend on how many threads share the tiles. */
+static void products_on_any_threads(void **state) {
+    (void)state;
+    int wrong = 0;
+    for (int i = 0; i < 40; i++) {
+        const int64_t M = 1 + random_below(1, i, i % 4 ? 300 : 20),
+                      N = 1 + random_below(2, i, i % 3 ? 500 : 40);
+        const int64_t K = 1 + random_below(3, i, i % 5 ? 400 : 6000), ta = i / 2 % 2, tb = i % 2;
+        const struct matmul_args args = {.M = M,
+                                         .N = N,
+                                         .K = K,
+                                         .lda = ta ? M : K,
+                                         .ldb = tb ? K : N,
+                                         .ldc = N,
+                                         .ta = ta,
+                                         .tb = tb};
+        const struct op_case c = {OP_matmul, &args, NULL, true, __LINE__};
+        wrong += try_threads(&c);
+    }
+    assert_int_equal(wrong, 0);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench();
     static enum op ops[N_OPS];
-    struct CMUnitTest tests[N_OPS];
+    struct CMUnitTest tests[N_OPS + 1];
     for (int i = 0; i < N_OPS; i++) {
         ops[i] = (enum op)i;
         tests[i] = (struct CMUnitTest){op_row(ops[i])->name, try_row, NULL, NULL, &ops[i]};
     }
+    tests[N_OPS] = (struct CMUnitTest)cmocka_unit_test(products_on_any_threads);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    printf("%d passed, %d failed\n", N_OPS - failed, failed);
+    printf("%d passed, %d failed\n", N_OPS + 1 - failed, failed);
     return failed != 0;
 }

@@ -1,6 +1,7 @@
-/* Headers of safetensors files: right ones are read, damaged ones (tests/damaged/files.def) are named, no bytes at all
- * make the reader stumble. `test_safetensors damaged FOLDER` writes the damaged files, each as FOLDER/<case>/model.safetensors with
- * the expected words in FOLDER/<case>.expected, for runs of the whole program. */
+/* Headers of safetensors files: right ones are read, damaged ones (tests/damaged/files.def) are
+ * named, no bytes at all make the reader stumble. `test_safetensors damaged FOLDER` writes the
+ * damaged files, each as FOLDER/<case>/model.safetensors with the expected words in
+ * FOLDER/<case>.expected, for runs of the whole program. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -137,7 +138,8 @@ static void test_many_mistakes_are_few_lines(void **unused) {
     mistakes_free(&m);
 }
 
-/* What other programs write: any order, spaces behind the header, scalars, empty tensors, metadata, names of all sorts. */
+/* What other programs write: any order, spaces behind the header, scalars, empty tensors, metadata,
+ * names of all sorts. */
 static void test_right_files(void **unused) {
     (void)unused;
     struct safetensors s;
@@ -207,7 +209,8 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-/* Bytes of a right file changed at random: whatever is accepted must lie inside the file. The sanitizers look on. */
+/* Bytes of a right file changed at random: whatever is accepted must lie inside the file. The
+ * sanitizers look on. */
 static void test_mutations(void **unused) {
     (void)unused;
     const char *header = "{\"__metadata__\":{\"format\":\"pt\"},\"a.weight\":{\"dtype\":\"F32\","

@@ -1,6 +1,7 @@
-/* Where a sequence is cut makes no difference: two calls, the first's state (keys, values) handed to the second, are one
- * call, in values and in gradients; and documents that lie in one row are as if each had a row of its own. For the
- * three operations that look back: conv, scan, attention. In double. */
+/* Where a sequence is cut makes no difference: two calls, the first's state (keys, values) handed
+ * to the second, are one call, in values and in gradients; and documents that lie in one row are as
+ * if each had a row of its own. For the three operations that look back: conv, scan, attention. In
+ * double. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "tests/harness.h"
+#include "tests/operands.h"
 
 #define RUN(name, ...) DEVICE_RUN(&device, name, F64, __VA_ARGS__)
 
@@ -40,28 +41,32 @@ struct conv_run {
 };
 
 /* n tokens from `from` on. w_add: the sums over tokens go on. */
-static void conv_part(struct conv_run *r, const double *x, const double *w, const double *b, const double *before,
-                      const double *du, const double *dafter, int from, int n, int w_add) {
+static void conv_part(struct conv_run *r, const double *x, const double *w, const double *b,
+                      const double *before, const double *du, const double *dafter, int from, int n,
+                      int w_add) {
     int32_t start[L];
     starts_from(start, from);
-    RUN(conv, .x = x + from * C, .w = w, .b = b, .start = start, .state_in = before, .u = r->u + from * C,
-        .state_out = r->after, .B = 1, .L = n, .C = C, .K = K, .ldx = C);
-    RUN(conv_adjoint, .x = x + from * C, .w = w, .b = b, .start = start, .state_in = before, .du = du + from * C,
-        .dstate_out = dafter, .dx = r->dx + from * C, .dw = r->dw, .dw_add = w_add, .db = r->db, .db_add = w_add,
-        .dstate_in = r->dbefore, .B = 1, .L = n, .C = C, .K = K, .ldx = C);
+    RUN(conv, .x = x + from * C, .w = w, .b = b, .start = start, .state_in = before,
+        .u = r->u + from * C, .state_out = r->after, .B = 1, .L = n, .C = C, .K = K, .ldx = C);
+    RUN(conv_adjoint, .x = x + from * C, .w = w, .b = b, .start = start, .state_in = before,
+        .du = du + from * C, .dstate_out = dafter, .dx = r->dx + from * C, .dw = r->dw,
+        .dw_add = w_add, .db = r->db, .db_add = w_add, .dstate_in = r->dbefore, .B = 1, .L = n,
+        .C = C, .K = K, .ldx = C);
 }
 
 static void conv_cut(void **state) {
     (void)state;
     double *x = random_reals(L * C, 1), *w = random_reals(C * K, 2), *b = random_reals(C, 3);
-    double *before = random_reals(CONV_STATE, 4), *du = random_reals(L * C, 5), *dafter = random_reals(CONV_STATE, 6);
+    double *before = random_reals(CONV_STATE, 4), *du = random_reals(L * C, 5),
+           *dafter = random_reals(CONV_STATE, 6);
     static struct conv_run whole, parts;
     conv_part(&whole, x, w, b, before, du, dafter, 0, L, 0);
     for (int cut = 0; cut <= L; cut++) {
         double between[CONV_STATE], dbetween[CONV_STATE];
         conv_part(&parts, x, w, b, before, du, dafter, 0, cut, 0);
         memcpy(between, parts.after, sizeof between);
-        conv_part(&parts, x, w, b, between, du, dafter, cut, L - cut, 0); /* values, and what flows back */
+        conv_part(&parts, x, w, b, between, du, dafter, cut, L - cut,
+                  0); /* values, and what flows back */
         same(parts.after, whole.after, CONV_STATE, "state");
         memcpy(dbetween, parts.dbefore, sizeof dbetween);
         conv_part(&parts, x, w, b, before, du, dbetween, 0, cut, 1);
@@ -77,7 +82,8 @@ static void conv_cut(void **state) {
 /* ---- scan ---- */
 
 struct scan_run {
-    double y[L * H * P], after[STATE], states[L * STATE], du[L * WIDE], ddt[L * H], da[H], dd[H], dbias[H];
+    double y[L * H * P], after[STATE], states[L * STATE], du[L * WIDE], ddt[L * H], da[H], dd[H],
+        dbias[H];
     double dbefore[STATE];
 };
 
@@ -85,28 +91,32 @@ struct scan_in {
     double *u, *dt, *a, *d, *bias, *before, *dy, *dafter;
 };
 
-static void scan_part(struct scan_run *r, const struct scan_in *in, const double *before, const double *dafter, int from,
-                      int n, int add) {
+static void scan_part(struct scan_run *r, const struct scan_in *in, const double *before,
+                      const double *dafter, int from, int n, int add) {
     int32_t start[L];
     starts_from(start, from);
-    RUN(scan, .u = in->u + from * WIDE, .dt = in->dt + from * H, .a_log = in->a, .d = in->d, .dt_bias = in->bias,
-        .start = start, .state_in = before, .y = r->y + from * H * P, .states = r->states, .state_out = r->after, .B = 1,
-        .L = n, .H = H, .P = P, .G = G, .S = S, .Q = Q, .lddt = H, .dt_max = INFINITY);
+    RUN(scan, .u = in->u + from * WIDE, .dt = in->dt + from * H, .a_log = in->a, .d = in->d,
+        .dt_bias = in->bias, .start = start, .state_in = before, .y = r->y + from * H * P,
+        .states = r->states, .state_out = r->after, .B = 1, .L = n, .H = H, .P = P, .G = G, .S = S,
+        .Q = Q, .lddt = H, .dt_max = INFINITY);
     RUN(scan_adjoint, .u = in->u + from * WIDE, .dt = in->dt + from * H, .a_log = in->a, .d = in->d,
-        .dt_bias = in->bias, .start = start, .states = r->states, .dy = in->dy + from * H * P, .dstate_out = dafter,
-        .du = r->du + from * WIDE, .ddt = r->ddt + from * H, .da_log = r->da, .da_log_add = add, .dd = r->dd,
-        .dd_add = add, .ddt_bias = r->dbias, .ddt_bias_add = add, .dstate_in = r->dbefore, .B = 1, .L = n, .H = H,
-        .P = P, .G = G, .S = S, .Q = Q, .lddt = H, .dt_max = INFINITY);
+        .dt_bias = in->bias, .start = start, .states = r->states, .dy = in->dy + from * H * P,
+        .dstate_out = dafter, .du = r->du + from * WIDE, .ddt = r->ddt + from * H, .da_log = r->da,
+        .da_log_add = add, .dd = r->dd, .dd_add = add, .ddt_bias = r->dbias, .ddt_bias_add = add,
+        .dstate_in = r->dbefore, .B = 1, .L = n, .H = H, .P = P, .G = G, .S = S, .Q = Q, .lddt = H,
+        .dt_max = INFINITY);
 }
 
 static struct scan_in scan_inputs(void) {
-    return (struct scan_in){random_reals(L * WIDE, 1), random_reals(L * H, 2),     random_reals(H, 3),
-                            random_reals(H, 4),        random_reals(H, 5),         random_reals(STATE, 6),
+    return (struct scan_in){random_reals(L * WIDE, 1),  random_reals(L * H, 2),
+                            random_reals(H, 3),         random_reals(H, 4),
+                            random_reals(H, 5),         random_reals(STATE, 6),
                             random_reals(L * H * P, 7), random_reals(STATE, 8)};
 }
 
 static void free_scan_inputs(struct scan_in *in) {
-    free(in->u), free(in->dt), free(in->a), free(in->d), free(in->bias), free(in->before), free(in->dy);
+    free(in->u), free(in->dt), free(in->a), free(in->d), free(in->bias), free(in->before),
+        free(in->dy);
     free(in->dafter);
 }
 
@@ -144,19 +154,24 @@ struct attention_in {
     double *q, *k, *v, *go; /* k, v: of 2 L tokens, the first L of them before the row */
 };
 
-/* The n tokens from `from` on see as past everything from `past` tokens before them. Gradients of keys are added. */
-static void attention_part(struct attention_run *r, const struct attention_in *in, int from, int n, int past) {
+/* The n tokens from `from` on see as past everything from `past` tokens before them. Gradients of
+ * keys are added. */
+static void attention_part(struct attention_run *r, const struct attention_in *in, int from, int n,
+                           int past) {
     int32_t start[L];
     starts_from(start, from);
-    const int64_t at = (int64_t)(L + from) * G * D, early = at - (int64_t)past * G * D, mine = (int64_t)from * H * D;
-    RUN(attention, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start, .k_past = in->k + early,
-        .v_past = in->v + early, .o = r->o + mine, .lse = r->lse + from * H, .B = 1, .L = n, .P = past, .H = H, .G = G,
-        .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .scale = 1.5);
-    RUN(attention_adjoint, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start, .k_past = in->k + early,
-        .v_past = in->v + early, .o = r->o + mine, .lse = r->lse + from * H, .go = in->go + mine, .dq = r->dq + mine,
-        .dk = r->dk + at, .dk_add = 1, .dv = r->dv + at, .dv_add = 1, .dk_past = r->dk + early, .dk_past_add = 1,
-        .dv_past = r->dv + early, .dv_past_add = 1, .B = 1, .L = n, .P = past, .H = H, .G = G, .D = D, .ldq = H * D,
+    const int64_t at = (int64_t)(L + from) * G * D, early = at - (int64_t)past * G * D,
+                  mine = (int64_t)from * H * D;
+    RUN(attention, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start,
+        .k_past = in->k + early, .v_past = in->v + early, .o = r->o + mine,
+        .lse = r->lse + from * H, .B = 1, .L = n, .P = past, .H = H, .G = G, .D = D, .ldq = H * D,
         .ldk = G * D, .ldv = G * D, .scale = 1.5);
+    RUN(attention_adjoint, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start,
+        .k_past = in->k + early, .v_past = in->v + early, .o = r->o + mine,
+        .lse = r->lse + from * H, .go = in->go + mine, .dq = r->dq + mine, .dk = r->dk + at,
+        .dk_add = 1, .dv = r->dv + at, .dv_add = 1, .dk_past = r->dk + early, .dk_past_add = 1,
+        .dv_past = r->dv + early, .dv_past_add = 1, .B = 1, .L = n, .P = past, .H = H, .G = G,
+        .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .scale = 1.5);
 }
 
 static void attention_cut(void **state) {
@@ -180,14 +195,16 @@ static void attention_cut(void **state) {
 
 /* ---- documents ---- */
 
-/* Each document in a row of its own: the cuts at the documents' starts, with nothing handed over. */
+/* Each document in a row of its own: the cuts at the documents' starts, with nothing handed over.
+ */
 static void documents_apart(void **state) {
     (void)state;
     static const int first[] = {0, 3, 8, 9, L};
     struct scan_in in = scan_inputs();
     const struct attention_in ai = {random_reals(L * H * D, 1), random_reals(2 * L * G * D, 2),
                                     random_reals(2 * L * G * D, 3), random_reals(L * H * D, 4)};
-    double *x = random_reals(L * C, 11), *w = random_reals(C * K, 12), *du = random_reals(L * C, 15);
+    double *x = random_reals(L * C, 11), *w = random_reals(C * K, 12),
+           *du = random_reals(L * C, 15);
     double nothing[STATE + CONV_STATE] = {0};
     static struct conv_run conv_whole, conv_parts;
     static struct scan_run scan_whole, scan_parts;
@@ -218,7 +235,8 @@ static void documents_apart(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(conv_cut), cmocka_unit_test(scan_cut),
-                                       cmocka_unit_test(attention_cut), cmocka_unit_test(documents_apart)};
+                                       cmocka_unit_test(attention_cut),
+                                       cmocka_unit_test(documents_apart)};
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);
     printf("%d passed, %d failed\n", n - failed, failed);

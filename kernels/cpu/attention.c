@@ -1,11 +1,13 @@
-/* attention: o_i = sum over the keys j that i sees of p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij = scale q_i . k_j.
- * Token i of a row sees the tokens start_i .. i of its row, and those before the row (k_past; number j of P is at
- * place j - P) if its document began that early. No array of tokens by tokens: keys come a block at a
- * time, and what was summed so far is scaled down whenever a larger score turns up (Milakov and
- * Gimelshein 2018, arXiv:1805.02867). Sums over keys are rounded block by block, which keeps long ones accurate.
+/* attention: o_i = sum over the keys j that i sees of p_ij v_j, p_ij = exp(s_ij - lse_i), s_ij =
+ * scale q_i . k_j. Token i of a row sees the tokens start_i .. i of its row, and those before the
+ * row (k_past; number j of P is at place j - P) if its document began that early. No array of
+ * tokens by tokens: keys come a block at a time, and what was summed so far is scaled down whenever
+ * a larger score turns up (Milakov and Gimelshein 2018, arXiv:1805.02867). Sums over keys are
+ * rounded block by block, which keeps long ones accurate.
  *
  * Adjoint: with delta_i = go_i . o_i and ds_ij = p_ij (go_i . v_j - delta_i),
- *   dq_i = scale sum of ds_ij k_j,   dk_j = scale sum over i of ds_ij q_i,   dv_j = sum over i of p_ij go_i.
+ *   dq_i = scale sum of ds_ij k_j,
+ *   dk_j = scale sum over i of ds_ij q_i,   dv_j = sum over i of p_ij go_i.
  * Two sweeps, one over queries and one over keys, so that every result has one thread. */
 #include "kernels/cpu/maths.h"
 
@@ -32,7 +34,8 @@ static void add_rows(real *y, const real *weight, const real *x, int64_t ld, int
     }
 }
 
-/* A run of keys and values that follow each other in memory, `n` of them, rows ldk and ldv apart. */
+/* A run of keys and values that follow each other in memory, `n` of them, rows ldk and ldv apart.
+ */
 struct keys {
     const real *k, *v;
     int64_t n, ldk, ldv;
@@ -86,15 +89,18 @@ static void attend(const struct attention_args *a, int64_t b, int64_t i, int64_t
     ((real *)a->lse)[token * a->H + h] = (real)((double)largest + log(sum));
 }
 
-/* Neighbouring units of work share keys; later tokens see more of them, so units are handed out as they are asked for. */
+/* Neighbouring units of work share keys; later tokens see more of them, so units are handed out as
+ * they are asked for. */
 KERNEL(attention) {
-#pragma omp parallel for collapse(3) schedule(dynamic, 16) if (a->B * a->H * a->L * a->D > SMALL / 8)
+#pragma omp parallel for collapse(3)                                                               \
+    schedule(dynamic, 16) if (a->B * a->H * a->L * a->D > SMALL / 8)
     for (int64_t b = 0; b < a->B; b++)
         for (int64_t h = 0; h < a->H; h++)
             for (int64_t i = 0; i < a->L; i++) attend(a, b, i, h);
 }
 
-static void query_gradient(const struct attention_adjoint_args *a, int64_t b, int64_t i, int64_t h) {
+static void query_gradient(const struct attention_adjoint_args *a, int64_t b, int64_t i,
+                           int64_t h) {
     const int64_t token = b * a->L + i, D = a->D, at = (token * a->H + h) * D;
     const real *q = (const real *)a->q + token * a->ldq + h * D, scale = (real)a->scale;
     const real *o = (const real *)a->o + at, *go = (const real *)a->go + at;
@@ -124,7 +130,8 @@ struct key {
 };
 
 /* Key j of row b, counted from the first of the past. */
-static struct key find_key(const struct attention_adjoint_args *a, int64_t b, int64_t j, int64_t g) {
+static struct key find_key(const struct attention_adjoint_args *a, int64_t b, int64_t j,
+                           int64_t g) {
     const int64_t D = a->D;
     if (j < a->P) {
         const int64_t at = ((b * a->P + j) * a->G + g) * D;
@@ -163,7 +170,8 @@ static void key_gradient(const struct attention_adjoint_args *a, const struct ke
     if (key->dv) add_rows(key->dv, p, go, a->H * D, n, D);
 }
 
-/* The keys j0 to j1 of row b, all heads of group g. Keys in a block share the queries and their deltas. */
+/* The keys j0 to j1 of row b, all heads of group g. Keys in a block share the queries and their
+ * deltas. */
 static void keys_gradient(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t j0,
                           int64_t j1) {
     const int64_t D = a->D, H = a->H, heads = H / a->G, past = a->k_past ? 0 : a->P;
@@ -175,8 +183,10 @@ static void keys_gradient(const struct attention_adjoint_args *a, int64_t b, int
         *key = find_key(a, b, j, g);
         end[j - j0] = j < past ? 0 : document_end(start, a->L, key->place);
         const bool old = j < a->P;
-        if (key->dk && !(old ? a->dk_past_add : a->dk_add)) memset(key->dk, 0, (size_t)D * sizeof(real));
-        if (key->dv && !(old ? a->dv_past_add : a->dv_add)) memset(key->dv, 0, (size_t)D * sizeof(real));
+        if (key->dk && !(old ? a->dk_past_add : a->dk_add))
+            memset(key->dk, 0, (size_t)D * sizeof(real));
+        if (key->dv && !(old ? a->dv_past_add : a->dv_add))
+            memset(key->dv, 0, (size_t)D * sizeof(real));
     }
     int64_t last = 0;
     for (int64_t j = 0; j < j1 - j0; j++) last = most(last, end[j]);
@@ -204,7 +214,8 @@ KERNEL(attention_adjoint) {
             for (int64_t h = 0; h < a->H; h++)
                 for (int64_t i = 0; i < a->L; i++) query_gradient(a, b, i, h);
     }
-    /* Blocks of keys do not cross the end of the past: its gradients may be wanted where the row's are not. */
+    /* Blocks of keys do not cross the end of the past: its gradients may be wanted where the row's
+     * are not. */
     if (a->dk_past || a->dv_past) {
 #pragma omp parallel for collapse(3) schedule(dynamic) if (wide)
         for (int64_t b = 0; b < a->B; b++)

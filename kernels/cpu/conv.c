@@ -1,17 +1,21 @@
 /* conv: the short causal convolution of each channel by itself, then SiLU.
  *   pre[t,c] = b[c] + sum over k of w[c,k] x[t-K+1+k,c];  u = silu(pre).
- * A column before the row lies in state_in; a column before the token's document does not count. Threads share out
- * the channels, so that the adjoint can add to the columns before a token without meeting another thread. */
+ * A column before the row lies in state_in; a column before the token's document does not count.
+ * Threads share out the channels, so that the adjoint can add to the columns before a token without
+ * meeting another thread. */
 #include "kernels/cpu/maths.h"
 
-enum { LONGEST = 1024 }; /* kernel length times channels at a time, so that scratch fits the stack */
+enum {
+    LONGEST = 1024
+}; /* kernel length times channels at a time, so that scratch fits the stack */
 
 static int64_t channels_at_a_time(int64_t K) {
     if (K < 1 || K > LONGEST) bug("convolution over %lld tokens", (long long)K);
     return least(COLUMNS, LONGEST / K);
 }
 
-/* The column at `place` of row b (negative: from the state), from channel c0 on; NULL where it is zero. */
+/* The column at `place` of row b (negative: from the state), from channel c0 on; NULL where it is
+ * zero. */
 static const real *column(const real *x, const real *state, int64_t b, int64_t place, int64_t c0,
                           int64_t L, int64_t C, int64_t K, int64_t ldx) {
     if (place >= 0) return x + (b * L + place) * ldx + c0;
@@ -90,7 +94,8 @@ static void adjoint_row(const struct conv_adjoint_args *a, const real *wt, int64
             dpre[c] = du[c] * silu_slope(pre[c]);
             db[c] += (double)dpre[c];
         }
-        clear(column_gradient(a, b, t, c0), n, a->dx_add); /* the first to add to it is this token */
+        clear(column_gradient(a, b, t, c0), n,
+              a->dx_add); /* the first to add to it is this token */
         for (int64_t k = most(0, start - (t - K + 1)); k < K; k++) {
             const int64_t place = t - K + 1 + k;
             const real *from = column(a->x, a->state_in, b, place, c0, L, C, K, a->ldx);

@@ -1,5 +1,5 @@
-/* elementwise: operations whose every result comes from the operands at the same place. An output may be the
- * same array as an input. */
+/* elementwise: operations whose every result comes from the operands at the same place. An output
+ * may be the same array as an input. */
 #include "kernels/cpu/maths.h"
 
 KERNEL(add) {

@@ -1,5 +1,6 @@
-/* embedding: rows of the word table by number. Where the table is split over ranks, each holds V rows from number
- * `first` on and gives zeros for the rest, so that the ranks' results add up to the whole. */
+/* embedding: rows of the word table by number. Where the table is split over ranks, each holds V
+ * rows from number `first` on and gives zeros for the rest, so that the ranks' results add up to
+ * the whole. */
 #include "kernels/cpu/maths.h"
 
 KERNEL(embedding) {

@@ -1,5 +1,5 @@
-/* experts: tokens to the slots of their experts and back. order[j] is the pair t*K+k in slot j, position its
- * inverse; the K results of a token are always added in the order of k. */
+/* experts: tokens to the slots of their experts and back. order[j] is the pair t*K+k in slot j,
+ * position its inverse; the K results of a token are always added in the order of k. */
 #include "kernels/cpu/maths.h"
 
 KERNEL(gather_rows) {
@@ -11,8 +11,8 @@ KERNEL(gather_rows) {
 }
 
 /* o[c0..c0+n) = or += sum over k of weight[k] y[position[k]]; weight NULL: ones. */
-static void add_choices(real *o, int add, const real *weight, const real *y, const int32_t *position,
-                        int64_t K, int64_t W, int64_t c0, int64_t n) {
+static void add_choices(real *o, int add, const real *weight, const real *y,
+                        const int32_t *position, int64_t K, int64_t W, int64_t c0, int64_t n) {
     double sum[COLUMNS] = {0};
     for (int64_t k = 0; k < K; k++) {
         const real *row = y + position[k] * W + c0;
@@ -28,8 +28,8 @@ KERNEL(gather_rows_adjoint) {
 #pragma omp parallel for if (a->T * K * W > SMALL)
     for (int64_t t = 0; t < a->T; t++)
         for (int64_t c0 = 0; c0 < W; c0 += COLUMNS)
-            add_choices((real *)a->dx + t * W, a->dx_add, NULL, a->dy, a->position + t * K, K, W, c0,
-                        least(COLUMNS, W - c0));
+            add_choices((real *)a->dx + t * W, a->dx_add, NULL, a->dy, a->position + t * K, K, W,
+                        c0, least(COLUMNS, W - c0));
 }
 
 KERNEL(combine_rows) {
@@ -38,8 +38,8 @@ KERNEL(combine_rows) {
 #pragma omp parallel for if (a->T * K * W > SMALL)
     for (int64_t t = 0; t < a->T; t++)
         for (int64_t c0 = 0; c0 < W; c0 += COLUMNS)
-            add_choices((real *)a->o + t * W, 0, weight + t * K, a->y, a->position + t * K, K, W, c0,
-                        least(COLUMNS, W - c0));
+            add_choices((real *)a->o + t * W, 0, weight + t * K, a->y, a->position + t * K, K, W,
+                        c0, least(COLUMNS, W - c0));
 }
 
 KERNEL(combine_rows_adjoint) {

@@ -1,9 +1,9 @@
-/* fast_matmul: the matrix products by a library: oneDNN (-DHAVE_DNNL, 2.6 and 3), OpenBLAS (-DHAVE_OPENBLAS), or, where
- * neither was found, a small product of our own.
+/* fast_matmul: the matrix products by a library: oneDNN (-DHAVE_DNNL, 2.6 and 3), OpenBLAS
+ * (-DHAVE_OPENBLAS), or, where neither was found, a small product of our own.
  *
- * A library that shares one product out among threads may add in an order that depends on their number. So the
- * output is cut here, into tiles that depend on the sizes alone, and each tile is one call of the library on one
- * thread. The contraction is never cut: a tile has its whole sum. */
+ * A library that shares one product out among threads may add in an order that depends on their
+ * number. So the output is cut here, into tiles that depend on the sizes alone, and each tile is
+ * one call of the library on one thread. The contraction is never cut: a tile has its whole sum. */
 #include "kernels/cpu/maths.h"
 
 #include <omp.h>
@@ -22,9 +22,8 @@
 #if defined HAVE_DNNL
 
 static void tile_product(const struct matmul_args *a) {
-    dnnl_status_t status =
-        dnnl_sgemm(a->ta ? 'T' : 'N', a->tb ? 'T' : 'N', a->M, a->N, a->K, 1, a->a, a->lda, a->b,
-                   a->ldb, a->c_add ? 1 : 0, a->c, a->ldc);
+    dnnl_status_t status = dnnl_sgemm(a->ta ? 'T' : 'N', a->tb ? 'T' : 'N', a->M, a->N, a->K, 1,
+                                      a->a, a->lda, a->b, a->ldb, a->c_add ? 1 : 0, a->c, a->ldc);
     if (status != dnnl_success) die("oneDNN's matrix product failed with status %d", (int)status);
 }
 
@@ -38,7 +37,17 @@ static void tile_product(const struct matmul_args *a) {
 
 #else
 
-enum { ROWS = 8, WIDTH = 32, DEPTH = 128 };
+enum { ROWS = 64, WIDTH = 32, DEPTH = 128 };
+
+/* sum[j] += sum over k of x[k * stride] strip[k][j], for every j, in registers. */
+static void add_products(float sum[WIDTH], float strip[][WIDTH], const float *x, int64_t stride,
+                         int64_t depth) {
+    float s[WIDTH];
+    for (int j = 0; j < WIDTH; j++) s[j] = sum[j];
+    for (int64_t k = 0; k < depth; k++)
+        for (int j = 0; j < WIDTH; j++) s[j] += x[k * stride] * strip[k][j];
+    for (int j = 0; j < WIDTH; j++) sum[j] = s[j];
+}
 
 /* As the plain definition, but with float sums, DEPTH terms at a time. */
 static void small_product(const struct matmul_args *m, int64_t i0, int64_t j0, int64_t k0) {
@@ -49,11 +58,10 @@ static void small_product(const struct matmul_args *m, int64_t i0, int64_t j0, i
     for (int64_t k = 0; k < depth; k++)
         for (int64_t j = 0; j < width; j++)
             strip[k][j] = m->tb ? b[(j0 + j) * m->ldb + k0 + k] : b[(k0 + k) * m->ldb + j0 + j];
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t k = 0; k < depth; k++) {
-            const float x = m->ta ? a[(k0 + k) * m->lda + i0 + i] : a[(i0 + i) * m->lda + k0 + k];
-            for (int j = 0; j < WIDTH; j++) sum[i][j] += x * strip[k][j];
-        }
+    for (int64_t i = 0; i < rows; i++) {
+        const float *x = a + (m->ta ? k0 * m->lda + i0 + i : (i0 + i) * m->lda + k0);
+        add_products(sum[i], strip, x, m->ta ? m->lda : 1, depth);
+    }
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < width; j++)
             put((float *)m->c + (i0 + i) * m->ldc + j0 + j, sum[i][j], m->c_add || k0 > 0);
@@ -67,17 +75,21 @@ static void tile_product(const struct matmul_args *a) {
 
 #endif
 
-/* Makes the library use the calling thread alone. A team of one is no parallel region to it, hence the first line;
- * what it sets is forgotten at the end of the region. */
+/* Called by each thread before its tiles. A team of one is no parallel region to oneDNN, which
+ * would then start threads of its own; what is set here is forgotten at the end of the region. */
 static void one_thread_each(void) {
     omp_set_num_threads(1);
+}
+
+/* Called before the region: OpenBLAS has one number for the whole program. */
+static void library_alone(void) {
 #if defined HAVE_OPENBLAS
     openblas_set_num_threads(1);
 #endif
 }
 
-/* Tiles are large enough for the library to be quick, and as many as a host has cores where the product is
- * large enough to be worth it. */
+/* Tiles are large enough for the library to be quick, and as many as a host has cores where the
+ * product is large enough to be worth it. */
 enum { TILE_ROWS = 192, TILE_COLUMNS = 384, WANTED_TILES = 32 };
 static const double least_tile_work = 4e6;
 
@@ -122,6 +134,7 @@ static void one_tile(const struct matmul_args *a, const struct cut *cut, int64_t
 KERNEL(matmul) {
     if (!a->c || a->M < 1 || a->N < 1) return;
     const struct cut c = cut(a->M, a->N, a->K);
+    library_alone();
 #pragma omp parallel if (c.down * c.across > 1)
     {
         one_thread_each();
@@ -131,12 +144,14 @@ KERNEL(matmul) {
     }
 }
 
-/* The tiles of all experts are shared out together. An expert's share is uneven, so the cut is that of the average. */
+/* The tiles of all experts are shared out together. An expert's share is uneven, so the cut is that
+ * of the average. */
 KERNEL(grouped_matmul) {
     if (!a->y || a->E < 1 || a->N < 1) return;
     const int64_t N = a->N, K = a->K;
     const struct cut c = cut(pieces(a->S, a->E), N * a->E, K);
     const int64_t across = pieces(N, c.columns), down = pieces(a->S, c.rows);
+    library_alone();
 #pragma omp parallel if (a->E * across * down > 1)
     {
         one_thread_each();
@@ -167,6 +182,7 @@ KERNEL(grouped_weight) {
     const int64_t N = a->N, K = a->K;
     const struct cut c = cut(N, K * a->E, pieces(a->S, a->E));
     const int64_t across = pieces(K, c.columns), down = pieces(N, c.rows);
+    library_alone();
 #pragma omp parallel if (a->E * across * down > 1)
     {
         one_thread_each();

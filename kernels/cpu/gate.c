@@ -1,5 +1,8 @@
-/* gate: Mamba's gated norm in two halves, between which ranks that share a group exchange their sums of squares.
- *   g = y silu(z);  s = sum of g^2 over a group's channels here;  o = w g r,  r = 1/sqrt(s/width + eps). */
+/* gate: Mamba's gated norm in two halves, between which ranks that share a group exchange their
+ * sums of squares.
+ *   g = y silu(z);  s = sum of g^2 over a group's channels here;
+ *   o = w g r,  r = 1/sqrt(s/width + eps).
+ */
 #include "kernels/cpu/maths.h"
 
 KERNEL(gate_squares) {
@@ -57,7 +60,8 @@ KERNEL(gate_norm) {
     }
 }
 
-/* dg = w r go;  dr = sum over the group of go w g;  ds = dr dr/ds = -dr r^3 / (2 width);  dw = sum of go g r. */
+/* dg = w r go;  dr = sum over the group of go w g;  ds = dr dr/ds = -dr r^3 / (2 width);  dw = sum
+ * of go g r. */
 static void gate_norm_inputs(const struct gate_norm_adjoint_args *a, int64_t t) {
     const int64_t W = a->W, G = a->G, group = G > 0 ? W / G : 0;
     const real *y = (const real *)a->y + t * W, *z = (const real *)a->z + t * a->ldz;

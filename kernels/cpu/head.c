@@ -1,23 +1,25 @@
-/* head: the products with the word table and the loss over them, C tokens at a time, so that tokens x words is
- * never held. Where the words are split over ranks, each gives its own log-sum and the target's logit if it has it;
- * word_loss combines them. fast_head.c compiles this file once more, for the fast matrix product. */
+/* head: the products with the word table and the loss over them, C tokens at a time, so that tokens
+ * x words is never held. Where the words are split over ranks, each gives its own log-sum and the
+ * target's logit if it has it; word_loss combines them. fast_head.c compiles this file once more,
+ * for the fast matrix product. */
 #include "kernels/cpu/maths.h"
 
 void KERNEL_NAME(matmul)(const void *args);
 
 /* logits[n,V] = x[n,H] w[V,H]^T for the n tokens from t0 on. */
-static void chunk_logits(real *logits, const real *x, const real *w, int64_t t0, int64_t n, int64_t V,
-                         int64_t H) {
-    KERNEL_NAME(matmul)(&(struct matmul_args){.a = x + t0 * H,
-                                              .b = w,
-                                              .c = logits,
-                                              .M = n,
-                                              .N = V,
-                                              .K = H,
-                                              .lda = H,
-                                              .ldb = H,
-                                              .ldc = V,
-                                              .tb = 1});
+static void chunk_logits(real *logits, const real *x, const real *w, int64_t t0, int64_t n,
+                         int64_t V, int64_t H) {
+    KERNEL_NAME(matmul)
+    (&(struct matmul_args){.a = x + t0 * H,
+                           .b = w,
+                           .c = logits,
+                           .M = n,
+                           .N = V,
+                           .K = H,
+                           .lda = H,
+                           .ldb = H,
+                           .ldc = V,
+                           .tb = 1});
 }
 
 /* Where the target is among our words, or -1. */
@@ -46,7 +48,8 @@ KERNEL(head) {
     }
 }
 
-/* dlogits = exp(logits - lse) dlse, and dpicked added at the target. Without tokens dw is zero, by a chunk of none. */
+/* dlogits = exp(logits - lse) dlse, and dpicked added at the target. Without tokens dw is zero, by
+ * a chunk of none. */
 KERNEL(head_adjoint) {
     const int64_t V = a->V, H = a->H;
     const real *lse = a->lse, *dlse = a->dlse, *dpicked = a->dpicked, *x = a->x;

@@ -1,12 +1,14 @@
-/* loss: the loss of each token from what the R ranks that split the words found: log of the whole sum, less the target's
- * logit, which all ranks but one give as 0. A rank without words gives a log-sum of -inf. */
+/* loss: the loss of each token from what the R ranks that split the words found: log of the whole
+ * sum, less the target's logit, which all ranks but one give as 0. A rank without words gives a
+ * log-sum of -inf. */
 #include "kernels/cpu/maths.h"
 
 static double whole_lse(const real *lse, int64_t t, int64_t T, int64_t R) {
     double largest = -(double)INFINITY, sum = 0;
     for (int64_t r = 0; r < R; r++)
         if ((double)lse[r * T + t] > largest) largest = (double)lse[r * T + t];
-    const double from = isinf(largest) && largest < 0 ? 0 : largest; /* -inf - -inf is not a number */
+    const double from =
+        isinf(largest) && largest < 0 ? 0 : largest; /* -inf - -inf is not a number */
     for (int64_t r = 0; r < R; r++) sum += exp((double)lse[r * T + t] - from);
     return from + log(sum);
 }

@@ -1,8 +1,10 @@
-/* maths: what several plain kernels share: the logistic functions, and how a result is given to an ADD operand.
+/* maths: what several plain kernels share: the logistic functions, and how a result is given to an
+ * ADD operand.
  *
- * Sums over many terms are kept in double even where the operands are float: a double holds the product of two
- * floats exactly, and the extra width costs little beside the memory traffic. A sum belongs to one thread and runs
- * in one order, so results do not depend on the number of threads. */
+ * Sums over many terms are kept in double even where the operands are float: a double holds the
+ * product of two floats exactly, and the extra width costs little beside the memory traffic. A sum
+ * belongs to one thread and runs in one order, so results do not depend on the number of threads.
+ */
 #ifndef KERNELS_CPU_MATHS_H
 #define KERNELS_CPU_MATHS_H
 

@@ -1,5 +1,6 @@
-/* matmul: c = op(a) op(b), and the same for each expert's rows. The definition: one sum in double per element, in the
- * order of k. It is cut into tiles so that operands are met in the cache, which changes no bit. */
+/* matmul: c = op(a) op(b), and the same for each expert's rows. The definition: one sum in double
+ * per element, in the order of k. It is cut into tiles so that operands are met in the cache, which
+ * changes no bit. */
 #include "kernels/cpu/maths.h"
 
 enum { ROWS = 32, WIDTH = 32, DEPTH = 64 };

@@ -1,8 +1,10 @@
-/* route: which experts see a token, and with what weight; and the order of the (token, choice) pairs by expert.
- *   p = sigmoid(logits), choice = p + bias; whole groups of experts drop out by the sum of their two largest
- *   choices; the K largest choices that are left are taken; their weights are p, without the bias.
- * Of equal numbers the one with the lower index comes first. A NaN counts as the smallest number: then the
- * indices are still K different experts, and the loss tells of the NaN. */
+/* route: which experts see a token, and with what weight; and the order of the (token, choice)
+ * pairs by expert.
+ *   p = sigmoid(logits), choice = p + bias; whole groups of experts drop out by the sum of their
+ *   two largest choices; the K largest choices that are left are taken; their weights are p,
+ *   without the bias.
+ * Of equal numbers the one with the lower index comes first. A NaN counts as the smallest number:
+ * then the indices are still K different experts, and the loss tells of the NaN. */
 #include "kernels/cpu/maths.h"
 
 enum { MOST_EXPERTS = 4096 };
@@ -53,8 +55,8 @@ static void route_token(const struct route_args *a, int64_t t) {
 }
 
 KERNEL(route) {
-    if (a->K > a->E || a->E > MOST_EXPERTS || (a->groups > 1 && (a->E % a->groups != 0 ||
-                                                                 a->kept > a->groups)))
+    if (a->K > a->E || a->E > MOST_EXPERTS ||
+        (a->groups > 1 && (a->E % a->groups != 0 || a->kept > a->groups)))
         bug("routing to %lld of %lld experts", (long long)a->K, (long long)a->E);
 #pragma omp parallel for if (a->T * a->E > SMALL / 8)
     for (int64_t t = 0; t < a->T; t++) route_token(a, t);
@@ -93,7 +95,8 @@ KERNEL(route_adjoint) {
         if (!a->dlogits_add) memset(dlogits, 0, (size_t)E * sizeof(real));
         for (int64_t k = 0; k < K; k++) {
             const double p = logistic(logits[index[k]]);
-            const double dp = a->normalise ? ((double)dweight[k] - along / sum) / sum : (double)dweight[k];
+            const double dp =
+                a->normalise ? ((double)dweight[k] - along / sum) / sum : (double)dweight[k];
             dlogits[index[k]] += (real)(a->scale * dp * p * (1 - p));
         }
     }

@@ -1,13 +1,17 @@
 /* scan: the Mamba-2 recurrence, a state S [P,N] for each head,
- *   S_t = decay_t S_{t-1} + D_t x_t b_t^T,   y_t = S_t c_t + d x_t,   decay_t = exp(A D_t),  A = -exp(a_log),
- * computed a token at a time. The rows p of a state do not see each other, so a thread takes a few of them, small
- * enough to stay in its cache, through all tokens of a row. A document's first token finds a zero state.
+ *   S_t = decay_t S_{t-1} + D_t x_t b_t^T,   y_t = S_t c_t + d x_t,
+ *   decay_t = exp(A D_t),   A = -exp(a_log),
+ * computed a token at a time. The rows p of a state do not see each other, so a thread takes a few
+ * of them, small enough to stay in its cache, through all tokens of a row. A document's first token
+ * finds a zero state.
  *
  * Adjoint: with g_t the gradient of S_t, from the last token to the first and row p by row p,
- *   g_t = dy_t c_t + decay_{t+1} g_{t+1},   db_t += D_t x_t g_t,   dc_t += dy_t S_t,   dx_t = D_t (g_t . b_t) + d dy_t,
- *   dD_t = sum over p of x_t (g_t . b_t) + A decay_t (g_t . S_{t-1}),   dA = sum of D_t decay_t (g_t . S_{t-1}).
- * S_t is computed once more, Q tokens at a time, from the states saved at their beginnings: a division by
- * decay_t would lose everything where it is tiny. */
+ *   g_t = dy_t c_t + decay_{t+1} g_{t+1},   dx_t = D_t (g_t . b_t) + d dy_t,
+ *   db_t += D_t x_t g_t,   dc_t += dy_t S_t,
+ *   dD_t = sum over p of x_t (g_t . b_t) + A decay_t (g_t . S_{t-1}),
+ *   dA = sum over p and t of D_t decay_t (g_t . S_{t-1}).
+ * S_t is computed once more, Q tokens at a time, from the states saved at their beginnings: a
+ * division by decay_t would lose everything where it is tiny. */
 #include <stdlib.h>
 
 #include "kernels/cpu/maths.h"
@@ -24,7 +28,9 @@ static struct pace pace(double dt, double a_log, double dt_min, double dt_max) {
     const double delta = soft < dt_min ? dt_min : soft > dt_max ? dt_max : soft;
     return (struct pace){.delta = delta,
                          .decay = exp(-exp(a_log) * delta),
-                         .slope = delta != soft ? 0 : dt > 20 ? 1 : 1 / (1 + exp(-dt))};
+                         .slope = delta != soft ? 0
+                                  : dt > 20     ? 1
+                                                : 1 / (1 + exp(-dt))};
 }
 
 /* Rows p0 to p1 of head h through row b. */
@@ -180,9 +186,10 @@ static void adjoint_rows(const struct scan_adjoint_args *a, struct adjoint *w, i
     }
 }
 
-/* Head h over the tokens t0 to t1. The heads of a group add to the same db and dc, one after another. */
-static void adjoint_chunk(const struct scan_adjoint_args *a, struct adjoint *w, int64_t b, int64_t h,
-                          int64_t t0, int64_t t1, struct head_sums *sums) {
+/* Head h over the tokens t0 to t1. The heads of a group add to the same db and dc, one after
+ * another. */
+static void adjoint_chunk(const struct scan_adjoint_args *a, struct adjoint *w, int64_t b,
+                          int64_t h, int64_t t0, int64_t t1, struct head_sums *sums) {
     const int64_t S = a->S, n = t1 - t0;
     const bool add = a->du_add || h % (a->H / a->G) != 0;
     memset(w->db, 0, (size_t)(n * S) * sizeof(real));

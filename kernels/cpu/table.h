@@ -1,8 +1,8 @@
 /* table: which function of the cpu room computes each operation.
  *
- * Three tables, one entry for every row of ops.def: the plain definitions in float and in double, and the
- * faster float versions, NULL where there is none.  A kernel takes its row's argument struct, with
- * addresses the host may follow. */
+ * Three tables, one entry for every row of ops.def: the plain definitions in float and in double,
+ * and the faster float versions, NULL where there is none.  A kernel takes its row's argument
+ * struct, with addresses the host may follow. */
 #ifndef KERNELS_CPU_TABLE_H
 #define KERNELS_CPU_TABLE_H
 

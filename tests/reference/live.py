@@ -111,9 +111,11 @@ def distances(got, ref):
 
 
 def load(folder):
-    """A folder as transformers loads it, computing in fp32; and what it missed or did not expect."""
+    """A folder as transformers loads it, computing in fp32; and what it missed or did not expect. The weights are copied away from the
+    mapped file, because torch rounds otherwise for addresses of another alignment."""
     model, info = NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
                                                        experts_implementation="eager", output_loading_info=True)
+    for p in [*model.parameters(), *model.buffers()]: p.data = p.data.clone()
     return model.eval(), {k: v for k, v in info.items() if v}
 
 
