@@ -11,7 +11,7 @@ static void route_backward(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dl = tape_grad_in(t, n, 0, mask, &add);
     if (dl)
-        DEVICE_RUN(t->device, route_adjoint, t->real, .logits = logits->data, .index = index->data,
+        DEVICE_RUN(t->device, route_weight_adjoint, t->real, .logits = logits->data, .index = index->data,
                    .dweight = tape_grad_out(n, 0), .dlogits = dl, .dlogits_add = add, .T = logits->rows,
                    .E = logits->width, .K = index->width, .normalise = n->size[0], .scale = n->real[0]);
 }
