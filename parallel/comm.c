@@ -108,8 +108,13 @@ static void copy_alone(const struct group *g, void *to, const void *from, size_t
     if (g->comm->transport->moves && bytes > 0 && to != from) memmove(to, from, bytes);
 }
 
+void (*comm_on_wait)(const struct group *g);
+
 void comm_wait(struct request *r) {
+    const struct group *g = r->state ? r->group : NULL;
+    if (g && comm_on_wait) comm_on_wait(g);
     steps_wait(r);
+    if (g && comm_on_wait) comm_on_wait(NULL);
 }
 
 void comm_gather_start(struct group *g, const void *send, void *recv, const int64_t *counts,

@@ -82,6 +82,9 @@ _Noreturn void comm_abort(int code);
 struct group *group_new(struct comm *c, const char *name, int size, const int *members);
 void group_free(struct group *g);
 
+/* If set, told of every wait that may take long: the group before it, NULL after it (last words, timers). */
+extern void (*comm_on_wait)(const struct group *g);
+
 /* Waits for a started operation. A request may be waited for once. */
 void comm_wait(struct request *r);
 

@@ -248,7 +248,7 @@ struct worst { double relative; int tensor; int compared; };
 static int compare_gradients(struct engine *e, struct comm *c, const struct reference *r, struct worst *worst, struct mistakes *m) {
     const struct params *s = &e->model.params;
     int n, wanted = 0, before = m->n;
-    struct box *ours = params_boxes(s, e->real, true, true, &n), *theirs = die_alloc((n + 1) * sizeof *theirs);
+    struct box *ours = params_boxes(s, e->real, PART_GRADIENTS, true, &n), *theirs = die_alloc((n + 1) * sizeof *theirs);
     double *both = die_alloc(2 * (size_t)s->n_tensors * sizeof *both + 1), most = 0;
     char *has = die_alloc(s->n_tensors + 1);
     boxes_to_host(&e->device, n, ours);
@@ -315,7 +315,7 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
         tensors[n] = (struct new_tensor){.name = names[i], .dtype = F32, .n_dims = t->n_dims};
         memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
     }
-    struct box *grads = params_boxes(s, e->real, true, true, &n_boxes);
+    struct box *grads = params_boxes(s, e->real, PART_GRADIENTS, true, &n_boxes);
     struct box *boxes = die_alloc((n_boxes + 2) * sizeof *boxes), b = logits_box(r, e, w, logits, e->real);
     boxes_to_host(&e->device, n_boxes, grads);
     for (int i = 0; i < n_boxes; i++) {

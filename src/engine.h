@@ -49,6 +49,12 @@ void engine_free(struct engine *e);
  * many. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
 
+/* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of the losses of all counted targets of all
+ * ranks. engine_loss_sum is collective over the world. */
+void engine_loss_begin(struct engine *e);
+void engine_loss_add(struct engine *e, const struct host_batch *b);
+double engine_loss_sum(struct engine *e);
+
 /* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the engine's real dtype. Collective over
  * the tensor group. */
 void engine_logits(struct engine *e, const struct host_batch *b, void *logits);

@@ -82,7 +82,7 @@ static double draw(const struct drawing *g, uint64_t stream, uint64_t i) {
 void init_parameters(struct params *s, struct device *d, enum dtype real, uint64_t seed) {
     if (d->dry) return;
     int n;
-    struct box *boxes = params_boxes(s, real, false, false, &n);
+    struct box *boxes = params_boxes(s, real, PART_VALUES, false, &n);
     boxes_to_host(d, n, boxes);
     for (int b = 0; b < n; b++) {
         const struct box *x = &boxes[b];

@@ -105,6 +105,7 @@ static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_
     pass->batch = (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
     struct tensor *ids = tensor_over(t, "ids", b->ids, I32, tokens, 1, &l);
     struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
+    if (m->after_layer) m->after_layer(m->watcher, -1, x);
     for (int i = 0; i < m->config->n_layers; i++) {
         m->layer[i].pass = pass;
         int scope = tape_scope_begin(t);
@@ -114,6 +115,7 @@ static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_
         tape_scope_end(t, scope, sum);
         tensor_drop(t, x);
         x = sum;
+        if (m->after_layer) m->after_layer(m->watcher, i, x);
     }
     struct tensor *h = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon);
     tensor_drop(t, x);

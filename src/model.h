@@ -16,6 +16,8 @@ struct model {
     struct param *embeddings, *norm_f, *words;          /* words: the head; the embeddings where tied */
     int64_t first_word;                                 /* of this rank's words */
     bool recompute;
+    void (*after_layer)(void *watcher, int layer, const struct tensor *x);  /* told of the stream, -1: the embedding; or NULL */
+    void *watcher;
 };
 
 /* The model as rank `rank` of the mesh holds it; no memory is taken. */
