@@ -3,83 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/corpora.h"
 #include "io/mistakes.h"
 #include "kernels/die.h"
 #include "src/engine.h"
+#include "src/feed.h"
 #include "src/modes.h"
 #include "src/output.h"
-
-/* ---- a step's tokens ---- */
-
-struct feed {
-    struct corpus corpus;
-    int micro_batches, rows;            /* of this rank in a step; sequences of one */
-    int64_t length, global_batch;
-    int64_t first;                      /* this rank's first sequence within a step */
-    struct host_batch *batch;
-    int32_t *tokens;
-    bool *counts;
-};
-
-static int feed_init(struct feed *f, const struct engine *e, struct comm *c, struct mistakes *m) {
-    const struct deck *d = e->deck;
-    memset(f, 0, sizeof *f);
-    f->length = d->train.sequence_length;
-    f->rows = (int)d->train.micro_batch;
-    f->global_batch = d->train.global_batch;
-    f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
-    f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
-    uint64_t seed = (uint64_t)d->run.seed;
-    int bad = strcmp(d->data.kind, "text")
-                  ? corpus_mock(&f->corpus, seed, e->config->keys.vocab_size, (int)f->length)
-                  : corpus_text(&f->corpus, seed, d->data.path.n, d->data.path.v, (int)f->length, d->data.mask_documents,
-                                c->world, m);
-    if (bad) return -1;
-    f->corpus.mask_documents = d->data.mask_documents;
-    int64_t n = f->rows * f->length;
-    f->batch = die_alloc(f->micro_batches * sizeof *f->batch);
-    for (int i = 0; i < f->micro_batches; i++) {
-        struct host_batch *b = &f->batch[i];
-        *b = (struct host_batch){f->rows, f->length, die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(int32_t)),
-                                 die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(double))};
-    }
-    f->tokens = die_alloc((f->length + 1) * sizeof *f->tokens);
-    f->counts = die_alloc(f->length * sizeof *f->counts);
-    return 0;
-}
-
-static void feed_free(struct feed *f) {
-    for (int i = 0; f->batch && i < f->micro_batches; i++) {
-        free(f->batch[i].ids);
-        free(f->batch[i].start);
-        free(f->batch[i].target);
-        free(f->batch[i].weight);
-    }
-    free(f->batch);
-    free(f->tokens);
-    free(f->counts);
-    if (f->corpus.kind) corpus_free(&f->corpus);
-}
-
-/* Fills the micro-batches of step number `step` (from 1); returns the counted targets of this rank. Sample numbers
- * depend on the step alone, so the mesh changes only who reads which. */
-static int64_t feed_step(struct feed *f, int64_t step) {
-    int64_t counted = 0, sample = (step - 1) * f->global_batch + f->first;
-    for (int i = 0; i < f->micro_batches; i++)
-        for (int r = 0; r < f->rows; r++, sample++) {
-            struct host_batch *b = &f->batch[i];
-            int64_t at = r * f->length;
-            corpus_sample(&f->corpus, sample, f->tokens, b->start + at, f->counts);
-            for (int64_t t = 0; t < f->length; t++) {
-                b->ids[at + t] = f->tokens[t];
-                b->target[at + t] = f->counts[t] ? f->tokens[t + 1] : -1;
-                b->weight[at + t] = f->counts[t];
-                counted += f->counts[t];
-            }
-        }
-    return counted;
-}
 
 static int64_t sum_over_replicas(struct engine *e, int64_t n) {
     struct group *g = e->parallel.replicas;
@@ -207,7 +136,7 @@ int mode_train(struct run *r, struct mistakes *m) {
     struct feed feed = {0};
     struct output o;
     int code = 2;
-    if (!engine_init(e, r->comm, r->shape, false, true, true, m) && !feed_init(&feed, e, r->comm, m)) {
+    if (!engine_init(e, r->comm, r->shape, false, true, true, m) && !feed_init(&feed, e, m)) {
         output_begin(&o, e->deck, r->comm, r->argc, r->argv);
         say_model(&o, e, &feed);
         say_decay(&o, e);
