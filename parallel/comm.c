@@ -172,6 +172,15 @@ int64_t comm_max(struct group *g, int64_t value) {
     return steps_wait_max(&r);
 }
 
+int64_t comm_total(struct group *g, int64_t value) {
+    struct request r;
+    void *scratch = die_alloc(comm_sum_scratch(g, 1, I64));
+    comm_sum_start(g, &value, 1, I64, scratch, &r);
+    comm_wait(&r);
+    free(scratch);
+    return value;
+}
+
 void comm_broadcast(struct group *g, void *buf, size_t bytes, int root) {
     struct request r;
     if (counted_alone(g, &r) || bytes == 0) return;

@@ -368,7 +368,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     }
     if (!bad) {
         const double *tolerance = d->compare.tolerance.v;
-        output_begin(&o, d, c, run->argc, run->argv);
+        output_begin(&o, d, c, run->argc, run->argv, -1);
         say(&o, "compared with %s: %ld sequences of %ld tokens", d->compare.reference, (long)r->rows, (long)r->length);
         if (r->logits) judge(&o, &v, "logits", difference == 0 ? 0 : difference / largest, tolerance[0], NULL);
         if (r->loss) judge(&o, &v, "loss", loss == theirs ? 0 : fabs(loss - theirs) / fabs(theirs), tolerance[1], NULL);

@@ -21,6 +21,15 @@ int engine_open(struct engine *e, const struct deck *deck, struct config *c, str
     return 0;
 }
 
+int engine_reopen(struct engine *e, const char *folder, struct mistakes *m) {
+    if (e->has_weights) weights_close(&e->weights);
+    e->has_weights = false;
+    if (weights_open(&e->weights, folder, m)) return -1;
+    e->has_weights = true;
+    weights_settle(&e->weights, e->config);
+    return 0;
+}
+
 int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
     if (d->run.threads) return (int)d->run.threads;
     const char *given = getenv("OMP_NUM_THREADS");

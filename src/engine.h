@@ -40,6 +40,9 @@ struct host_batch {
  * Every rank on its own. -1 after telling m. */
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m);
 
+/* Weights from another folder instead, of the same model (a run's own checkpoint). -1 after telling m. */
+int engine_reopen(struct engine *e, const char *folder, struct mistakes *m);
+
 /* Makes the rest. learns: gradients; updates: moments too. Collective over the world. -1 after telling m. */
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
                 struct mistakes *m);

@@ -18,6 +18,7 @@ struct mistakes;
 
 struct feed {
     struct corpus corpus;
+    struct corpus validation; /* held out by data.split; kind NULL if nothing is */
     int micro_batches, rows; /* of this rank in a step; sequences of one */
     int64_t length, global_batch;
     int64_t first;            /* this rank's first sequence within a step */

@@ -21,7 +21,8 @@ enum { MOST_TEXT = 16 << 20 };
 /* The first line of checkpoints/latest, if it names a folder that is there. */
 static char *latest_folder(const char *output) {
     char why[WHY_BYTES], *path = die_format("%s/checkpoints/latest", output), *folder = NULL;
-    char *text = file_exists(path) ? file_text(path, 4096, NULL, why) : NULL;
+    int64_t bytes;
+    char *text = file_exists(path) ? file_text(path, 4096, &bytes, why) : NULL;
     if (text) {
         text[strcspn(text, "\r\n")] = 0;
         if (*text && !strchr(text, '/') && *text != '.') folder = die_format("%s/checkpoints/%s", output, text);
@@ -37,7 +38,8 @@ static char *latest_folder(const char *output) {
 
 static int read_state(struct resume *r, struct mistakes *m) {
     char why[WHY_BYTES], *path = die_format("%s/resume/state.json", r->folder);
-    char *text = file_text(path, MOST_TEXT, NULL, why);
+    int64_t bytes;
+    char *text = file_text(path, MOST_TEXT, &bytes, why);
     json_t *j = text ? json_loads(text, 0, NULL) : NULL, *step = json_object_get(j, "step");
     int bad = !json_is_integer(step) || json_integer_value(step) < 0;
     if (!text) mistake(m, path, 0, "%s; checkpoint.resume: never starts anew", why);
