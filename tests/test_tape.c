@@ -313,6 +313,33 @@ static void same_addresses(void **state) {
     }
 }
 
+/* The smallest hole that is large enough, of equal ones the lowest; neighbours become one hole. */
+static void best_fit(void **state) {
+    (void)state;
+    static const size_t bytes[] = {256, 64, 128, 64, 128, 64, 192, 64};
+    struct device d;
+    struct arena a;
+    struct piece *piece[8];
+    void *at[8], *p;
+    device_dry(&d);
+    arena_init(&a, "holes", &d);
+    for (int i = 0; i < 8; i++) piece[i] = arena_take(&a, bytes[i], "piece", &at[i]);
+    for (int i = 0; i < 8; i += 2) arena_give(&a, piece[i]);
+    arena_take(&a, 100, "first of two equal holes", &p);
+    assert_ptr_equal(p, at[2]);
+    arena_take(&a, 128, "second", &p);
+    assert_ptr_equal(p, at[4]);
+    arena_take(&a, 65, "next larger", &p);
+    assert_ptr_equal(p, at[6]);
+    arena_take(&a, 64, "what was left of it", &p);
+    assert_ptr_equal(p, (char *)at[6] + 128);
+    arena_give(&a, piece[1]);
+    arena_take(&a, 320, "two holes in one", &p);
+    assert_ptr_equal(p, at[0]);
+    assert_int_equal(a.peak, 960);
+    arena_free_all(&a);
+}
+
 struct overrun {
     size_t bytes, at;
 };
@@ -1529,6 +1556,7 @@ static void state_only(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_addresses),
+        cmocka_unit_test(best_fit),
         cmocka_unit_test(arena_mistakes),
         cmocka_unit_test(poisoned),
         cmocka_unit_test(states),
