@@ -45,8 +45,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                 struct mistakes *m);
 void engine_free(struct engine *e);
 
-/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives as
- * many. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
+/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives at
+ * least one. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
 
 /* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the engine's real dtype. Collective over

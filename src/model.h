@@ -22,7 +22,7 @@ struct model {
 void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute);
 void model_free(struct model *m);
 
-/* Memory and initial values: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
+/* Takes memory: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
 void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
 
 /* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the factor of each token's loss. */

@@ -1,6 +1,6 @@
 /* optimiser: from gradients to new weights.
  *
- * AdamW over the blocks of a model, with fp32 moments; the gradient's norm is that of the whole model, every number counted once, its
+ * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's norm is that of the whole model, every number counted once, its
  * squares summed exactly, so it does not depend on the mesh beyond the gradients' own rounding. The rate of each
  * step is a pure function of the deck. */
 #ifndef SRC_OPTIMISER_H

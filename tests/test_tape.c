@@ -460,7 +460,7 @@ static struct tensor *op_conv(struct bench *b, const char *const *in) {
 }
 
 /* u, dt, weights, state_in. Two heads of two, one group, three state numbers. */
-static const struct scan_shape small_scan = {2, 2, 1, 3, 0, INFINITY};
+static const struct scan_shape small_scan = {2, 2, 1, 3, 128, 0, INFINITY};
 
 static struct tensor *op_scan(struct bench *b, const char *const *in) {
     struct batch batch = make_batch(b, &b->t, LENGTH, -1);
@@ -472,7 +472,7 @@ static struct tensor *op_scan(struct bench *b, const char *const *in) {
 
 static struct tensor *op_gate_squares(struct bench *b, const char *const *in) {
     return gate_squares(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH),
-                        make(b, &b->t, in[1], TOKENS, WIDTH), 2);
+                        make(b, &b->t, in[1], TOKENS, WIDTH), 2, 1);
 }
 
 static struct tensor *op_gate_norm(struct bench *b, const char *const *in) {
@@ -1497,7 +1497,7 @@ static void run_cut(int which, bool cut, struct cut_found *f) {
         if (which == CONV) {
             u = conv(&b.t, &batch, in[p][0], w[0], w[1], state, &after);
         } else if (which == SCAN) {
-            const struct scan_shape s = {HEADS, DEPTH, 1, STATE, 0, INFINITY};
+            const struct scan_shape s = {HEADS, DEPTH, 1, STATE, 128, 0, INFINITY};
             u = scan(&b.t, &batch, &s, in[p][0], in[p][1], w[0], w[1], w[2], state, &after);
         } else {
             u = attention(&b.t, &batch, in[p][0], in[p][1], in[p][2], DEPTH, p ? in[0][1] : NULL,
