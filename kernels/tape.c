@@ -398,10 +398,13 @@ void tape_clear(struct tape *t) {
 static void segment_adjoint(struct tape *t, struct note *n, unsigned mask) {
     segment_fn f = (segment_fn)(intptr_t)n->size[0];
     int base = t->n_notes, scope = tape_scope_begin(t);
+    void *pass = t->pass;
     t->replaying = true;
+    t->pass = (void *)(intptr_t)n->size[2];
     t->next_kept = (int)n->size[1];
     struct tensor *y = f(t, (void *)n->own, n->in[0]);
     t->replaying = false;
+    t->pass = pass;
     tape_scope_end(t, scope, NULL);
     y->grad = n->out[0]->grad;
     y->grad_buffer = n->out[0]->grad_buffer;
@@ -431,6 +434,7 @@ struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct 
     if (n) {
         n->size[0] = (int64_t)(intptr_t)f;
         n->size[1] = kept;
+        n->size[2] = (int64_t)(intptr_t)t->pass;
         n->own = context;
     }
     return y;

@@ -64,6 +64,7 @@ struct tape {
     struct arena *scratch;             /* within one op */
     enum dtype real;                   /* F32 or F64 */
     struct parallel *parallel;         /* for exchanges; kernels/ only hands it on */
+    void *pass;                        /* the model's own word on the micro-batch; a replay finds the one of its first run */
     bool learning;                     /* false: nothing is noted */
     bool replaying;
     struct note *note;
@@ -110,7 +111,7 @@ struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struc
                        struct tensor *const *out);
 
 /* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. f must not drop x, must find the same in
- * `context` when it is replayed, and must not begin a segment itself. */
+ * `context` when it is replayed (t->pass is put back), and must not begin a segment itself. */
 struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x);
 /* Inside f: x holds a decision. The first run keeps it, a replay returns the kept one instead. Integers only. */
 struct tensor *tape_keep(struct tape *t, struct tensor *x);

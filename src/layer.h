@@ -35,7 +35,7 @@ struct layer {
     int tensor_rank;
     int number;
     struct param *p[LAYER_ROWS];        /* by row of the kind's table; NULL where the model has none */
-    const struct pass *pass;
+    const struct pass *pass;            /* of the forward or replay that is running */
     void *load;                         /* experts: tokens of each since the last step, int64 on the device */
 };
 

@@ -31,7 +31,7 @@ struct micro_batch {
     void *ids, *start, *target, *weight;
 };
 
-/* Losses of every token, [1, tokens], times its weight. count_experts: add to the loads. Collective over the tensor group. */
+/* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is cleared. Collective over the tensor group. */
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
 
 /* This rank's columns of the logits, [tokens, words here]. Collective likewise. */
