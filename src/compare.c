@@ -245,6 +245,20 @@ static int compare_logits(struct engine *e, struct comm *c, const struct referen
 /* Worst gradient: its difference relative to its own largest entry, or to a millionth of the largest gradient of all. */
 struct worst { double relative; int tensor; int compared; };
 
+/* A gradient of nothing we have would be compared with nothing. */
+static void unknown_gradients(const struct reference *r, const struct params *s, struct mistakes *m) {
+    char *known = die_alloc(r->file.n + 1);
+    int64_t first;
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct stored_tensor *f = weights_find(&r->file, "grad.", &s->tensor[i], &first);
+        if (f) known[f - r->file.tensor] = 1;
+    }
+    for (int i = 0; i < r->file.n; i++)
+        if (!known[i] && !strncmp(r->file.tensor[i].name, "grad.", 5))
+            mistake(m, r->file.folder, 0, "tensor %s is the gradient of no tensor of this model", r->file.tensor[i].name);
+    free(known);
+}
+
 static int compare_gradients(struct engine *e, struct comm *c, const struct reference *r, struct worst *worst, struct mistakes *m) {
     const struct params *s = &e->model.params;
     int n, wanted = 0, before = m->n;
@@ -261,6 +275,7 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
         if (has[i] && f->elements < first + t->elements)
             mistake(m, r->file.folder, 0, "tensor %s has not as many numbers as the parameter", f->name);
     }
+    unknown_gradients(r, s, m);
     for (int i = 0; i < n && m->n == before; i++) {
         struct box *b = &theirs[wanted];
         if (!has[ours[i].tensor]) continue;

@@ -48,8 +48,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                 struct mistakes *m);
 void engine_free(struct engine *e);
 
-/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives as
- * many. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
+/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives at
+ * least one. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
 
 /* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of the losses of all counted targets of all

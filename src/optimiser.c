@@ -82,10 +82,10 @@ void optimiser_balance(struct model *m, struct device *d, struct parallel *p, en
         device_read(d, bias, b->p.value, n * dtype_size(real));
         comm_sum_start(p->replicas, load, n, I64, scratch, &request);
         comm_wait(&request);
-        double mean = 0;
-        for (int64_t e = 0; e < n; e++) mean += (double)load[e] / (double)n;
+        int64_t total = 0;                              /* load against mean, in whole numbers: n * load against the total */
+        for (int64_t e = 0; e < n; e++) total += load[e];
         for (int64_t e = 0; e < n; e++) {
-            double move = rate * ((mean > (double)load[e]) - (mean < (double)load[e]));
+            double move = rate * ((total > n * load[e]) - (total < n * load[e]));
             if (real == F32) ((float *)bias)[e] += (float)move;
             else ((double *)bias)[e] += move;
         }

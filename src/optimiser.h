@@ -1,7 +1,8 @@
 /* optimiser: from gradients to new weights.
  *
- * AdamW over the blocks of a model, with fp32 moments; the gradient's norm is that of the whole model, every number counted once, its
- * squares summed exactly, so it does not depend on the mesh beyond the gradients' own rounding. */
+ * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's norm is that of the whole
+ * model, every number counted once, its squares summed exactly, so it does not depend on the mesh beyond the gradients' own
+ * rounding. */
 #ifndef SRC_OPTIMISER_H
 #define SRC_OPTIMISER_H
 

@@ -264,10 +264,11 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         if (owned_only && span[i].share_rank) continue;
         struct box *x = &out[made];
         *x = (struct box){.tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = real};
-        int64_t row = t->block_row;
+        int64_t row = t->block_row, column = 0;
         if (t->row->split == COLUMNS) {
             x->column = span[i].global;
             x->columns = span[i].n;
+            column = span[i].local;
         } else {
             x->row = span[i].global;
             x->rows = span[i].n;
@@ -275,7 +276,7 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         }
         if (!x->rows || !x->columns) continue;
         x->stride = b->p.width;
-        x->memory = (char *)memory + row * b->p.width * dtype_size(real);
+        x->memory = (char *)memory + (row * b->p.width + column) * dtype_size(real);
         made++;
     }
     return made;

@@ -110,7 +110,8 @@ bool params_has(const struct config *c, const struct param_row *row);
 /* Sharing sizes (neighbours that hold the same block) the model needs on `tensor` ranks; returns how many were put in shares[8]. */
 int params_shares(const struct config *c, int tensor, int *shares);
 
-/* Takes memory for all blocks (values, and gradients of trained ones if asked), and writes initial values. */
+/* Takes memory for all blocks: values, and with `grads` the gradients of those that are trained. Filling it is the business of
+ * src/init.h or src/weights.h. */
 void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
 void params_zero_gradients(struct params *s, struct device *d, enum dtype real);
 
