@@ -47,6 +47,14 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "data.kind text needs files, folders or patterns to read");
     for (int i = 0; i < d->data.path.n; i++)
         RULE("data.path", text && !*d->data.path.v[i], "entry %d is empty", i + 1);
+    double weights = 0;
+    for (int i = 0; i < d->data.blend.n; i++) weights += d->data.blend.v[i];
+    RULE("data.blend", text && d->data.blend.n && d->data.blend.n != d->data.path.n,
+         "%d weight%s for %d path%s; give one for each, or none", d->data.blend.n,
+         d->data.blend.n == 1 ? "" : "s", d->data.path.n, d->data.path.n == 1 ? "" : "s");
+    RULE("data.blend", text && d->data.blend.n && weights <= 0,
+         "all weights are 0; at least one must be more");
+    RULE("data.cache", text && !*d->data.cache, "is empty; leave it out for cache");
     RULE("model.tokenizer", text && !is(d->model.tokenizer, "bytes"),
          "data.kind text needs tokenizer: bytes");
     RULE("model.vocab_size", text && is(d->model.tokenizer, "bytes") && d->model.vocab_size < 257,
