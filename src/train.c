@@ -105,7 +105,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     if (every && goes_on && (step % every == 0 || step == r->steps)) {
         lastwords_at(step, "validation");
         s.validated = true;
-        s.validation = evaluate_loss(e, f->validation.kind ? &f->validation : &f->corpus, d->train.validation_samples, NULL);
+        s.validation = evaluate_loss(e, f, NULL);
     }
     s.step_seconds = *seconds = seconds_now() - began;
     s.tokens = step * f->global_batch * f->length;
@@ -163,7 +163,7 @@ static void settle_new(struct config *c) {
 /* Steps of the run: the deck's, or as many as make the passes over the text it asks for. */
 static int64_t count_steps(const struct deck *d, const struct feed *f) {
     if (d->train.epochs <= 0) return d->train.steps;
-    return (int64_t)ceil(d->train.epochs * (double)f->corpus.samples / (double)f->global_batch);
+    return feed_steps(f, d->train.epochs);
 }
 
 /* Everything up to the first step; false if m has mistakes or there is nothing to do. */
