@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
-#include "src/engine.h"
+#include "src/generate.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
     struct engine e;
@@ -48,27 +48,35 @@ static void print_rank(const struct engine *e, int rank, bool json, bool last) {
     const struct mesh_coords *c = &e->parallel.at;
     if (json)
         printf("    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
-               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
+               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
                rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
-               (long)e->moments.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
+               (long)e->moments.peak, (long)e->states.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
     else
-        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
-               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->work.peak / 1048576,
+        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
+               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->states.peak / 1048576, (double)e->work.peak / 1048576,
                (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
 }
 
 int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
     bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
+    bool generates = !strcmp(d->run.mode, "generate");
     if (json) printf("{\n  \"ranks\": [\n");
-    else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                "moments", "activations", "scratch", "all");
+    else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                "moments", "states", "activations", "scratch", "all");
     for (int r = 0; r < ranks; r++) {
         struct engine e;
         struct comm comm;
+        struct generation g;
         comm_init_dry(&comm, ranks, r);
-        if (engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m)) return 2;
+        if (engine_open(&e, d, c, m) || (generates && generation_prepare(&g, &e, NULL, m)) ||
+            engine_init(&e, &comm, shape, true, learns, updates, m))
+            return 2;
         if (learns) dry_step(&e);
+        if (generates) {
+            generation_plan(&g);
+            generation_free(&g);
+        }
         print_rank(&e, r, json, r == ranks - 1);
         engine_free(&e);
         comm_end(&comm);
