@@ -105,11 +105,6 @@ static void judge(const struct source *s, const struct corpus_text *t, const cha
     const char *where = s->path ? s->path : "data.path";
     int64_t tokens = stream_tokens(&s->train);
     if (s->documents == 0) mistake(m, where, 0, "no text file found (%s)", found);
-    else if (t->split > 0 && (s->held_documents == 0 || s->held_documents == s->documents))
-        mistake(m, where, 0,
-                "data.split needs at least two documents that differ; of %lld here one half would "
-                "have none (a file is a document, or each line of a *.jsonl)",
-                (long long)s->documents);
     else if (samples_for_training(s, t->length) == 0)
         mistake(m, where, 0,
                 "the text has %lld tokens%s, too few for one sample of %d and the token after it; "
@@ -189,6 +184,11 @@ int corpus_text(struct corpus *c, const struct corpus_text *t, struct group *g,
         if (!failed) judge(s, t, corpus_describe(c), m);
     }
     c->identity = identity(t, c->own);
+    if (m->n == before && t->split > 0 && c->own->validation == 0)
+        mistake(m, "data.path", 0,
+                "data.split needs at least two documents that differ (a file is a document, or "
+                "each line of a *.jsonl): %s",
+                corpus_describe(c));
     if (m->n == before) return 0;
     corpus_free(c);
     return -1;

@@ -42,7 +42,8 @@ struct corpus_text {
     int n_weights;
     const double *weights; /* [n_paths] shares of the samples that each path gives; n_weights 0: by
                               size, everything is one source, sorted by path */
-    double split;          /* share of the documents held out for validation */
+    double split; /* share of the documents held out for validation; if > 0, at least one of each
+                     source of two or more */
     const struct token_source *tokens;
     const char *cache; /* folder in which caches are made */
     int threads;       /* for making one */
