@@ -17,8 +17,9 @@ struct host_batch;
 struct mistakes;
 
 struct feed {
-    struct corpus corpus, held_out; /* held_out.samples 0: data.split is 0 */
-    int64_t validation;             /* samples that a validation measures */
+    struct corpus corpus, held_out; /* held_out.kind NULL: data.split is 0 */
+    const struct corpus *measured;  /* by validation and evaluation: what is held out, or everything */
+    int64_t validation;             /* its samples that are measured */
     int micro_batches, rows;        /* of this rank in a step; sequences of one */
     int64_t length, global_batch;
     int64_t first;            /* this rank's first sequence within a step */
@@ -34,7 +35,7 @@ void feed_free(struct feed *f);
 /* Fills f->batch with step number `step` (from 1). Returns the counted targets of this rank. */
 int64_t feed_step(struct feed *f, int64_t step);
 
-/* The held-out samples come in feed_rounds(f) rounds of global_batch each, the same every time; in
+/* The measured samples come in feed_rounds(f) rounds of global_batch each, the same every time; in
  * the last one, what is beyond their number has no counted targets. round: from 0. Returns the
  * counted targets of this rank. */
 int64_t feed_rounds(const struct feed *f);

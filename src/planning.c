@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/mistakes.h"
 #include "kernels/die.h"
 #include "src/engine.h"
 
@@ -37,42 +38,55 @@ static void dry_step(struct engine *e) {
     int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
     struct host_batch b = {rows, length, NULL, NULL, NULL, die_alloc(rows * length * sizeof(double))};
     engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
-    if (e->updates) {
-        optimiser_norm(&e->optimiser, &e->parallel);
-        optimiser_step(&e->optimiser, 1, 0, 0);
-    }
+    optimiser_norm(&e->optimiser, &e->parallel);
+    optimiser_step(&e->optimiser, 1, 0, 0);
     free(b.weight);
 }
 
-static void print_rank(const struct engine *e, int rank, bool json, bool last) {
+static void print_rank(FILE *f, const struct engine *e, int rank, bool json, bool last) {
     const struct mesh_coords *c = &e->parallel.at;
     if (json)
-        printf("    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
+        fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
                rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
                (long)e->moments.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
     else
-        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
                (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->work.peak / 1048576,
                (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
 }
 
-int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+/* The whole plan, or nothing if m has mistakes. */
+static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
-    bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
-    if (json) printf("{\n  \"ranks\": [\n");
-    else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                "moments", "activations", "scratch", "all");
-    for (int r = 0; r < ranks; r++) {
+    if (json) fprintf(f, "{\n  \"ranks\": [\n");
+    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                 "moments", "activations", "scratch", "all");
+    for (int r = 0; r < ranks && !m->n; r++) {
         struct engine e;
         struct comm comm;
         comm_init_dry(&comm, ranks, r);
-        if (engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m)) return 2;
-        if (learns) dry_step(&e);
-        print_rank(&e, r, json, r == ranks - 1);
+        if (!engine_open(&e, d, c, m) && !engine_init(&e, &comm, shape, true, true, true, m)) {
+            dry_step(&e);
+            print_rank(f, &e, r, json, r == ranks - 1);
+        }
         engine_free(&e);
         comm_end(&comm);
     }
-    if (json) printf("  ]\n}\n");
-    return 0;
+    if (json) fprintf(f, "  ]\n}\n");
+}
+
+int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+    char *text;
+    size_t bytes;
+    if (strcmp(d->run.mode, "train")) {
+        deck_mistake(d, m, "run.mode", "is %s; plans are made of training", d->run.mode);
+        return 2;
+    }
+    FILE *f = open_memstream(&text, &bytes);
+    plan_ranks(f, d, c, shape, json, m);
+    fclose(f);
+    if (!m->n) fwrite(text, 1, bytes, stdout);
+    free(text);
+    return m->n ? 2 : 0;
 }

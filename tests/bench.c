@@ -75,7 +75,7 @@ static const struct {
     ONE(attention_adjoint, ATTENTION),
     ONE(route, ROUTE, .groups = 1, .kept = 1),
     ONE(route_weight, ROUTE, .normalise = 1, .scale = 2.5),
-    ONE(route_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
+    ONE(route_weight_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
     ONE(sort_experts, ROUTE),
     ONE(count_experts, .E = EXPERTS),
     ONE(gather_rows, .T = T, .K = CHOSEN, .W = HIDDEN),

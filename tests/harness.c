@@ -320,7 +320,6 @@ static int check_row(const struct op_case *c, enum op op, const void *sizes, str
 enum op adjoint_of(enum op op) {
     char name[64];
     if (op == OP_route) return N_OPS; /* gives indices; the adjoint is that of the weights */
-    if (op == OP_route_weight) return OP_route_adjoint;
     snprintf(name, sizeof name, "%s_adjoint", op_row(op)->name);
     for (int i = 0; i < N_OPS; i++)
         if (strcmp(op_row((enum op)i)->name, name) == 0) return (enum op)i;

@@ -12,7 +12,8 @@ int main(int argc, char **argv) {
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     MPI_Allreduce(&one, &sum, 1, MPI_LONG, MPI_SUM, MPI_COMM_WORLD);
     MPI_Get_library_version(version, &length);
-    for (char *c = version; *c; c++) if (*c == '\n' || *c == '\t') *c = ' ';
+    for (char *c = version; *c; c++)
+        if (*c == '\n' || *c == '\t') *c = ' ';
     if (rank == 0) printf("hello from %d of %d: %.60s\n", (int)sum, size, version);
     MPI_Finalize();
     return sum == size ? 0 : 1;

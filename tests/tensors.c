@@ -52,7 +52,8 @@ static void read_file(struct file_set *s, const char *path) {
         s->e = realloc(s->e, (size_t)(s->n + 1) * sizeof *s->e);
         struct entry *e = &s->e[s->n++];
         *e = (struct entry){.name = strdup(name), .width = 1};
-        const json_t *offsets = json_object_get(v, "data_offsets"), *shape = json_object_get(v, "shape");
+        const json_t *offsets = json_object_get(v, "data_offsets"),
+                     *shape = json_object_get(v, "shape");
         int64_t begin = json_integer_value(json_array_get(offsets, 0));
         int64_t end = json_integer_value(json_array_get(offsets, 1));
         if (begin < 0 || end < begin || end > st.st_size - 8 - (int64_t)length) stop(path, name);
@@ -60,7 +61,8 @@ static void read_file(struct file_set *s, const char *path) {
         for (size_t i = 0; i < json_array_size(shape); i++) {
             e->width = json_integer_value(json_array_get(shape, i));
             size_t used = strlen(e->shape);
-            snprintf(e->shape + used, sizeof e->shape - used, "%s%lld", i ? "x" : "", (long long)e->width);
+            snprintf(e->shape + used, sizeof e->shape - used, "%s%lld", i ? "x" : "",
+                     (long long)e->width);
         }
         e->bytes = m + 8 + length + begin;
         e->size = end - begin;
@@ -84,11 +86,15 @@ static struct file_set read_all(const char *path) {
             if (dot && !strcmp(dot, ".safetensors")) read_file(&s, full);
         }
         closedir(d);
-    } else
-        read_file(&s, path);
+    } else read_file(&s, path);
     if (!s.n) stop(path, "no tensors");
     qsort(s.e, (size_t)s.n, sizeof *s.e, by_name);
     return s;
+}
+
+static void forget(struct file_set *s) {
+    for (int i = 0; i < s->n; i++) free(s->e[i].name);
+    free(s->e);
 }
 
 static const struct entry *find(const struct file_set *s, const char *name) {
@@ -100,10 +106,11 @@ static int same(const struct file_set *a, const struct file_set *b) {
     int bad = 0;
     for (int i = 0; i < a->n; i++) {
         const struct entry *x = &a->e[i], *y = find(b, x->name);
-        const char *what = !y                                                     ? "only in the first"
-                           : strcmp(x->dtype, y->dtype) || strcmp(x->shape, y->shape) ? "dtype or shape"
-                           : x->size != y->size || memcmp(x->bytes, y->bytes, (size_t)x->size) ? "numbers"
-                                                                                      : NULL;
+        const char *what = NULL;
+        if (!y) what = "only in the first";
+        else if (strcmp(x->dtype, y->dtype) || strcmp(x->shape, y->shape)) what = "dtype or shape";
+        else if (x->size != y->size || memcmp(x->bytes, y->bytes, (size_t)x->size))
+            what = "numbers";
         if (what && bad++ < 5) printf("%s: %s\n", x->name, what);
     }
     for (int i = 0; i < b->n; i++)
@@ -120,7 +127,8 @@ static double largest(const struct entry *e) {
 }
 
 /* The largest difference relative to scale; infinity where a number is not one. */
-static double distance(const struct entry *x, const struct entry *y, const struct entry *mask, double scale) {
+static double distance(const struct entry *x, const struct entry *y, const struct entry *mask,
+                       double scale) {
     double worst = 0;
     const int64_t *keep = mask ? (const int64_t *)(const void *)mask->bytes : NULL;
     for (int64_t i = 0; i < x->size / 4; i++) {
@@ -143,7 +151,10 @@ static int near(const struct file_set *a, const struct file_set *b, char **toler
         if (!strncmp(b->e[i].name, "grad.", 5)) all = fmax(all, largest(&b->e[i]));
     for (int i = 0; i < b->n; i++) {
         const struct entry *y = &b->e[i], *x = find(a, y->name);
-        int class = !strcmp(y->name, "logits") ? 0 : !strcmp(y->name, "loss") ? 1 : !strncmp(y->name, "grad.", 5) ? 2 : -1;
+        int class = !strcmp(y->name, "logits")      ? 0
+                    : !strcmp(y->name, "loss")      ? 1
+                    : !strncmp(y->name, "grad.", 5) ? 2
+                                                    : -1;
         if (class < 0) continue;
         if (!x || x->size != y->size || strcmp(x->dtype, "F32") || strcmp(y->dtype, "F32")) {
             printf("%s: %s\n", y->name, x ? "dtype or size" : "absent");
@@ -156,10 +167,12 @@ static int near(const struct file_set *a, const struct file_set *b, char **toler
         n[class]++;
     }
     for (int i = 0; i < a->n; i++)
-        if (!strncmp(a->e[i].name, "grad.", 5) && !find(b, a->e[i].name)) bad = 1, printf("%s: not expected\n", a->e[i].name);
+        if (!strncmp(a->e[i].name, "grad.", 5) && !find(b, a->e[i].name))
+            bad = 1, printf("%s: not expected\n", a->e[i].name);
     for (int c = 0; c < 3; c++) {
         if (!(worst[c] <= atof(tolerance[c])) || !n[c]) bad = 1;
-        printf("%s%s %.1e%s%s", c ? ", " : "", class_name[c], worst[c], c == 2 ? " at " : "", c == 2 ? where[c] : "");
+        printf("%s%s %.1e%s%s", c ? ", " : "", class_name[c], worst[c], c == 2 ? " at " : "",
+               c == 2 ? where[c] : "");
     }
     printf("\n");
     return bad;
@@ -169,11 +182,15 @@ int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "list")) {
         struct file_set a = read_all(argv[2]);
         for (int i = 0; i < a.n; i++) printf("%s %s %s\n", a.e[i].name, a.e[i].dtype, a.e[i].shape);
+        forget(&a);
         return 0;
     }
     if ((argc == 4 && !strcmp(argv[1], "same")) || (argc == 7 && !strcmp(argv[1], "close"))) {
         struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
-        return argc == 4 ? same(&a, &b) : near(&a, &b, argv + 4);
+        int no = argc == 4 ? same(&a, &b) : near(&a, &b, argv + 4);
+        forget(&a);
+        forget(&b);
+        return no;
     }
     fprintf(stderr, "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS\n");
     return 2;

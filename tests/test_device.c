@@ -64,8 +64,7 @@ static void memory(void **state) {
         struct device d;
         char out[N];
         device_cpu(&d, 1, debug);
-        char *p = device_reserve(
-            &d, (size_t)1 << 40); /* more than any host has: taken as it is touched */
+        char *p = device_reserve(&d, (size_t)1 << 36); /* taken as it is touched */
         assert_non_null(p);
         assert_int_equal((uintptr_t)p % 4096, 0);
         memset(out, 7, N);
@@ -74,7 +73,7 @@ static void memory(void **state) {
         device_read(&d, out, p + 95, N);
         for (int i = 0; i < N; i++)
             assert_int_equal(out[i], (i < 5) || (i >= 10 && i < 15) ? 0 : 7);
-        device_release(&d, p, (size_t)1 << 40);
+        device_release(&d, p, (size_t)1 << 36);
     }
 }
 
@@ -119,41 +118,46 @@ static void both_count_alike(void **state) {
 }
 
 /* A slot that does not exist: the kernel writes behind the gradient of the slots. */
-static void writes_behind(void *region) {
-    struct device d;
+static void writes_behind(struct device *d, char *p) {
     const int32_t position = 1;
     const float ones[4] = {1, 1, 1, 1};
-    device_cpu(&d, 1, true);
-    char *p = region;
-    device_write(&d, p, &position, sizeof position);
-    device_write(&d, p + 128, ones, sizeof ones);
-    device_write(&d, p + 192, ones, sizeof ones);
-    DEVICE_RUN(&d, combine_rows_adjoint, F32, .position = (int32_t *)(void *)p, .y = p + 64,
+    device_write(d, p, &position, sizeof position);
+    device_write(d, p + 128, ones, sizeof ones);
+    device_write(d, p + 192, ones, sizeof ones);
+    DEVICE_RUN(d, combine_rows_adjoint, F32, .position = (int32_t *)(void *)p, .y = p + 64,
                .weight = p + 128, .go = p + 192, .dy = p + 256, .T = 1, .K = 1, .W = 4);
 }
 
-static void unknown_expert(void *region) {
-    struct device d;
+static void unknown_expert(struct device *d, char *p) {
     const int32_t index = 1;
-    device_cpu(&d, 1, true);
-    char *p = region;
-    device_write(&d, p, &index, sizeof index);
-    DEVICE_RUN(&d, sort_experts, F32, .index = (int32_t *)(void *)p,
+    device_write(d, p, &index, sizeof index);
+    DEVICE_RUN(d, sort_experts, F32, .index = (int32_t *)(void *)p,
                .order = (int32_t *)(void *)(p + 64), .position = (int32_t *)(void *)(p + 128),
                .offset = (int32_t *)(void *)(p + 192), .T = 1, .K = 1, .E = 1);
 }
 
-static void mistakes_end_the_run(void **state) {
-    (void)state;
+/* Runs in a process of its own, started afresh: OpenMP does not promise to live through a fork. */
+static int make_mistake(const char *which) {
     struct device d;
     device_cpu(&d, 1, true);
-    void *p = device_reserve(&d, N);
-    void (*mistakes[])(void *) = {writes_behind, unknown_expert};
+    char *p = device_reserve(&d, N);
+    if (strcmp(which, "behind") == 0) writes_behind(&d, p);
+    else unknown_expert(&d, p);
+    return 0;
+}
+
+static void start_mistake(void *which) {
+    execl("/proc/self/exe", "test_device", which, (char *)NULL);
+    _exit(0);
+}
+
+static void mistakes_end_the_run(void **state) {
+    (void)state;
+    char which[][8] = {"behind", "expert"};
     for (int i = 0; i < 2; i++) {
-        const int status = fate(mistakes[i], p);
-        assert_true(WIFEXITED(status) && WEXITSTATUS(status) != 0);
+        const int status = fate(start_mistake, which[i]);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
     }
-    device_release(&d, p, N);
 }
 
 static void rows_are_described(void **state) {
@@ -176,7 +180,8 @@ static void rows_are_described(void **state) {
     assert_int_equal(row->operands[2].add_at, offsetof(struct relu2_adjoint_args, dx_add));
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) return make_mistake(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(host_faults),          cmocka_unit_test(memory),
         cmocka_unit_test(dry_reads_zeros),      cmocka_unit_test(both_count_alike),

@@ -78,7 +78,7 @@ KERNEL(route_weight) {
 
 /* w_k = scale p_k / s, s = sum p + 1e-20:  dp_k = scale (dw_k - sum_j dw_j p_j / s) / s;  without
  * `normalise`, dp_k = scale dw_k. Experts not chosen get nothing. */
-KERNEL(route_adjoint) {
+KERNEL(route_weight_adjoint) {
     const int64_t E = a->E, K = a->K;
     if (!a->dlogits) return;
 #pragma omp parallel for if (a->T * E > SMALL / 8)

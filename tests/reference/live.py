@@ -3,10 +3,10 @@
 
     live.py [--seed N] [--count N] [--program ./mestar] [--keep FOLDER]
 
-For each configuration: mestar's `compare` on every legal mesh must say yes and what it dumps is checked here again; its logits must be no
-further from its fp64 evaluation than twice transformers' own error; and what mestar writes must be loaded by transformers without a
-missing or unexpected tensor and give the same logits, bit for bit."""
-import argparse, math, os, random, re, shutil, subprocess, sys, tempfile
+For each configuration: mestar's `compare` on every legal mesh must say yes, and what it dumps is checked here again; its logits must be
+no further from its fp64 evaluation than twice transformers' own error (root mean squares); and what mestar writes must be loaded by
+transformers without a missing or unexpected tensor and give the same logits, bit for bit."""
+import argparse, math, os, random, shutil, subprocess, sys, tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import make_reference as mr
@@ -55,6 +55,21 @@ def draw(seed):
     if r.random() < 0.2: spec["limit"] = (0.01, 0.3)
     if r.random() < 0.4: spec["store"] = pick([torch.bfloat16, torch.float16])
     return spec, pick(["hub", "shards", "transformers", "singular"])
+
+
+def steady(folder, spec, ref):
+    """Whether the reference is worth its digits: weights changed in the last bit must not move a gradient by a third of the tolerance. It is
+    not where, say, a norm over four numbers meets almost nothing, or one expert's weight is normalised to 1 and its true gradient is 0."""
+    model, _ = load(folder)
+    clamp = spec.get("limit", (0.0, math.inf))
+    mr.clamp_time_step(model, *clamp)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters(): p.mul_(1 + 2.0**-24 * torch.randn(p.shape, generator=g))
+    t = {k: torch.from_numpy(v) for k, v in ref.items() if k in ("input_ids", "labels", "attention_mask")}
+    lg, loss, grads = mr.evaluate(model, t["input_ids"], t["labels"], t.get("attention_mask"))
+    moved = dict(logits=lg.numpy(), loss=loss.numpy()) | {"grad." + k: v.numpy() for k, v in grads.items()}
+    return distances(moved, ref)[2] < 3e-4
 
 
 def respell(folder, spelling):
@@ -143,11 +158,10 @@ def check_compare(name, mestar, folder, spec, reference, work):
     if not verdict(code == 0, f"{name} fp64", f"exit code {code}: {said[-600:]}"): return
     truth = load_numpy(dump)["logits"].astype(np.float64)
     keep = ref["attention_mask"].astype(bool) if "attention_mask" in ref else np.ones(ref["input_ids"].shape, bool)
-    theirs = np.abs(ref["logits"] - truth)[keep].max()
+    off = lambda x: math.sqrt(np.mean(((x - truth)[keep]) ** 2))
     for mesh, got in ours.items():
-        own = np.abs(got - truth)[keep].max()
-        # what fp32 can hold of the truth is no error of anyone's
-        verdict(own <= 2 * theirs + 2**-23 * np.abs(truth).max(), f"{name} near the truth {mesh}", f"{own:.1e}, transformers {theirs:.1e}")
+        verdict(off(got) <= 2 * off(ref["logits"]), f"{name} near the truth {mesh}",
+                f"{off(got):.1e} from the fp64 evaluation, transformers {off(ref['logits']):.1e}")
 
 
 def check_saved(name, mestar, folder, before, spec, work):
@@ -210,17 +224,20 @@ def main():
     top = a.keep or tempfile.mkdtemp()
     try:
         for i in range(a.count):
-            spec, spelling = draw(1000 * a.seed + i)
             name = f"{a.seed}.{i}"
             work = os.path.join(top, name)
-            os.makedirs(work, exist_ok=True)
+            folder, reference = os.path.join(work, "model"), os.path.join(work, "reference.safetensors")
+            for attempt in range(20):
+                number = 100000 * attempt + 1000 * a.seed + i
+                spec, spelling = draw(number)
+                os.makedirs(work, exist_ok=True)
+                mr.build("model", spec, number, work)
+                os.replace(os.path.join(folder, "reference.safetensors"), reference)
+                if steady(folder, spec, load_numpy(reference)): break
+                shutil.rmtree(work)
             mestar = Mestar(a.program, work)
             shown = {k: v for k, v in spec["config"].items() if mr.BASE.get(k) != v}
             print(f"-- {name}: {spelling}, {({k: v for k, v in spec.items() if k != 'config'})}, {shown}", flush=True)
-            folder = os.path.join(work, "model")
-            mr.build("model", spec, 1000 * a.seed + i, work)
-            reference = os.path.join(work, "reference.safetensors")
-            os.replace(os.path.join(folder, "reference.safetensors"), reference)
             before, _ = load(folder)
             respell(folder, spelling)
             check_compare(name, mestar, folder, spec, reference, work)
