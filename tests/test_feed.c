@@ -113,7 +113,7 @@ static void test_validation(void **unused) {
     for (int text = 0; text < 2; text++) {
         struct fed f;
         feed_as(&f, text ? "text" : "mock", 1, 0, 1);
-        int64_t n = f.feed.held_out.samples, counted = 0, expected = 0, rows = 0;
+        int64_t n = f.feed.measured.samples, counted = 0, expected = 0, rows = 0;
         assert_int_equal(f.feed.validation, n < 50 ? n : 50);
         for (int64_t i = 0; i < feed_rounds(&f.feed); i++) {
             memset(&round, 0, sizeof round);
@@ -136,7 +136,7 @@ static void test_validation(void **unused) {
         int32_t tokens[LENGTH + 1], start[LENGTH];
         bool counts[LENGTH];
         for (int64_t i = 0; i < f.feed.validation; i++) {
-            corpus_sample(&f.feed.held_out, i, tokens, start, counts);
+            corpus_sample(&f.feed.measured, i, tokens, start, counts);
             for (int t = 0; t < LENGTH; t++) expected += counts[t];
         }
         assert_int_equal(counted, expected);
