@@ -1,5 +1,6 @@
-/* Tokens made once: what comes from the cache is what comes from the text, some documents are held out and stay so, and whatever happens to a cache or to those
- * who make it, the next run has it whole. */
+/* Tokens made once: what comes from the cache is what comes from the text, some documents are held
+ * out and stay so, and whatever happens to a cache or to those who make it, the next run has it
+ * whole. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
