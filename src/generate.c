@@ -336,7 +336,7 @@ static int run_rounds(struct run *run, struct generation *g) {
     w.next = die_alloc((size_t)(largest.own_n + 1) * sizeof *w.next);
     make_decoder(g, &w.decoder);
     sampler_init(&w.sampler, e->config->keys.vocab_size, k->temperature, k->top_k, k->top_p);
-    output_begin(&o, e->deck, run->comm, run->argc, run->argv);
+    output_begin(&o, e->deck, run->comm, run->argc, run->argv, -1);
     say_beginning(&o, g);
     char *path = die_format("%s/generations.jsonl", o.folder);
     FILE *f = o.speaks ? fopen(path, "w") : NULL;
