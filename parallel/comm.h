@@ -28,6 +28,7 @@ struct mistakes;
 struct exact;
 struct transport;
 struct step_op;
+struct timer;
 
 struct comm {
     const struct transport *transport;
@@ -40,6 +41,7 @@ struct comm {
     struct step_op *under_way;    /* operations started */
     struct step_op *spare;        /* and used ones, kept for the next start */
     int groups_made, groups_most; /* the last group number given out, the largest there can be */
+    struct timer *timer;          /* told of every wait; borrowed, NULL: nobody counts */
 };
 
 struct group {
