@@ -34,6 +34,7 @@ struct comm {
     const struct transport *transport;
     int size, rank;               /* of the world */
     int host_ranks, host_cores;   /* ranks on this host, and cores it may use */
+    int64_t host;                 /* a number that the ranks of one host have in common */
     bool yield;                   /* give the core away while waiting */
     bool owns_mpi;                /* MPI_Init was ours */
     struct group *world;          /* for agreement and files, never for tensors */

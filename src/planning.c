@@ -44,34 +44,48 @@ static void dry_step(struct engine *e) {
     free(b.weight);
 }
 
-static void print_rank(const struct engine *e, int rank, bool json, bool last) {
-    const struct mesh_coords *c = &e->parallel.at;
+int64_t plan_bytes(const struct rank_plan *p) {
+    return p->parameters + p->gradients + p->moments + p->activations + p->scratch;
+}
+
+int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
+              struct mistakes *m) {
+    bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
+    struct engine e;
+    struct comm comm;
+    comm_init_dry(&comm, mesh_ranks(shape), rank);
+    int bad = engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m);
+    if (!bad && learns) dry_step(&e);
+    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak, (int64_t)e.moments.peak,
+                            (int64_t)e.work.peak, (int64_t)e.scratch.peak};
+    engine_free(&e);
+    comm_end(&comm);
+    return bad ? -1 : 0;
+}
+
+static void print_rank(const struct rank_plan *p, const struct mesh_coords *c, int rank, bool json, bool last) {
+    const double mib = 1048576;
     if (json)
         printf("    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
-               rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
-               (long)e->moments.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
+               rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
+               (long)p->activations, (long)p->scratch, last ? "" : ",");
     else
-        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
-               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->work.peak / 1048576,
-               (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
+        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
+               (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib,
+               (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
 }
 
 int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
-    bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
     if (json) printf("{\n  \"ranks\": [\n");
     else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
                 "moments", "activations", "scratch", "all");
     for (int r = 0; r < ranks; r++) {
-        struct engine e;
-        struct comm comm;
-        comm_init_dry(&comm, ranks, r);
-        if (engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m)) return 2;
-        if (learns) dry_step(&e);
-        print_rank(&e, r, json, r == ranks - 1);
-        engine_free(&e);
-        comm_end(&comm);
+        struct rank_plan p;
+        struct mesh_coords at = mesh_coords(shape, r);
+        if (plan_rank(d, c, shape, r, &p, m)) return 2;
+        print_rank(&p, &at, r, json, r == ranks - 1);
     }
     if (json) printf("  ]\n}\n");
     return 0;
