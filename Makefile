@@ -15,6 +15,7 @@ SHELL  := /bin/sh
 export LC_ALL := C
 comma  := ,
 MARCH  ?= native
+VERSION := 0.4
 CFLAGS ?=
 Q      := $(if $(V),,@)
 
@@ -138,7 +139,8 @@ $(B)/flags: FORCE
 
 $(B)/version.inc: FORCE
 	@mkdir -p $(B)
-	@{ r=$$(git rev-parse --short=12 HEAD 2>/dev/null) || r=unknown; \
+	@{ echo '#define BUILD_VERSION "$(VERSION)"'; \
+	   r=$$(git rev-parse --short=12 HEAD 2>/dev/null) || r=unknown; \
 	   [ "$$r" = unknown ] || if [ -z "$$(git status --porcelain --untracked-files=no 2>/dev/null)" ]; then r="$$r clean"; else r="$$r dirty"; fi; \
 	   echo "#define BUILD_REVISION \"$$r\""; \
 	   echo "#define BUILD_COMPILER \"$(FOUND_COMPILER)\""; \

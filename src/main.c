@@ -132,6 +132,7 @@ int main(int argc, char **argv) {
     struct comm comm;
     struct timer timer;
     timer_start(&timer);
+    timer_enter(&timer, RANGE_START);
     if (comm_init(&comm, &m)) return report(&m);
     comm.timer = &timer;
     die_set_rank(comm.rank);

@@ -129,13 +129,14 @@ void say(const struct output *o, const char *fmt, ...) {
 
 void output_metrics(const struct output *o, const struct step_metrics *s) {
     if (!o->metrics) return;
-    char text[6][32];
+    char text[6][32], validation[64] = "";
+    if (isfinite(s->validation)) snprintf(validation, sizeof validation, ", \"validation\": %s", number_text(s->validation, text[0]));
     fprintf(o->metrics,
             "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
-            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld}\n",
+            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s}\n",
             (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
             number_text(s->learning_rate, text[2]), (long)s->tokens, number_text(s->tokens_per_second, text[3]),
-            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes);
+            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes, validation);
     if (fflush(o->metrics)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
 }
 

@@ -30,6 +30,7 @@ void say(const struct output *o, const char *fmt, ...) __attribute__((format(pri
 struct step_metrics {
     int64_t step, tokens, peak_bytes;
     double loss, grad_norm, learning_rate, tokens_per_second, mfu, step_seconds;
+    double validation;          /* NAN: not measured after this step */
 };
 void output_metrics(const struct output *o, const struct step_metrics *s);
 
