@@ -38,15 +38,15 @@ static double round_step(double range, int n) {
     return power * (x < 1.5 ? 1 : x < 3.5 ? 2 : x < 7.5 ? 5 : 10);
 }
 
+/* Ticks are round: 20K rather than 20.0K. */
 static const char *tick_text(double x, double step, char *text) {
-    double size = fabs(x);
-    if (size > 0 && (size >= 1e4 || size < 1e-3)) {
-        if (size >= 1e4) return count_text(x, text);
-        snprintf(text, UNIT_TEXT, "%.2g", x);
-        return text;
-    }
-    int digits = (int)ceil(-log10(step) - 1e-9);
-    snprintf(text, UNIT_TEXT, "%.*f", digits > 0 ? digits : 0, x);
+    static const char suffix[] = " KMBT";
+    int thousands = 0, digits = (int)ceil(-log10(step) - 1e-9);
+    for (double largest = fabs(x); largest >= 1e4 || (thousands && largest >= 1e3); largest /= 1000)
+        if (suffix[thousands + 1]) thousands++;
+    if (thousands) snprintf(text, UNIT_TEXT, "%g%c", x / pow(1000, thousands), suffix[thousands]);
+    else if (x != 0 && fabs(x) < 1e-3) snprintf(text, UNIT_TEXT, "%.2g", x);
+    else snprintf(text, UNIT_TEXT, "%.*f", digits > 0 ? digits : 0, x);
     return text;
 }
 
@@ -153,6 +153,7 @@ static int ranges(const struct chart *c, struct scale *x, struct scale *y) {
             n++;
         }
     if (!n) return 0;
+    if (x->from > 0 && x->from < 0.2 * x->to) x->from = 0;
     y->log = c->log && y->from > 0 && y->to > 4 * y->from;
     if (c->from_zero && !y->log && y->from > 0) y->from = 0;
     if (x->to <= x->from) x->from -= 0.5 * fabs(x->from) + 0.5, x->to += 0.5 * fabs(x->to) + 0.5;
@@ -178,7 +179,7 @@ static void chart_head(FILE *f, const struct chart *c) {
         if (fabs(last) >= 1e4) count_text(last, text);
         else snprintf(text, sizeof text, "%.4g", last);
         fprintf(f, "<i style=\"background:var(--c%d)\"></i>%s %s", c->curve[k].color,
-                c->curve[k].name, text);
+                *c->curve[k].name ? c->curve[k].name : "last", text);
     }
     fputs("</span></figcaption>\n", f);
 }

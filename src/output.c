@@ -13,6 +13,7 @@
 #include "kernels/die.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
+#include "src/units.h"
 #include "version.inc"
 
 double seconds_now(void) {
@@ -93,7 +94,7 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
     close_written(f, "provenance.txt");
 }
 
-void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv) {
+static void open_folder(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, const char *mode) {
     *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
     if (!o->speaks) return;
     char *checkpoints = die_format("%s/checkpoints", o->folder);
@@ -103,8 +104,19 @@ void output_begin(struct output *o, const struct deck *d, const struct comm *c, 
     deck_write_used(d, f);
     close_written(f, "used.yaml");
     provenance(o, c, argc, argv);
-    o->log = open_in(o, "log.txt", "w");
-    if (!strcmp(d->run.mode, "train")) o->metrics = open_in(o, "metrics.jsonl", "w");
+    o->log = open_in(o, "log.txt", mode);
+    if (!strcmp(d->run.mode, "train")) o->metrics = open_in(o, "metrics.jsonl", mode);
+}
+
+void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv) {
+    open_folder(o, d, c, argc, argv, "w");
+}
+
+void output_continue(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, int64_t after) {
+    open_folder(o, d, c, argc, argv, "a");
+    if (!o->speaks) return;
+    char now[UNIT_TEXT];
+    fprintf(o->log, "\n======== %s, continued after step %ld ========\n\n", moment_text(wall_now(), now), (long)after);
 }
 
 void output_end(struct output *o) {

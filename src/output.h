@@ -23,6 +23,10 @@ struct output {
 void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv);
 void output_end(struct output *o);
 
+/* The same for a run that goes on after step `after`: log.txt and metrics.jsonl are continued, the log behind a ruler. What metrics.jsonl
+ * has beyond that step is the caller's to drop before. */
+void output_continue(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, int64_t after);
+
 /* A line of the log. */
 void say(const struct output *o, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -19,11 +19,11 @@ static const char style[] =
     ":root{color-scheme:light "
     "dark;--bg:#f6f7f9;--card:#fff;--ink:#1c2330;--dim:#667085;--line:#e3e6eb;"
     "--c1:#2f6fdb;--c2:#e07b1a;--c3:#2a9d63;--c4:#8b5fd0;--c5:#d1495b;--c6:#0f9fb0;--c7:#b08900;--"
-    "c8:#6b7a90;--c9:#c05ca8}\n"
+    "c8:#6b7a90;--c9:#c05ca8;--c10:#c9ced6}\n"
     "@media(prefers-color-scheme:dark){:root{--bg:#12151b;--card:#1a1f28;--ink:#e6e9ef;--dim:#"
     "98a2b3;--line:#2c333f;"
     "--c1:#6ea2ff;--c2:#f5a454;--c3:#58c88d;--c4:#b592f0;--c5:#f07a8a;--c6:#4fcbd9;--c7:#dcb84a;--"
-    "c8:#93a1b5;--c9:#e48ccf}}\n"
+    "c8:#93a1b5;--c9:#e48ccf;--c10:#4a5464}}\n"
     "*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 "
     "system-ui,sans-serif}\n"
     "main{max-width:1320px;margin:auto;padding:24px}h1{font-size:24px;margin:0}h2{font-size:17px;"
@@ -156,12 +156,15 @@ static void write_head(FILE *f, const struct show *s, bool running, const char *
     html_text(f, d->run.name);
     fprintf(f, " - mestar</title>\n<style>\n%s</style>\n<main>\n<h1>", style);
     html_text(f, d->run.name);
-    fprintf(f, "</h1>\n<p class=\"sub\">%s, %s", running ? "running" : "stopped: ", "");
+    fputs("</h1>\n<p class=\"sub\">", f);
+    if (running) fputs("running", f);
+    else if (strcmp(why, "finished")) fputs("stopped: ", f);
     html_text(f, why);
-    fprintf(f, "%s%s</p>\n<div class=\"tiles\">\n", running ? "as of " : "; ",
-            moment_text(wall_now(), more));
-    snprintf(text, sizeof text, "%ld of %ld", (long)s->last.step, (long)d->train.steps);
-    tile(f, "steps", text);
+    fprintf(f, ", %s</p>\n<div class=\"tiles\">\n", moment_text(wall_now(), more));
+    char *of = die_format("of %ld steps", (long)d->train.steps);
+    snprintf(text, sizeof text, "%ld", (long)s->last.step);
+    tile(f, of, text);
+    free(of);
     tile(f, "tokens", count_text((double)s->last.tokens, text));
     if (s->steps) snprintf(text, sizeof text, "%.4f", s->last.loss), tile(f, "loss", text);
     if (isfinite(s->validation))
@@ -205,18 +208,22 @@ static void write_time_table(FILE *f, const struct timetable *t) {
           f);
     for (int i = 0; i < n; i++) {
         const struct time_row *r = &rows[i];
-        fprintf(f, "<tr%s><td>%s<td>%lld<td>%.3f<td>%.3f<td>%.3f<td>%.1f<td>%.3f<td>rank %d</tr>\n",
-                i == n - 1 ? " class=\"sum\"" : "", r->name, (long long)r->calls,
-                (double)r->min_ns * 1e-9, (double)r->mean_ns * 1e-9, (double)r->max_ns * 1e-9,
-                r->share / 10.0, (double)r->waited_ns * 1e-9, r->slowest);
+        bool total = i == n - 1;
+        fprintf(f, "<tr%s><td>%s<td>", total ? " class=\"sum\"" : "", r->name);
+        if (r->calls) fprintf(f, "%lld", (long long)r->calls);
+        fprintf(f, "<td>%.3f<td>%.3f<td>%.3f<td>%.1f<td>%.3f<td>", (double)r->min_ns * 1e-9,
+                (double)r->mean_ns * 1e-9, (double)r->max_ns * 1e-9, r->share / 10.0,
+                (double)r->waited_ns * 1e-9);
+        if (!total) fprintf(f, "rank %d", r->slowest);
+        fputs("</tr>\n", f);
     }
     fputs("</table>\n", f);
 }
 
 /* Parts in the order of a step; a colour each, `other` the last. */
-static const enum range parts[] = {RANGE_FORWARD,    RANGE_BACKWARD,   RANGE_EXCHANGE,
-                                   RANGE_GRADIENTS,  RANGE_OPTIMISER,  RANGE_DATA,
-                                   RANGE_VALIDATION, RANGE_CHECKPOINT, RANGE_START};
+static const enum range parts[] = {
+    RANGE_FORWARD, RANGE_BACKWARD,   RANGE_EXCHANGE,   RANGE_GRADIENTS, RANGE_OPTIMISER,
+    RANGE_DATA,    RANGE_VALIDATION, RANGE_CHECKPOINT, RANGE_START,     RANGE_OTHER};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static void write_time(FILE *f, const struct show *s, const struct timetable *t) {

@@ -94,6 +94,8 @@ int timetable_rows(const struct timetable *t, int64_t unit, struct time_row *row
     for (int i = 0; i < n; i++) {
         rows[i].mean_ns = means[i] * unit;
         rows[i].share = (int)shares[i];
+        if (rows[i].min_ns > rows[i].mean_ns || t->ranks == 1) rows[i].min_ns = rows[i].mean_ns;
+        if (rows[i].max_ns < rows[i].mean_ns || t->ranks == 1) rows[i].max_ns = rows[i].mean_ns;
     }
     total.mean_ns = steps * unit;
     total.share = 1000;
@@ -111,8 +113,8 @@ void timetable_say(const struct timetable *t, const struct output *o, const stru
     struct time_row rows[N_RANGES + 1];
     int64_t unit = unit_for(t);
     int n = timetable_rows(t, unit, rows), digits = unit == 1000000 ? 3 : 1;
-    say(o, "%-22s %10s %10s %10s %10s %8s %9s%s", "Where the time went (s)", "calls", "min",
-        "mean", "max", "%", "waiting", t->ranks > 1 ? "  slowest" : "");
+    say(o, "%-22s %10s %10s %10s %10s %8s %9s%s", "Where the time went (s)", "calls", "min", "mean",
+        "max", "%", "waiting", t->ranks > 1 ? "  slowest" : "");
     for (int i = 0; i < n; i++) {
         const struct time_row *r = &rows[i];
         char calls[24] = "", slowest[96] = "";

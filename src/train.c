@@ -103,7 +103,7 @@ static void save(struct engine *e, const struct output *o, struct show *w, int64
     engine_save(e, folder, false);
     output_text(o, "checkpoints/latest", latest);
     timer_leave(e->comm->timer);
-    show_did(w, 'c', "%.1f s", seconds_now() - began);
+    show_did(w, 'c', "%.2f s", seconds_now() - began);
     free(name);
     free(folder);
     free(latest);
