@@ -10,7 +10,7 @@
 enum { GRAIN = 64, GUARD = 0xA5, FILL = 0xFF, GUARD_MOST = 4096 };
 
 struct piece {
-    size_t at, size;
+    size_t at, size, bytes;     /* bytes: what was asked for; guards begin there */
     int used;
     const char *label;
     struct piece *next, *prev;
@@ -53,8 +53,8 @@ static size_t spread(const struct arena *a) {
 }
 
 static unsigned char *guards(const struct arena *a, const struct piece *p, size_t *n) {
-    *n = p->size < GUARD_MOST ? p->size : GUARD_MOST;
-    return (unsigned char *)device_host(a->device, a->base + 2 * p->at) + p->size;
+    *n = 2 * p->size - p->bytes < GUARD_MOST ? 2 * p->size - p->bytes : GUARD_MOST;
+    return (unsigned char *)device_host(a->device, a->base + 2 * p->at) + p->bytes;
 }
 
 static void poison(const struct arena *a, const struct piece *p, int guard) {
@@ -104,6 +104,7 @@ struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void 
         best->size = size;
     }
     best->used = 1;
+    best->bytes = bytes;
     best->label = label;
     a->live += size;
     poison(a, best, 1);

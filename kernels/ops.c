@@ -7,7 +7,7 @@
 
 static struct layout layout_linear(const char *op, struct tensor *x, struct tensor *w, bool grouped) {
     struct layout l = x->layout;
-    op_require(!x->missing, op, x, "was left out of a replay but is read");
+    op_require(!x->missing && x->data, op, x, "was dropped, or left out of a replay, but is read");
     for (int a = 0; a < N_AXES; a++) {
         enum state xs = x->layout.state[a], ws = w->layout.state[a];
         int xby = x->layout.by[a], wby = w->layout.by[a];
@@ -70,9 +70,8 @@ static const struct tape_op op_add_bias = {"add_bias", add_bias_adjoint, 0, 0, B
 struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias) {
     struct tensor *b = tape_use(t, bias, x), *y;
     bool missing = x->missing;
-    x->missing = false;                                 /* its state is checked, its value is not read then */
-    struct layout l = layout_join("add_bias", 2, (struct tensor *[]){x, b});
-    x->missing = missing;
+    struct tensor *both[] = {x, b};
+    struct layout l = missing ? layout_join_unread("add_bias", 2, both) : layout_join("add_bias", 2, both);
     op_require(x->width == bias->rows && x->stride == x->width, "add_bias", x, "has not the bias's width");
     if (missing) {
         y = tensor_over(t, "biased", NULL, t->real, x->rows, x->width, &l);
@@ -203,8 +202,11 @@ static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first) {
     struct tensor *w = tape_use(t, table, ids);
     struct layout l = ids->layout;
-    for (int a = 0; a < N_AXES; a++)
-        if (w->layout.state[a] == SPLIT) l.state[a] = PARTIAL;
+    for (int a = 0; a < N_AXES; a++) {
+        if (w->layout.state[a] != SPLIT) continue;
+        op_require(l.state[a] != SPLIT, "embedding", ids, "is split along the axis that splits the table");
+        l.state[a] = PARTIAL;
+    }
     struct tensor *x = tensor_new(t, "embedding", ids->rows, table->width, &l);
     DEVICE_RUN(t->device, embedding, t->real, .w = w->data, .id = ids->data, .y = x->data, .T = ids->rows,
                .H = table->width, .V = table->rows, .first = first);

@@ -38,6 +38,7 @@ struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, str
 /* The sizes of a scan on this rank. */
 struct scan_shape {
     int64_t heads, head_dim, groups, state;
+    int64_t chunk;              /* a state is kept every so many tokens for the adjoint, or oftener: memory and speed only */
     double dt_min, dt_max;
 };
 /* u[tokens, x|b|c], dt[tokens, heads]; y[tokens, heads*head_dim]. States [rows, heads*head_dim*state]. */
@@ -46,9 +47,9 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                     struct tensor **state_out);
 
 /* Gated norm in two steps, so that a group may go on at a neighbour: g = y silu(z), sums of g^2 per group
- * [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that is shared are a partial sum: see
- * share_sum in parallel/tensor_parallel.h. */
-struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups);
+ * [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that goes on at share - 1 neighbours are a
+ * part, which share_sum (parallel/tensor_parallel.h) must finish. */
+struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups, int share);
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares, struct param *weight,
                          int64_t width, double eps);
 

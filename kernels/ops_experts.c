@@ -19,6 +19,9 @@ static const struct tape_op op_route = {"route", route_backward, BIT(0) | BIT(1)
 
 struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r, struct tensor **index) {
     struct layout l = layout_join("route", 1, &logits);
+    for (int a = 0; a < N_AXES; a++)
+        op_require(l.state[a] != SPLIT || l.by[a] == BY_ROWS, "route", logits, "is split by experts");
+    op_require(logits->width == r->experts && logits->stride == logits->width, "route", logits, "has not a column an expert");
     struct tensor *chosen = tape_kept(t);
     if (!chosen) {
         chosen = tensor_new_ints(t, "chosen experts", logits->rows, r->chosen, &l);
@@ -94,8 +97,10 @@ struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *wei
         enum state ys = l.state[a], ws = weight->layout.state[a];
         op_require(ws != PARTIAL && (ws == WHOLE) == (ys == WHOLE), "combine_rows", weight,
                    "is whole and the rows are not, or the reverse");
-        op_require(ws != SPLIT || ys == SPLIT, "combine_rows", weight, "is split and the rows are not");
+        bool like = ys == SPLIT && y->layout.by[a] == weight->layout.by[a];
+        op_require(ws != SPLIT || like, "combine_rows", weight, "is split, and the rows are not split alike");
     }
+    op_require(y->data && weight->data && !y->missing && !weight->missing, "combine_rows", y, "or the weights are missing");
     op_require(y->rows == tensor_elements(weight), "combine_rows", y, "has not a row for each choice");
     struct tensor *o = tensor_new(t, "experts' sum", weight->rows, y->width, &l);
     DEVICE_RUN(t->device, combine_rows, t->real, .y = y->data, .weight = weight->data, .position = position->data,

@@ -38,6 +38,7 @@ void head(struct tape *t, struct tensor *x, struct param *words, int64_t first, 
         bool split = w->layout.state[a] == SPLIT;
         op_require(x->layout.state[a] != PARTIAL && !x->missing, "head", x, "is partial or missing");
         op_require(!split || x->layout.state[a] == ENTERED, "head", x, "was not entered, and the words are split");
+        op_require(x->layout.state[a] != SPLIT || x->layout.by[a] == BY_ROWS, "head", x, "is split by features");
         if (split) l.state[a] = SPLIT, l.by[a] = BY_COLUMNS, l.n_segments = 0;
     }
     op_require(x->width == words->width && x->stride == x->width, "head", x, "has not the words' width");

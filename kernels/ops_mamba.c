@@ -62,10 +62,10 @@ struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, str
 enum { SCAN_U, SCAN_DT, SCAN_A, SCAN_D, SCAN_BIAS, SCAN_START, SCAN_STATES, SCAN_STATE };
 
 /* A block of states is kept every so many tokens; the adjoint recomputes what lies between in bounded scratch. */
-static int64_t scan_chunk(int64_t length, int64_t state) {
+static int64_t scan_chunk(int64_t length, int64_t state, int64_t wanted) {
     int64_t q = state > 0 ? SCAN_SCRATCH / state : length;
+    if (q > wanted) q = wanted;
     if (q < 1) q = 1;
-    if (q > 128) q = 128;
     return q < length ? q : length > 0 ? length : 1;
 }
 
@@ -100,7 +100,7 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                     struct tensor **state_out) {
     struct tensor *a = tape_use(t, a_log, u), *skip = tape_use(t, d, u), *bias = tape_use(t, dt_bias, u);
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
-    int64_t inner = s->heads * s->head_dim, state = inner * s->state, q = scan_chunk(b->length, s->state);
+    int64_t inner = s->heads * s->head_dim, state = inner * s->state, q = scan_chunk(b->length, s->state, s->chunk);
     require_tokens("scan", b, u);
     op_require(u->width == inner + 2 * s->groups * s->state && u->stride == u->width, "scan", u, "is not x | B | C");
     op_require(dt->width == s->heads, "scan", dt, "has not a column a head");
@@ -143,13 +143,13 @@ static void squares_backward(struct tape *t, struct note *n, unsigned mask) {
 }
 static const struct tape_op op_squares = {"gate_squares", squares_backward, BIT(0) | BIT(1), 0, 0};
 
-struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups) {
+struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups, int share) {
     struct layout l = layout_join("gate_squares", 2, (struct tensor *[]){y, z});
     op_require(y->width == z->width && groups > 0 && y->width % groups == 0, "gate_squares", y,
                "and the gate differ in width, or the groups do not divide it");
     op_require(y->stride == y->width, "gate_squares", y, "is a view");
     l.n_segments = 1;
-    l.segment[0] = (struct segment){groups, 1};
+    l.segment[0] = (struct segment){groups, share};
     struct tensor *s = tensor_new(t, "gate squares", y->rows, groups, &l);
     DEVICE_RUN(t->device, gate_squares, t->real, .y = y->data, .z = z->data, .s = s->data, .T = y->rows, .W = y->width,
                .G = groups, .ldz = z->stride);
@@ -175,6 +175,9 @@ struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, str
     struct tensor *w = tape_use(t, weight, y);
     struct layout l = layout_join("gate_norm", 4, (struct tensor *[]){y, z, squares, w});
     op_require(y->width == weight->rows && y->stride == y->width, "gate_norm", y, "has not the weight's width");
+    for (int i = 0; i < squares->layout.n_segments; i++)
+        op_require(squares->layout.segment[i].share == 1, "gate_norm", squares,
+                   "is a part of a shared group's sum: see share_sum");
     struct tensor *o = tensor_new(t, "gate norm", y->rows, y->width, &l);
     DEVICE_RUN(t->device, gate_norm, t->real, .y = y->data, .z = z->data, .s = squares->data, .w = w->data, .o = o->data,
                .T = y->rows, .W = y->width, .G = squares->width, .ldz = z->stride, .width = width, .eps = eps);

@@ -148,10 +148,8 @@ void scratch_give(struct tape *t, struct piece *piece) {
 
 /* ---- notes ---- */
 
-struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in, int n_out,
-                       struct tensor *const *out) {
-    bool needs = false;
-    for (int i = 0; i < n_in; i++) needs |= in[i] && in[i]->needs_grad;
+static struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in, struct tensor *const *in,
+                             int n_out, struct tensor *const *out) {
     for (int i = 0; i < n_out; i++)
         if (out[i] && out[i]->dtype == t->real) out[i]->needs_grad = needs;
     if (!needs || !t->learning) return NULL;
@@ -174,6 +172,19 @@ struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struc
         if (out[i] && op->reads_out >> i & 1) out[i]->holds++;
     }
     return n;
+}
+
+static const struct tape_op op_columns;      /* defined with the views below */
+
+struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in, int n_out,
+                       struct tensor *const *out) {
+    bool needs = false;
+    for (int i = 0; i < n_in; i++) {
+        needs |= in[i] && in[i]->needs_grad;
+        op_require(!in[i] || !in[i]->has_views || op == &op_columns, op->name, in[i],
+                   "has been split into views, which alone may be used");
+    }
+    return note_add(t, op, needs, n_in, in, n_out, out);
 }
 
 static void grad_drop(struct tensor *x) {
@@ -301,6 +312,7 @@ void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widt
     }
     op_require(column == x->width, "columns", x, "is not covered by the widths");
     tape_note(t, &op_columns, 1, &x, n, views);
+    x->has_views = true;
 }
 
 /* ---- parameters ---- */
@@ -354,6 +366,7 @@ static void walk(struct tape *t, int down_to, unsigned mask) {
 
 void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask) {
     op_require(t->learning && y->needs_grad, "backward", y, "needs no gradient");
+    op_require(t->n_notes > 0, "backward", y, "has been walked back from already");
     grad_make(t, y);
     DEVICE_RUN(t->device, fill, t->real, .x = y->grad, .T = y->rows, .W = y->width, .ld = y->stride, .value = seed);
     y->has_grad = true;
@@ -371,7 +384,8 @@ void tape_backward_weights(struct tape *t) {
 void tape_clear(struct tape *t) {
     for (int i = 0; i < t->n_notes; i++) note_release(&t->note[i]);
     for (int i = 0; i < t->n_waiting; i++) note_release(&t->waiting[i]);
-    for (int i = 0; i < t->n_kept; i++) tensor_release(t->kept[i]);
+    for (int i = 0; i < t->n_kept; i++)
+        if (t->kept[i]) tensor_release(t->kept[i]);
     for (int i = 0; i < t->n_tensors; i++) {
         tensor_drop(t, t->tensor[i]);
         grad_drop(t->tensor[i]);
@@ -384,16 +398,23 @@ void tape_clear(struct tape *t) {
 static void segment_adjoint(struct tape *t, struct note *n, unsigned mask) {
     segment_fn f = (segment_fn)(intptr_t)n->size[0];
     int base = t->n_notes, scope = tape_scope_begin(t);
+    void *pass = t->pass;
     t->replaying = true;
+    t->pass = (void *)(intptr_t)n->size[2];
     t->next_kept = (int)n->size[1];
     struct tensor *y = f(t, (void *)n->own, n->in[0]);
     t->replaying = false;
+    t->pass = pass;
     tape_scope_end(t, scope, NULL);
     y->grad = n->out[0]->grad;
     y->grad_buffer = n->out[0]->grad_buffer;
     y->grad_buffer->refs++;
     y->has_grad = true;
     walk(t, base, mask);
+    for (int i = (int)n->size[1]; i < t->next_kept; i++) {      /* decided and replayed: done with */
+        tensor_release(t->kept[i]);
+        t->kept[i] = NULL;
+    }
 }
 
 static const struct tape_op op_segment = {"segment", segment_adjoint, 1, 0, 0};
@@ -401,17 +422,19 @@ static const struct tape_op op_segment = {"segment", segment_adjoint, 1, 0, 0};
 struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x) {
     bool learning = t->learning;
     int scope = tape_scope_begin(t), kept = t->n_kept;
+    op_require(!t->keeping && !t->replaying, "segment", x, "is in a segment already; they do not nest");
     t->learning = false;
     t->keeping = learning;
     struct tensor *y = f(t, context, x);
     t->keeping = false;
     t->learning = learning;
     tape_scope_end(t, scope, y);
-    struct note *n = tape_note(t, &op_segment, 1, &x, 1, &y);
-    if (!y->needs_grad) return y;
+    /* y may need a gradient for the weights inside alone, when nothing before them is trained. */
+    struct note *n = note_add(t, &op_segment, x->needs_grad || y->needs_grad, 1, &x, 1, &y);
     if (n) {
         n->size[0] = (int64_t)(intptr_t)f;
         n->size[1] = kept;
+        n->size[2] = (int64_t)(intptr_t)t->pass;
         n->own = context;
     }
     return y;
@@ -437,6 +460,15 @@ struct tensor *tape_kept(struct tape *t) {
 /* ---- layouts ---- */
 
 struct layout layout_join(const char *op, int n, struct tensor *const *in) {
+    for (int i = 0; i < n; i++) {
+        if (!in[i]) continue;
+        op_require(!in[i]->missing, op, in[i], "was left out of a replay but is read");
+        op_require(in[i]->data, op, in[i], "was dropped but is read");
+    }
+    return layout_join_unread(op, n, in);
+}
+
+struct layout layout_join_unread(const char *op, int n, struct tensor *const *in) {
     struct layout l = in[0]->layout;
     for (int a = 0; a < N_AXES; a++) {
         bool whole = false, entered = false, split = false;
@@ -446,7 +478,6 @@ struct layout layout_join(const char *op, int n, struct tensor *const *in) {
             if (!x) continue;
             op_require(x->layout.factoring == l.factoring, op, x, "belongs to the other factoring of the ranks");
             op_require(x->layout.state[a] != PARTIAL, op, x, "is partial, and the op is not linear in it");
-            op_require(!x->missing, op, x, "was left out of a replay but is read");
             whole |= x->layout.state[a] == WHOLE;
             entered |= x->layout.state[a] == ENTERED;
             if (x->layout.state[a] != SPLIT) continue;
@@ -460,6 +491,9 @@ struct layout layout_join(const char *op, int n, struct tensor *const *in) {
             split = true;
         }
         op_require(!whole || !(entered || split), op, in[0], "whole and entered or split tensors meet");
+        for (int i = 0; by == BY_COLUMNS && i < n; i++)
+            op_require(!in[i] || !in[i]->param || in[i]->layout.state[a] == SPLIT, op, in[i],
+                       "is not split as the features beside it are");
         l.state[a] = whole ? WHOLE : split ? SPLIT : ENTERED;
         l.by[a] = by < 0 ? BY_ROWS : by;
     }

@@ -53,7 +53,6 @@ struct note {
     int64_t size[NOTE_SIZES];
     double real[NOTE_REALS];
     const void *own;                   /* the op's own */
-    unsigned half;                     /* which part is done: split backward */
 };
 
 /* The inside of a replayed layer: y = f(context, x). */
@@ -65,6 +64,7 @@ struct tape {
     struct arena *scratch;             /* within one op */
     enum dtype real;                   /* F32 or F64 */
     struct parallel *parallel;         /* for exchanges; kernels/ only hands it on */
+    void *pass;                        /* the model's own word on the micro-batch; a replay finds the one of its first run */
     bool learning;                     /* false: nothing is noted */
     bool replaying;
     struct note *note;
@@ -94,8 +94,7 @@ struct tensor *tensor_alias(struct tape *t, struct tensor *x, const struct layou
 void tensor_drop(struct tape *t, struct tensor *x);
 
 /* Splits x by columns into n views of these widths, without copying; gradients of the views are the columns of
- * x's gradient. x itself must not be used by another op that has an adjoint. Each view gets one segment of
- * x where the widths are its segments. */
+ * x's gradient. x itself must not be used otherwise, before or after. Each view gets the segments of x that lie in it. */
 void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widths, struct tensor **views);
 
 /* The parameter as a tensor beside x: split where the parameter is split, whole where x is whole, else entered. Two
@@ -111,7 +110,8 @@ void tape_scope_end(struct tape *t, int scope, struct tensor *keep);
 struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in, int n_out,
                        struct tensor *const *out);
 
-/* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. */
+/* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. f must not drop x, must find the same in
+ * `context` when it is replayed (t->pass is put back), and must not begin a segment itself. */
 struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x);
 /* Inside f: x holds a decision. The first run keeps it, a replay returns the kept one instead. Integers only. */
 struct tensor *tape_keep(struct tape *t, struct tensor *x);
@@ -140,6 +140,8 @@ void scratch_give(struct tape *t, struct piece *piece);
 /* For ops: joins the layouts of inputs under the rule of ops that work token by token or feature by feature:
  * whole meets only whole; split and entered meet; partial is refused. The first input that is split gives where. */
 struct layout layout_join(const char *op, int n, struct tensor *const *in);
+/* The same for inputs whose values will not be read (sums beside one that is missing from a replay). */
+struct layout layout_join_unread(const char *op, int n, struct tensor *const *in);
 /* A bug unless cond, naming op and tensor. */
 void op_require(bool cond, const char *op, const struct tensor *x, const char *what);
 

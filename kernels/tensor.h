@@ -43,8 +43,9 @@ struct segment {
 struct layout {
     enum factoring factoring;
     enum state state[N_AXES];
-    int by[N_AXES];             /* where split: BY_ROWS (tokens; rows of a weight) or BY_COLUMNS */
-    int n_segments;             /* along the tensor axis, where split by features */
+    int by[N_AXES];             /* where split: an activation BY_ROWS (tokens) or BY_COLUMNS (features); a weight by its own rows or
+                                 * columns, so that one split BY_ROWS makes activations that are split BY_COLUMNS */
+    int n_segments;             /* along the tensor axis, where split by features; of experts' weights: within one expert */
     struct segment segment[MAX_SEGMENTS];
 };
 
@@ -72,6 +73,7 @@ struct tensor {
     bool has_grad;                     /* grad holds numbers: the next term is added */
     bool needs_grad;
     bool missing;                      /* in a replay: a value that was not computed because no adjoint reads it */
+    bool has_views;                    /* tensor_columns: only the views may be used */
     bool in_scope;                     /* the forward code may still read it */
     int holds;                         /* readers to come: the scope, and notes */
     struct layout layout;

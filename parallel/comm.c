@@ -108,8 +108,13 @@ static void copy_alone(const struct group *g, void *to, const void *from, size_t
     if (g->comm->transport->moves && bytes > 0 && to != from) memmove(to, from, bytes);
 }
 
+void (*comm_on_wait)(const struct group *g);
+
 void comm_wait(struct request *r) {
+    const struct group *g = r->state ? r->group : NULL;
+    if (g && comm_on_wait) comm_on_wait(g);
     steps_wait(r);
+    if (g && comm_on_wait) comm_on_wait(NULL);
 }
 
 void comm_gather_start(struct group *g, const void *send, void *recv, const int64_t *counts,
@@ -165,6 +170,15 @@ int64_t comm_max(struct group *g, int64_t value) {
     if (counted_alone(g, &r)) return value;
     steps_max(g, value, true, &r);
     return steps_wait_max(&r);
+}
+
+int64_t comm_total(struct group *g, int64_t value) {
+    struct request r;
+    void *scratch = die_alloc(comm_sum_scratch(g, 1, I64));
+    comm_sum_start(g, &value, 1, I64, scratch, &r);
+    comm_wait(&r);
+    free(scratch);
+    return value;
 }
 
 void comm_broadcast(struct group *g, void *buf, size_t bytes, int root) {

@@ -1,5 +1,6 @@
 #include "parallel/data_parallel.h"
 
+#include "kernels/die.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 
@@ -22,7 +23,8 @@ void data_sum_gradient(struct tape *t, struct param *p) {
     sum_shared_rows(t, p);
     if (p->layout.factoring == DENSE) {
         if (s[AXIS_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_TENSOR], p->grad, n);
-        if (s[AXIS_DATA] == ENTERED) sum_over(t, w->replicas, p->grad, n);    /* tokens are split along both of its axes */
+        if (s[AXIS_DATA] != s[AXIS_CONTEXT]) bug("parameter %s: tokens are split along data and context alike", p->name);
+        if (s[AXIS_DATA] == ENTERED) sum_over(t, w->replicas, p->grad, n);
     } else {
         if (s[AXIS_EXPERT_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_EXPERT_TENSOR], p->grad, n);
         if (s[AXIS_EXPERT_DATA] == ENTERED) sum_over(t, w->axis[MESH_EXPERT_DATA], p->grad, n);

@@ -104,6 +104,7 @@ struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
     op_require(!x->missing && x->stride == x->width &&
                    x->rows == (s == SPLIT ? stream_rows(t, rows) : rows),
                "enter", x, "is a view, or not this rank's part of the tokens");
+    op_require(x->layout.factoring == DENSE && x->data, "enter", x, "is on the experts' axes, or was dropped");
     struct layout l = x->layout;
     l.state[AXIS_TENSOR] = ENTERED;
     struct tensor *y;
@@ -140,6 +141,8 @@ static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0};
 struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == PARTIAL && !x->missing && x->stride == x->width,
                "leave", x, "is not partial");
+    op_require(x->layout.factoring == DENSE && x->data, "leave", x,
+               "is on the experts' axes, or was dropped");
     struct group *g = tensor_group(t);
     bool sequence = t->parallel->sequence;
     struct layout l = x->layout;
@@ -155,12 +158,13 @@ struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
         y = tensor_new(t, "left", stream_rows(t, x->rows), x->width, &l);
         scatter_sum(t, g, x->data, y->data, x->rows, x->width);
     } else { /* in place: nobody reads the terms of a sum again */
-        op_require(x->holds == 1, "leave", x,
+        op_require(x->holds == 1 && (!x->buffer || x->buffer->refs == 1), "leave", x,
                    "will be read by an adjoint and would be overwritten");
         y = tensor_alias(t, x, &l);
         sum_over(t, g, y->data, tensor_elements(x));
     }
     tape_note(t, &op_leave, 1, &x, 1, &y);
+    x->missing = true; /* its terms are summed away */
     return y;
 }
 
@@ -176,8 +180,11 @@ static void gather_adjoint(struct tape *t, struct note *n, unsigned mask) {
 static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0};
 
 struct tensor *tensor_gather(struct tape *t, struct tensor *x) {
-    op_require(x->layout.state[AXIS_TENSOR] == SPLIT && x->width == 1, "gather", x,
-               "is not a split column");
+    op_require(x->layout.state[AXIS_TENSOR] == SPLIT && x->layout.by[AXIS_TENSOR] == BY_COLUMNS &&
+                   x->width == 1,
+               "gather", x, "is not a column split by features");
+    op_require(!x->missing && x->data && x->layout.factoring == DENSE, "gather", x,
+               "is missing, or on the experts' axes");
     struct group *g = tensor_group(t);
     struct layout l = x->layout;
     l.state[AXIS_TENSOR] = WHOLE;
@@ -213,7 +220,9 @@ static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0
 struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     if (share == 1) return x;
     op_require(x->layout.state[AXIS_TENSOR] == SPLIT, "share_sum", x, "is not split");
-    struct tensor *y = tensor_new(t, "shared sum", x->rows, x->width, &x->layout);
+    struct layout l = x->layout;
+    for (int i = 0; i < l.n_segments; i++) l.segment[i].share = 1;      /* whole groups from here on */
+    struct tensor *y = tensor_new(t, "shared sum", x->rows, x->width, &l);
     copy(t, x->data, y->data, tensor_elements(x), 0);
     sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x));
     struct note *n = tape_note(t, &op_share_sum, 1, &x, 1, &y);

@@ -245,10 +245,24 @@ static int compare_logits(struct engine *e, struct comm *c, const struct referen
 /* Worst gradient: its difference relative to its own largest entry, or to a millionth of the largest gradient of all. */
 struct worst { double relative; int tensor; int compared; };
 
+/* A gradient of nothing we have would be compared with nothing. */
+static void unknown_gradients(const struct reference *r, const struct params *s, struct mistakes *m) {
+    char *known = die_alloc(r->file.n + 1);
+    int64_t first;
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct stored_tensor *f = weights_find(&r->file, "grad.", &s->tensor[i], &first);
+        if (f) known[f - r->file.tensor] = 1;
+    }
+    for (int i = 0; i < r->file.n; i++)
+        if (!known[i] && !strncmp(r->file.tensor[i].name, "grad.", 5))
+            mistake(m, r->file.folder, 0, "tensor %s is the gradient of no tensor of this model", r->file.tensor[i].name);
+    free(known);
+}
+
 static int compare_gradients(struct engine *e, struct comm *c, const struct reference *r, struct worst *worst, struct mistakes *m) {
     const struct params *s = &e->model.params;
     int n, wanted = 0, before = m->n;
-    struct box *ours = params_boxes(s, e->real, true, true, &n), *theirs = die_alloc((n + 1) * sizeof *theirs);
+    struct box *ours = params_boxes(s, e->real, PART_GRADIENTS, true, &n), *theirs = die_alloc((n + 1) * sizeof *theirs);
     double *both = die_alloc(2 * (size_t)s->n_tensors * sizeof *both + 1), most = 0;
     char *has = die_alloc(s->n_tensors + 1);
     boxes_to_host(&e->device, n, ours);
@@ -261,6 +275,7 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
         if (has[i] && f->elements < first + t->elements)
             mistake(m, r->file.folder, 0, "tensor %s has not as many numbers as the parameter", f->name);
     }
+    unknown_gradients(r, s, m);
     for (int i = 0; i < n && m->n == before; i++) {
         struct box *b = &theirs[wanted];
         if (!has[ours[i].tensor]) continue;
@@ -315,7 +330,7 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
         tensors[n] = (struct new_tensor){.name = names[i], .dtype = F32, .n_dims = t->n_dims};
         memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
     }
-    struct box *grads = params_boxes(s, e->real, true, true, &n_boxes);
+    struct box *grads = params_boxes(s, e->real, PART_GRADIENTS, true, &n_boxes);
     struct box *boxes = die_alloc((n_boxes + 2) * sizeof *boxes), b = logits_box(r, e, w, logits, e->real);
     boxes_to_host(&e->device, n_boxes, grads);
     for (int i = 0; i < n_boxes; i++) {
@@ -368,7 +383,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     }
     if (!bad) {
         const double *tolerance = d->compare.tolerance.v;
-        output_begin(&o, d, c, run->argc, run->argv);
+        output_begin(&o, d, c, run->argc, run->argv, -1);
         say(&o, "compared with %s: %ld sequences of %ld tokens", d->compare.reference, (long)r->rows, (long)r->length);
         if (r->logits) judge(&o, &v, "logits", difference == 0 ? 0 : difference / largest, tolerance[0], NULL);
         if (r->loss) judge(&o, &v, "loss", loss == theirs ? 0 : fabs(loss - theirs) / fabs(theirs), tolerance[1], NULL);

@@ -30,7 +30,7 @@ int mode_convert(struct run *r, struct mistakes *m) {
     if (comm_max(r->comm->world, m->n > before)) return 2;
     if (engine_init(e, r->comm, r->shape, false, false, false, m)) return 2;
     set_formats(e);
-    output_begin(&o, d, r->comm, r->argc, r->argv);
+    output_begin(&o, d, r->comm, r->argc, r->argv, -1);
     engine_save(e, d->convert.to, !strcmp(d->convert.names, "transformers"));
     say(&o, "wrote      %s: %d tensors, and %d that were only kept", d->convert.to, e->model.params.n_tensors, e->weights.n_unused);
     output_summary(&o, r->comm, "finished", 0, engine_peak_bytes(e), NULL);

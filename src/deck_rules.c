@@ -30,7 +30,7 @@ static bool same_place(const char *a, const char *b) {
 void deck_check(const struct deck *d, struct mistakes *m) {
     const char *mode = d->run.mode, *from = d->model.from;
     bool train = is(mode, "train"), compare = is(mode, "compare"), convert = is(mode, "convert");
-    bool text = train && is(d->data.kind, "text");
+    bool evaluate = is(mode, "evaluate"), text = (train || evaluate) && is(d->data.kind, "text");
     const struct deck_optimizer *o = &d->optimizer;
     const struct deck_schedule *s = &d->schedule;
 
@@ -43,10 +43,30 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     RULE("model.from", convert && !*from, "mode convert needs the folder of a model");
     RULE("convert.to", convert && *from && *d->convert.to && same_place(from, d->convert.to),
          "is the folder that is read; give another");
+    RULE("model.from", evaluate && !*from, "mode evaluate needs the folder of a model");
+    RULE("evaluate.samples", evaluate && !text && !d->evaluate.samples,
+         "mock data has no end; say how many sequences");
+    RULE("train.validation_interval", train && d->train.validation_interval && d->data.split <= 0,
+         "nothing is held out to validate on; give data.split, 0.01 for instance");
+    RULE("data.split", train && !text && d->data.split > 0, "only text can be held out");
+    RULE("train.epochs", train && !text && d->train.epochs > 0,
+         "mock data has no end; give train.steps");
+    RULE("schedule.wsd_decay_steps", train && is(s->kind, "wsd") && !s->wsd_decay_steps,
+         "wsd needs the length of its decay");
+    RULE("schedule.warmup_fraction", train && s->warmup_steps && s->warmup_fraction > 0,
+         "warmup_steps is given too; one of the two");
     RULE("data.path", text && !d->data.path.n,
          "data.kind text needs files, folders or patterns to read");
     for (int i = 0; i < d->data.path.n; i++)
         RULE("data.path", text && !*d->data.path.v[i], "entry %d is empty", i + 1);
+    double weights = 0;
+    for (int i = 0; i < d->data.blend.n; i++) weights += d->data.blend.v[i];
+    RULE("data.blend", text && d->data.blend.n && d->data.blend.n != d->data.path.n,
+         "%d weight%s for %d path%s; give one for each, or none", d->data.blend.n,
+         d->data.blend.n == 1 ? "" : "s", d->data.path.n, d->data.path.n == 1 ? "" : "s");
+    RULE("data.blend", text && d->data.blend.n && weights <= 0,
+         "all weights are 0; at least one must be more");
+    RULE("data.cache", text && !*d->data.cache, "is empty; leave it out for cache");
     RULE("model.tokenizer", text && !is(d->model.tokenizer, "bytes"),
          "data.kind text needs tokenizer: bytes");
     RULE("model.vocab_size", text && is(d->model.tokenizer, "bytes") && d->model.vocab_size < 257,

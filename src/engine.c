@@ -8,6 +8,7 @@
 #include "kernels/exact.h"
 #include "parallel/data_parallel.h"
 #include "parallel/timer.h"
+#include "src/choose.h"
 #include "src/init.h"
 
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m) {
@@ -18,6 +19,15 @@ int engine_open(struct engine *e, const struct deck *deck, struct config *c, str
     if (weights_open(&e->weights, c->folder, m)) return -1;
     e->has_weights = true;
     weights_settle(&e->weights, c);
+    return 0;
+}
+
+int engine_reopen(struct engine *e, const char *folder, struct mistakes *m) {
+    if (e->has_weights) weights_close(&e->weights);
+    e->has_weights = false;
+    if (weights_open(&e->weights, folder, m)) return -1;
+    e->has_weights = true;
+    weights_settle(&e->weights, e->config);
     return 0;
 }
 
@@ -66,6 +76,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     if (m->n > before) return -1;
     make_device(e, dry);
     parallel_init(&e->parallel, comm, shape, d->parallel.sequence, params_shares(e->config, shape->tensor, shares), shares);
+    if (choose_parameters(d, &e->model.params, m)) return -1;
     model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL, e->real);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
@@ -126,10 +137,9 @@ static void unload(struct engine *e, struct loaded *l) {
 }
 
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts) {
-    struct exact sum;
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
-    device_zero(&e->device, e->loss_sum, sizeof sum);
+    engine_loss_begin(e);
     for (int i = 0; i < n; i++) {
         struct loaded l;
         struct pass pass = {.count_experts = count_experts};
@@ -147,10 +157,34 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
     }
     timer_enter(timer, RANGE_GRADIENTS);
     for (int i = 0; i < e->model.params.n_blocks; i++) data_sum_gradient(&e->tape, &e->model.params.block[i].p);
+    double sum = engine_loss_sum(e);
+    timer_leave(timer);
+    return count ? sum / (double)count : 0;
+}
+
+void engine_loss_begin(struct engine *e) {
+    device_zero(&e->device, e->loss_sum, sizeof(struct exact));
+}
+
+void engine_loss_add(struct engine *e, const struct host_batch *b) {
+    struct loaded l;
+    struct pass pass = {0};
+    bool learning = e->tape.learning;
+    e->tape.learning = false;
+    load_batch(e, b, &l);
+    struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
+    if (e->parallel.at.tensor == 0)
+        DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum, .n = tensor_elements(loss));
+    tape_clear(&e->tape);
+    unload(e, &l);
+    e->tape.learning = learning;
+}
+
+double engine_loss_sum(struct engine *e) {
+    struct exact sum;
     device_read(&e->device, &sum, e->loss_sum, sizeof sum);
     comm_sum_exact(e->comm->world, &sum);
-    timer_leave(timer);
-    return count ? exact_value(&sum) / (double)count : 0;
+    return exact_value(&sum);
 }
 
 void engine_logits(struct engine *e, const struct host_batch *b, void *logits) {

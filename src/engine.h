@@ -40,14 +40,23 @@ struct host_batch {
  * Every rank on its own. -1 after telling m. */
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m);
 
+/* Weights from another folder instead, of the same model (a run's own checkpoint). -1 after telling m. */
+int engine_reopen(struct engine *e, const char *folder, struct mistakes *m);
+
 /* Makes the rest. learns: gradients; updates: moments too. Collective over the world. -1 after telling m. */
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
                 struct mistakes *m);
 void engine_free(struct engine *e);
 
-/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives as
- * many. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
+/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives at
+ * least one. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
+
+/* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of the losses of all counted targets of all
+ * ranks. engine_loss_sum is collective over the world. */
+void engine_loss_begin(struct engine *e);
+void engine_loss_add(struct engine *e, const struct host_batch *b);
+double engine_loss_sum(struct engine *e);
 
 /* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the engine's real dtype. Collective over
  * the tensor group. */

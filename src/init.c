@@ -20,7 +20,7 @@ uint64_t random_stream(uint64_t seed, const char *name) {
 }
 
 double random_uniform(uint64_t stream, uint64_t i) {
-    return ((double)(mix(stream + (i + 1) * 0x9e3779b97f4a7c15u) >> 11) + 0.5) / 9007199254740992.0;
+    return ((double)(mix(stream + (i + 1) * 0x9e3779b97f4a7c15u) >> 12) + 0.5) / 4503599627370496.0;
 }
 
 double random_normal(uint64_t stream, uint64_t i) {
@@ -82,14 +82,14 @@ static double draw(const struct drawing *g, uint64_t stream, uint64_t i) {
 void init_parameters(struct params *s, struct device *d, enum dtype real, uint64_t seed) {
     if (d->dry) return;
     int n;
-    struct box *boxes = params_boxes(s, real, false, false, &n);
+    struct box *boxes = params_boxes(s, real, PART_VALUES, false, &n);
     boxes_to_host(d, n, boxes);
     for (int b = 0; b < n; b++) {
         const struct box *x = &boxes[b];
         const struct param_tensor *t = &s->tensor[x->tensor];
         struct drawing g = drawing_of(s->config, t->row->init);
         uint64_t stream = random_stream(seed, t->name);
-#pragma omp parallel for
+#pragma omp parallel for num_threads(d->threads) if (x->rows * x->columns > 10000)
         for (int64_t r = 0; r < x->rows; r++)
             for (int64_t c = 0; c < x->columns; c++) {
                 /* Rounded to float first, so that a run in double starts from the same weights. */

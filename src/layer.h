@@ -2,8 +2,14 @@
  *
  * A layer kind is one file: a table of parameter rows, and a forward function that computes y from the stream x, where the
  * model then adds y to x. Backward, sharding, initial values, optimiser, checkpoints, counts and plans follow
- * from these two. To add a kind: write src/layer_<kind>.c with the table and the function, name its letter and
- * config.json's name in the list of src/layer.c, and teach config.c the letter. Nothing else knows the kinds.
+ * from these two. To add a kind:
+ *   src/layer_<kind>.c   the table and the function, ending in a struct layer_kind with the letter
+ *   src/layer.c          its name in the list
+ *   src/pattern.c        the letter and the words that config.json has for it
+ *   src/deck.def         keys for sizes it needs (they are config.json's), and in src/params.h and params.c names for
+ *                        these sizes, conditions and first values that no other kind has
+ *   src/deck_rules.c     what must divide by the tensor ranks, if it splits heads; src/params.c, params_shares, if some share
+ * Everything else walks the rows.
  *
  * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel part
  * (tensor_enter), leaves it once at its end (tensor_leave), and adds biases of its last product after
@@ -29,7 +35,7 @@ struct layer {
     int tensor_rank;
     int number;
     struct param *p[LAYER_ROWS];        /* by row of the kind's table; NULL where the model has none */
-    const struct pass *pass;
+    const struct pass *pass;            /* of the forward or replay that is running */
     void *load;                         /* experts: tokens of each since the last step, int64 on the device */
 };
 

@@ -41,11 +41,11 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     tensor_drop(t, h);
     tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v);           /* z, x | B | C, dt */
     struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], NULL, NULL);
-    struct scan_shape shape = {heads, c->mamba_head_dim, groups, c->ssm_state_size, l->config->dt_min,
-                               l->config->dt_max};
+    struct scan_shape shape = {heads,         c->mamba_head_dim,  groups,           c->ssm_state_size,
+                               c->chunk_size, l->config->dt_min, l->config->dt_max};
     struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], NULL, NULL);
     tensor_drop(t, u);
-    struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups), share);
+    struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups, share), share);
     struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM], dim_size(l->config, INNER) / c->n_groups,
                                  c->layer_norm_epsilon);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);

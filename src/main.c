@@ -21,7 +21,8 @@ static const char help[] =
     "  mestar keys [SECTION|SECTION.KEY] [--markdown]      what a deck may say\n"
     "  mestar --version, mestar --help\n"
     "\n"
-    "Exit codes: 0 finished, 1 failed, 2 the input is wrong, 4 the verdict is no.\n";
+    "Exit codes: 0 finished, 1 failed, 2 the input is wrong, 3 stopped early (the same command continues),\n"
+    "4 the verdict is no.\n";
 
 static int wrong_words(const char *what) {
     fprintf(stderr, "mestar: %s\n\n%s", what, help);
@@ -110,6 +111,7 @@ static int run_deck(struct comm *c, int argc, char **argv) {
     if (!m.n) engine_open(&e, &d, &config, &m);
     if (!anyone_mistaken(c, &m, &mine)) {
         if (!strcmp(d.run.mode, "train")) code = mode_train(&run, &m);
+        else if (!strcmp(d.run.mode, "evaluate")) code = mode_evaluate(&run, &m);
         else if (!strcmp(d.run.mode, "compare")) code = mode_compare(&run, &m);
         else code = mode_convert(&run, &m);
         anyone_mistaken(c, &m, &mine);

@@ -95,18 +95,20 @@ void model_allocate(struct model *m, struct device *d, struct arena *values, str
 
 static struct tensor *layer_forward(struct tape *t, void *layer, struct tensor *x) {
     struct layer *l = layer;
+    l->pass = t->pass;
     return l->kind->forward(t, l, x);
 }
 
 /* From ids to the normed stream, entered: [tokens, hidden]. */
 static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
     int64_t tokens = b->rows * b->length;
+    t->pass = pass;
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
     pass->batch = (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
     struct tensor *ids = tensor_over(t, "ids", b->ids, I32, tokens, 1, &l);
     struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
+    if (m->after_layer) m->after_layer(m->watcher, -1, x);
     for (int i = 0; i < m->config->n_layers; i++) {
-        m->layer[i].pass = pass;
         int scope = tape_scope_begin(t);
         struct tensor *y = m->recompute && t->learning ? tape_segment(t, layer_forward, &m->layer[i], x)
                                                        : layer_forward(t, &m->layer[i], x);
@@ -114,6 +116,7 @@ static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_
         tape_scope_end(t, scope, sum);
         tensor_drop(t, x);
         x = sum;
+        if (m->after_layer) m->after_layer(m->watcher, i, x);
     }
     struct tensor *h = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon);
     tensor_drop(t, x);

@@ -16,13 +16,15 @@ struct model {
     struct param *embeddings, *norm_f, *words;          /* words: the head; the embeddings where tied */
     int64_t first_word;                                 /* of this rank's words */
     bool recompute;
+    void (*after_layer)(void *watcher, int layer, const struct tensor *x);  /* told of the stream, -1: the embedding; or NULL */
+    void *watcher;
 };
 
 /* The model as rank `rank` of the mesh holds it; no memory is taken. */
 void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute);
 void model_free(struct model *m);
 
-/* Memory and initial values: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
+/* Takes memory: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
 void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
 
 /* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the factor of each token's loss. */
@@ -31,7 +33,7 @@ struct micro_batch {
     void *ids, *start, *target, *weight;
 };
 
-/* Losses of every token, [1, tokens], times its weight. count_experts: add to the loads. Collective over the tensor group. */
+/* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is cleared. Collective over the tensor group. */
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
 
 /* This rank's columns of the logits, [tokens, words here]. Collective likewise. */

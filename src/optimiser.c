@@ -23,7 +23,7 @@ void optimiser_init(struct optimiser *o, const struct deck *deck, struct params 
     }
     arena_take(arena, sizeof(struct exact), "sum of squares", &o->sum);
     int n;
-    struct box *boxes = params_boxes(s, real, true, true, &n);
+    struct box *boxes = params_boxes(s, real, PART_GRADIENTS, true, &n);
     o->run = die_alloc((n + 1) * sizeof *o->run);
     for (int i = 0; i < n; i++) {
         char *p = boxes[i].memory;
@@ -61,21 +61,9 @@ void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm)
         struct param_block *b = &o->params->block[i];
         if (!b->p.trained) continue;
         DEVICE_RUN(o->device, adamw, o->real, .w = b->p.value, .g = b->p.grad, .m = b->m, .v = b->v, .n = b->elements,
-                   .clip = clip, .rate = rate, .beta1 = k->beta1, .beta2 = k->beta2, .eps = k->epsilon,
+                   .clip = clip, .rate = rate * b->rate, .beta1 = k->beta1, .beta2 = k->beta2, .eps = k->epsilon,
                    .decay = b->decay ? k->weight_decay : 0, .c1 = c1, .c2 = c2);
     }
-}
-
-double optimiser_rate(const struct deck *d, int64_t step) {
-    const struct deck_schedule *s = &d->schedule;
-    double high = d->optimizer.learning_rate, low = d->optimizer.min_learning_rate;
-    if (step <= s->warmup_steps) return high * (double)step / (double)s->warmup_steps;
-    int64_t end = s->decay_steps ? s->decay_steps : d->train.steps;
-    if (!strcmp(s->kind, "constant")) return high;
-    if (step >= end) return low;
-    double part = (double)(step - s->warmup_steps) / (double)(end - s->warmup_steps);
-    if (!strcmp(s->kind, "linear")) return high + (low - high) * part;
-    return low + 0.5 * (high - low) * (1 + cos(M_PI * part));
 }
 
 void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real, double rate) {
@@ -94,10 +82,10 @@ void optimiser_balance(struct model *m, struct device *d, struct parallel *p, en
         device_read(d, bias, b->p.value, n * dtype_size(real));
         comm_sum_start(p->replicas, load, n, I64, scratch, &request);
         comm_wait(&request);
-        double mean = 0;
-        for (int64_t e = 0; e < n; e++) mean += (double)load[e] / (double)n;
+        int64_t total = 0;                              /* load against mean, in whole numbers: n * load against the total */
+        for (int64_t e = 0; e < n; e++) total += load[e];
         for (int64_t e = 0; e < n; e++) {
-            double move = rate * ((mean > (double)load[e]) - (mean < (double)load[e]));
+            double move = rate * ((total > n * load[e]) - (total < n * load[e]));
             if (real == F32) ((float *)bias)[e] += (float)move;
             else ((double *)bias)[e] += move;
         }

@@ -1,8 +1,8 @@
 /* optimiser: from gradients to new weights.
  *
- * AdamW over the blocks of a model, with fp32 moments; the gradient's norm is that of the whole model, every number counted once, its
- * squares summed exactly, so it does not depend on the mesh beyond the gradients' own rounding. The rate of each
- * step is a pure function of the deck. */
+ * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's norm is that of the whole
+ * model, every number counted once, its squares summed exactly, so it does not depend on the mesh beyond the gradients' own
+ * rounding. */
 #ifndef SRC_OPTIMISER_H
 #define SRC_OPTIMISER_H
 
@@ -30,9 +30,6 @@ double optimiser_norm(struct optimiser *o, struct parallel *p);
 
 /* One update; step counts from 1. norm: for clipping. */
 void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm);
-
-/* The learning rate of a step, counted from 1. */
-double optimiser_rate(const struct deck *d, int64_t step);
 
 /* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load - load), and clears the loads.
  * Collective over the replicas. */

@@ -1,20 +1,24 @@
 #include "src/output.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "io/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
-#include "src/units.h"
 #include "version.inc"
+
+enum { LOCK_WAIT_S = 30 };
 
 double seconds_now(void) {
     struct timespec t;
@@ -68,6 +72,8 @@ void output_text(const struct output *o, const char *name, const char *text) {
     char *to = die_format("%s/%s", o->folder, name);
     FILE *f = open_in(o, temporary, "w");
     fputs(text, f);
+    fflush(f);
+    fsync(fileno(f));
     close_written(f, to);
     if (rename(from, to)) die("cannot write %s: %s", to, strerror(errno));
     free(temporary);
@@ -94,29 +100,84 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
     close_written(f, "provenance.txt");
 }
 
-static void open_folder(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, const char *mode) {
+/* ---- one run at a time ---- */
+
+static int lock_file = -1;
+
+static char *lock_path(const char *folder) {
+    return die_format("%s/lock", folder);
+}
+
+/* The lock is the kernel's: it goes with the process, however that ends. The text says who holds it. */
+static int lock_take(const char *folder, char *holder, size_t size) {
+    char *path = lock_path(folder);
+    int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666), failed = -1;
+    if (fd < 0) die("cannot make %s: %s", path, strerror(errno));
+    for (double until = seconds_now() + LOCK_WAIT_S; (failed = flock(fd, LOCK_EX | LOCK_NB)) && seconds_now() < until;)
+        usleep(200000);
+    free(path);
+    if (failed) {
+        ssize_t n = pread(fd, holder, size - 1, 0);
+        holder[n > 0 ? n : 0] = 0;
+        holder[strcspn(holder, "\n")] = 0;
+        close(fd);
+        return -1;
+    }
+    char host[64] = "?", text[160];
+    gethostname(host, sizeof host - 1);
+    int n = snprintf(text, sizeof text, "process %d on %s\n", (int)getpid(), host);
+    if (ftruncate(fd, 0) || pwrite(fd, text, n, 0) != n) die("cannot write %s/lock: %s", folder, strerror(errno));
+    lock_file = fd;
+    return 0;
+}
+
+int output_lock(const char *folder, struct comm *c, struct mistakes *m) {
+    char holder[160] = "";
+    int failed = 0;
+    if (c->rank == 0 && lock_file < 0 && !access(folder, F_OK)) failed = lock_take(folder, holder, sizeof holder);
+    if (!comm_max(c->world, failed != 0)) return 0;
+    comm_broadcast(c->world, holder, sizeof holder, 0);
+    mistake(m, folder, 0, "another run (%s) is using this folder; wait for it, or give another run.output", holder);
+    return -1;
+}
+
+/* ---- begin ---- */
+
+/* Cuts a file of one JSON object a step back to the steps that are done. */
+static void cut_metrics(const struct output *o, int64_t done) {
+    char *path = die_format("%s/metrics.jsonl", o->folder), *line = NULL;
+    FILE *f = fopen(path, "r+");
+    size_t room = 0;
+    off_t keep = 0;
+    long step;
+    while (f && getline(&line, &room, f) > 0 && sscanf(line, "{\"step\": %ld", &step) == 1 && step <= done && strchr(line, '\n'))
+        keep = ftello(f);
+    if (f && ftruncate(fileno(f), keep)) die("cannot cut %s: %s", path, strerror(errno));
+    if (f) fclose(f);
+    free(line);
+    free(path);
+}
+
+void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv, int64_t done) {
+    bool trains = !strcmp(d->run.mode, "train");
+    char holder[160];
     *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
-    if (!o->speaks) return;
-    char *checkpoints = die_format("%s/checkpoints", o->folder);
-    make_folders(strcmp(d->run.mode, "train") ? o->folder : checkpoints);
-    free(checkpoints);
-    FILE *f = open_in(o, "used.yaml", "w");
-    deck_write_used(d, f);
-    close_written(f, "used.yaml");
-    provenance(o, c, argc, argv);
-    o->log = open_in(o, "log.txt", mode);
-    if (!strcmp(d->run.mode, "train")) o->metrics = open_in(o, "metrics.jsonl", mode);
-}
-
-void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv) {
-    open_folder(o, d, c, argc, argv, "w");
-}
-
-void output_continue(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, int64_t after) {
-    open_folder(o, d, c, argc, argv, "a");
-    if (!o->speaks) return;
-    char now[UNIT_TEXT];
-    fprintf(o->log, "\n======== %s, continued after step %ld ========\n\n", moment_text(wall_now(), now), (long)after);
+    if (o->speaks) {
+        char *checkpoints = die_format("%s/checkpoints", o->folder);
+        make_folders(trains ? checkpoints : o->folder);
+        free(checkpoints);
+        if (lock_file < 0 && lock_take(o->folder, holder, sizeof holder))
+            die("another run (%s) has begun to use %s", holder, o->folder);
+        FILE *f = open_in(o, "used.yaml", "w");
+        deck_write_used(d, f);
+        close_written(f, "used.yaml");
+        provenance(o, c, argc, argv);
+        if (trains && done >= 0) cut_metrics(o, done);
+        o->log = open_in(o, "log.txt", done >= 0 ? "a" : "w");
+        if (trains) o->metrics = open_in(o, "metrics.jsonl", done >= 0 ? "a" : "w");
+        if (done >= 0) fprintf(o->log, "\n---------------------------------------- continued after step %ld\n", (long)done);
+    }
+    comm_barrier(c->world);             /* the folder is there for all */
 }
 
 void output_end(struct output *o) {
@@ -141,14 +202,14 @@ void say(const struct output *o, const char *fmt, ...) {
 
 void output_metrics(const struct output *o, const struct step_metrics *s) {
     if (!o->metrics) return;
-    char text[6][32], validation[64] = "";
-    if (isfinite(s->validation)) snprintf(validation, sizeof validation, ", \"validation\": %s", number_text(s->validation, text[0]));
+    char text[7][32];
     fprintf(o->metrics,
             "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
-            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s}\n",
+            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s%s}\n",
             (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
             number_text(s->learning_rate, text[2]), (long)s->tokens, number_text(s->tokens_per_second, text[3]),
-            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes, validation);
+            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes,
+            s->validated ? ", \"validation\": " : "", s->validated ? number_text(s->validation, text[6]) : "");
     if (fflush(o->metrics)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
 }
 

@@ -12,6 +12,7 @@
 
 struct deck;
 struct comm;
+struct mistakes;
 
 struct output {
     bool speaks;                /* this is rank 0 */
@@ -19,13 +20,15 @@ struct output {
     FILE *log, *metrics;
 };
 
-/* Makes the folder and writes used.yaml and provenance.txt. Dies if it cannot be written. arguments: the command line. */
-void output_begin(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv);
-void output_end(struct output *o);
+/* Takes the folder's lock, if the folder is there: one run at a time. A newcomer waits 30 s for the one before to end. -1 on every rank after
+ * telling m who holds it. Collective over the world. */
+int output_lock(const char *folder, struct comm *c, struct mistakes *m);
 
-/* The same for a run that goes on after step `after`: log.txt and metrics.jsonl are continued, the log behind a ruler. What metrics.jsonl
- * has beyond that step is the caller's to drop before. */
-void output_continue(struct output *o, const struct deck *d, const struct comm *c, int argc, char **argv, int64_t after);
+/* Makes the folder, takes its lock if that has not been done, and writes used.yaml and provenance.txt. Dies if it cannot be written. With
+ * done >= 0 an earlier run goes on after that many steps: its metrics are cut back to them, and its log is added to. argc, argv: the
+ * command line. Collective over the world. */
+void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv, int64_t done);
+void output_end(struct output *o);
 
 /* A line of the log. */
 void say(const struct output *o, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -34,7 +37,8 @@ void say(const struct output *o, const char *fmt, ...) __attribute__((format(pri
 struct step_metrics {
     int64_t step, tokens, peak_bytes;
     double loss, grad_norm, learning_rate, tokens_per_second, mfu, step_seconds;
-    double validation;          /* NAN: not measured after this step */
+    bool validated;
+    double validation;          /* if validated */
 };
 void output_metrics(const struct output *o, const struct step_metrics *s);
 

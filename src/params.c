@@ -181,6 +181,7 @@ static struct param_block *block_for(struct params *s, const struct param_row *r
     b->row = row;
     b->layer = layer;
     b->decay = row->may & DECAY;
+    b->rate = 1;
     if (is_family(row)) b->p.layout.state[AXIS_EXPERT] = SPLIT;
     return b;
 }
@@ -263,10 +264,11 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         if (owned_only && span[i].share_rank) continue;
         struct box *x = &out[made];
         *x = (struct box){.tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = real};
-        int64_t row = t->block_row;
+        int64_t row = t->block_row, column = 0;
         if (t->row->split == COLUMNS) {
             x->column = span[i].global;
             x->columns = span[i].n;
+            column = span[i].local;
         } else {
             x->row = span[i].global;
             x->rows = span[i].n;
@@ -274,19 +276,28 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         }
         if (!x->rows || !x->columns) continue;
         x->stride = b->p.width;
-        x->memory = (char *)memory + row * b->p.width * dtype_size(real);
+        x->memory = (char *)memory + (row * b->p.width + column) * dtype_size(real);
         made++;
     }
     return made;
 }
 
-struct box *params_boxes(const struct params *s, enum dtype real, bool gradients, bool owned_only, int *n) {
+static void *part_of(const struct param_block *b, enum part part) {
+    switch (part) {
+    case PART_VALUES: return b->p.value;
+    case PART_GRADIENTS: return b->p.trained ? b->p.grad : NULL;
+    case PART_MOMENT_1: return b->m;
+    case PART_MOMENT_2: return b->v;
+    }
+    return NULL;
+}
+
+struct box *params_boxes(const struct params *s, enum dtype real, enum part part, bool owned_only, int *n) {
     struct box *boxes = die_alloc(((size_t)s->n_tensors * MAX_SEGMENTS + 1) * sizeof *boxes);
     *n = 0;
     for (int i = 0; i < s->n_tensors; i++) {
-        const struct param_block *b = s->tensor[i].block < 0 ? NULL : &s->block[s->tensor[i].block];
-        if (!b || (gradients && !b->p.trained)) continue;
-        *n += tensor_boxes(s, i, gradients ? b->p.grad : b->p.value, real, owned_only, boxes + *n);
+        void *memory = s->tensor[i].block < 0 ? NULL : part_of(&s->block[s->tensor[i].block], part);
+        if (memory) *n += tensor_boxes(s, i, memory, real, owned_only, boxes + *n);
     }
     return boxes;
 }

@@ -78,6 +78,7 @@ struct param_block {
     const struct param_row *row;        /* the first of its rows */
     int layer;
     bool decay;
+    double rate;                        /* factor on the learning rate */
     int64_t elements;
     struct piece *value_piece, *grad_piece;
     void *m, *v;                        /* moments (src/optimiser.c) */
@@ -109,14 +110,17 @@ bool params_has(const struct config *c, const struct param_row *row);
 /* Sharing sizes (neighbours that hold the same block) the model needs on `tensor` ranks; returns how many were put in shares[8]. */
 int params_shares(const struct config *c, int tensor, int *shares);
 
-/* Takes memory for all blocks (values, and gradients of trained ones if asked), and writes initial values. */
+/* Takes memory for all blocks: values, and with `grads` the gradients of those that are trained. Filling it is the business of
+ * src/init.h or src/weights.h. */
 void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
 void params_zero_gradients(struct params *s, struct device *d, enum dtype real);
 
-/* Boxes between tensors and blocks, with device addresses; malloc'd, *n gets how many. `gradients`: of the gradients
- * (trained blocks only) instead of the values. owned_only: each number once over all ranks, for writing, norms and counts.
+/* What is stored of a block: its values, and of trained ones the gradient and the moments. */
+enum part { PART_VALUES, PART_GRADIENTS, PART_MOMENT_1, PART_MOMENT_2 };
+
+/* Boxes between tensors and blocks, with device addresses; malloc'd, *n gets how many. owned_only: each number once over all ranks, for writing, norms and counts.
  * Tensor numbers are those of s->tensor. Every box is contiguous in memory. */
-struct box *params_boxes(const struct params *s, enum dtype real, bool gradients, bool owned_only, int *n);
+struct box *params_boxes(const struct params *s, enum dtype real, enum part part, bool owned_only, int *n);
 
 /* Replaces the device addresses by the host's view of them. */
 void boxes_to_host(const struct device *d, int n, struct box *boxes);

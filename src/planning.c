@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/mistakes.h"
 #include "kernels/die.h"
 #include "src/engine.h"
 
@@ -37,10 +38,8 @@ static void dry_step(struct engine *e) {
     int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
     struct host_batch b = {rows, length, NULL, NULL, NULL, die_alloc(rows * length * sizeof(double))};
     engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
-    if (e->updates) {
-        optimiser_norm(&e->optimiser, &e->parallel);
-        optimiser_step(&e->optimiser, 1, 0, 0);
-    }
+    optimiser_norm(&e->optimiser, &e->parallel);
+    optimiser_step(&e->optimiser, 1, 0, 0);
     free(b.weight);
 }
 
@@ -50,12 +49,11 @@ int64_t plan_bytes(const struct rank_plan *p) {
 
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
               struct mistakes *m) {
-    bool updates = !strcmp(d->run.mode, "train"), learns = updates || !strcmp(d->run.mode, "compare");
     struct engine e;
     struct comm comm;
     comm_init_dry(&comm, mesh_ranks(shape), rank);
-    int bad = engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, learns, updates, m);
-    if (!bad && learns) dry_step(&e);
+    int bad = engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, true, true, m);
+    if (!bad) dry_step(&e);
     *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak, (int64_t)e.moments.peak,
                             (int64_t)e.work.peak, (int64_t)e.scratch.peak};
     engine_free(&e);
@@ -63,30 +61,44 @@ int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *s
     return bad ? -1 : 0;
 }
 
-static void print_rank(const struct rank_plan *p, const struct mesh_coords *c, int rank, bool json, bool last) {
+static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coords *c, int rank, bool json, bool last) {
     const double mib = 1048576;
     if (json)
-        printf("    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
+        fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
                (long)p->activations, (long)p->scratch, last ? "" : ",");
     else
-        printf("%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
                (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib,
                (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
 }
 
-int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+/* The whole plan, or nothing if m has mistakes. */
+static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
-    if (json) printf("{\n  \"ranks\": [\n");
-    else printf("memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                "moments", "activations", "scratch", "all");
-    for (int r = 0; r < ranks; r++) {
+    if (json) fprintf(f, "{\n  \"ranks\": [\n");
+    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                 "moments", "activations", "scratch", "all");
+    for (int r = 0; r < ranks && !m->n; r++) {
         struct rank_plan p;
         struct mesh_coords at = mesh_coords(shape, r);
-        if (plan_rank(d, c, shape, r, &p, m)) return 2;
-        print_rank(&p, &at, r, json, r == ranks - 1);
+        if (!plan_rank(d, c, shape, r, &p, m)) print_rank(f, &p, &at, r, json, r == ranks - 1);
     }
-    if (json) printf("  ]\n}\n");
-    return 0;
+    if (json) fprintf(f, "  ]\n}\n");
+}
+
+int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+    char *text;
+    size_t bytes;
+    if (strcmp(d->run.mode, "train")) {
+        deck_mistake(d, m, "run.mode", "is %s; plans are made of training", d->run.mode);
+        return 2;
+    }
+    FILE *f = open_memstream(&text, &bytes);
+    plan_ranks(f, d, c, shape, json, m);
+    fclose(f);
+    if (!m->n) fwrite(text, 1, bytes, stdout);
+    free(text);
+    return m->n ? 2 : 0;
 }

@@ -21,7 +21,7 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
 struct rank_plan { int64_t parameters, gradients, moments, activations, scratch; };
 int64_t plan_bytes(const struct rank_plan *p);
 
-/* Plans one rank: a dry step of this deck's mode. Nothing is allocated that a run would. -1 after telling m. */
+/* Plans one rank: a dry step of training. Nothing is allocated that a run would. -1 after telling m. */
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
               struct mistakes *m);
 

@@ -161,7 +161,7 @@ static void write_head(FILE *f, const struct show *s, bool running, const char *
     else if (strcmp(why, "finished")) fputs("stopped: ", f);
     html_text(f, why);
     fprintf(f, ", %s</p>\n<div class=\"tiles\">\n", moment_text(wall_now(), more));
-    char *of = die_format("of %ld steps", (long)d->train.steps);
+    char *of = die_format("of %ld steps", (long)s->total);
     snprintf(text, sizeof text, "%ld", (long)s->last.step);
     tile(f, of, text);
     free(of);

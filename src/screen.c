@@ -7,9 +7,11 @@
 #include "kernels/die.h"
 #include "src/deck_table.h"
 #include "src/engine.h"
+#include "src/feed.h"
 #include "src/machine.h"
 #include "src/modes.h"
 #include "src/output.h"
+#include "src/rate.h"
 #include "src/units.h"
 #include "version.inc"
 
@@ -178,13 +180,18 @@ void screen_keys(const struct output *o, const struct run *r) {
 
 /* ---------------------------------------------------------------- the work */
 
-/* Names of the tensors that decay (or not), each once, without what all names of a layer share. */
-static char *names_that_decay(const struct params *s, bool decays) {
+enum fate { DECAYED, NOT_DECAYED, FROZEN };
+
+static enum fate fate_of(const struct param_block *b) {
+    return !b->p.trained ? FROZEN : b->decay ? DECAYED : NOT_DECAYED;
+}
+
+/* Names of the tensors of one fate, each once, without what the names of all have in common. */
+static char *names_of(const struct params *s, enum fate fate) {
     char *list = die_strdup("");
     for (int i = 0; i < s->n_tensors; i++) {
         const struct param_tensor *t = &s->tensor[i];
-        if (t->block < 0 || !s->block[t->block].p.trained || s->block[t->block].decay != decays)
-            continue;
+        if (t->block < 0 || t->row->may & BUFFER || fate_of(&s->block[t->block]) != fate) continue;
         const char *name = t->row->name;
         if (!strncmp(name, "mixer.", 6)) name += 6;
         if (!strncmp(name, "backbone.", 9)) name += 9;
@@ -202,52 +209,63 @@ static char *names_that_decay(const struct params *s, bool decays) {
     return list;
 }
 
-static void say_rate(const struct output *o, const struct deck *d) {
-    const struct deck_schedule *s = &d->schedule;
-    char high[32], low[32];
-    deck_real_text(d->optimizer.learning_rate, high);
-    deck_real_text(d->optimizer.min_learning_rate, low);
-    char *warm = s->warmup_steps ? die_format(", %ld steps of warm-up", (long)s->warmup_steps)
-                                 : die_strdup("");
-    char *text = !strcmp(s->kind, "constant")
-                     ? die_format("constant %s%s; %s", high, warm, d->optimizer.kind)
-                     : die_format("%s from %s to %s at step %ld%s; %s", s->kind, high, low,
-                                  (long)(s->decay_steps ? s->decay_steps : d->train.steps), warm,
-                                  d->optimizer.kind);
-    say_wrapped(o, "Rate", text);
-    free(text);
-    free(warm);
-}
-
-void screen_work(const struct output *o, const struct run *r, const char *data, int64_t samples) {
-    const struct deck *d = r->engine->deck;
-    const struct deck_train *k = &d->train;
-    int64_t tokens = k->global_batch * k->sequence_length;
-    char a[UNIT_TEXT], b[UNIT_TEXT], passes[UNIT_TEXT] = "";
-    int64_t turns = k->global_batch / (k->micro_batch * r->shape->data);
-    if (samples > 0 && samples < INT64_MAX)
-        snprintf(passes, sizeof passes, "; %.2g passes",
-                 (double)k->steps * (double)k->global_batch / (double)samples);
-    char *batch =
-        die_format("%ld sequence%s x %ld = %s tokens a step (%ld at once x %ld in turn x data %d); "
-                   "%ld steps = %s tokens",
-                   (long)k->global_batch, k->global_batch == 1 ? "" : "s", (long)k->sequence_length,
-                   grouped_text(tokens, a), (long)k->micro_batch, (long)turns, r->shape->data,
-                   (long)k->steps, count_text((double)k->steps * (double)tokens, b));
-    char *corpus = die_format("%s%s", data, passes);
-    say(o, "%s", "");
-    say_wrapped(o, "Batch", batch);
-    say_wrapped(o, "Data", corpus);
-    say_rate(o, d);
-    for (int decays = 1; decays >= 0; decays--) {
-        char *names = names_that_decay(&r->engine->model.params, decays), decay[32];
-        deck_real_text(d->optimizer.weight_decay, decay);
-        char *text = decays ? die_format("%s on %s", decay, *names ? names : "nothing")
-                            : die_format("none on %s", *names ? names : "nothing");
-        if (decays || *names) say_wrapped(o, decays ? "Decay" : "", text);
+static void say_fates(const struct output *o, const struct run *r) {
+    static const char *const words[] = {"on", "none on", "not trained:"};
+    char decay[32];
+    deck_real_text(r->engine->deck->optimizer.weight_decay, decay);
+    for (int fate = DECAYED; fate <= FROZEN; fate++) {
+        char *names = names_of(&r->engine->model.params, (enum fate)fate);
+        char *text = die_format("%s%s%s %s", fate == DECAYED ? decay : "",
+                                fate == DECAYED ? " " : "", words[fate], names);
+        if (*names) say_wrapped(o, fate == DECAYED ? "Decay" : "", text);
         free(names);
         free(text);
     }
+}
+
+static void say_rate(const struct output *o, const struct deck *d, int64_t steps) {
+    const struct deck_schedule *s = &d->schedule;
+    char high[32], low[32], fall[96] = "", warm[48] = "";
+    int64_t warmup = rate_warmup(d, steps), end = s->decay_steps ? s->decay_steps : steps;
+    deck_real_text(d->optimizer.learning_rate, high);
+    deck_real_text(d->optimizer.min_learning_rate, low);
+    if (!strcmp(s->kind, "inverse-sqrt")) snprintf(fall, sizeof fall, ", never below %s", low);
+    else if (!strcmp(s->kind, "wsd"))
+        snprintf(fall, sizeof fall, ", and over the last %ld steps to %s (%s)",
+                 (long)s->wsd_decay_steps, low, s->wsd_shape);
+    else if (strcmp(s->kind, "constant"))
+        snprintf(fall, sizeof fall, " to %s at step %ld", low, (long)end);
+    if (warmup) snprintf(warm, sizeof warm, ", after %ld steps of warm-up", (long)warmup);
+    char *text = die_format("%s: %s%s%s; %s", s->kind, high, fall, warm, d->optimizer.kind);
+    say_wrapped(o, "Rate", text);
+    free(text);
+}
+
+/* How often the run reads its data; 0 where they have no end. */
+static double passes_of(const struct feed *f, int64_t steps) {
+    return f->corpus.samples < INT64_MAX && f->corpus.samples > 0
+               ? (double)steps * (double)f->global_batch / (double)f->corpus.samples
+               : 0;
+}
+
+void screen_work(const struct output *o, const struct run *r, const struct feed *f, int64_t steps) {
+    const struct deck_train *k = &r->engine->deck->train;
+    int64_t tokens = f->global_batch * f->length;
+    char a[UNIT_TEXT], b[UNIT_TEXT], passes[UNIT_TEXT] = "";
+    if (passes_of(f, steps) > 0)
+        snprintf(passes, sizeof passes, "; %.2g passes", passes_of(f, steps));
+    char *batch =
+        die_format("%ld sequence%s x %ld = %s tokens a step (%ld at once x %d in turn x data %d); "
+                   "%ld steps = %s tokens",
+                   (long)f->global_batch, f->global_batch == 1 ? "" : "s", (long)f->length,
+                   grouped_text(tokens, a), (long)k->micro_batch, f->micro_batches, r->shape->data,
+                   (long)steps, count_text((double)steps * (double)tokens, b));
+    char *corpus = die_format("%s%s", corpus_describe(&f->corpus), passes);
+    say(o, "%s", "");
+    say_wrapped(o, "Batch", batch);
+    say_wrapped(o, "Data", corpus);
+    say_rate(o, r->engine->deck, steps);
+    say_fates(o, r);
     free(batch);
     free(corpus);
 }
@@ -257,7 +275,7 @@ void screen_work(const struct output *o, const struct run *r, const char *data, 
 static void note_weights(const struct output *o, const struct engine *e) {
     const struct config *c = e->config;
     struct param_counts n = params_count(&e->model.params);
-    if (e->has_weights) {
+    if (c->folder) {
         char *text = die_format("weights come from %s", c->folder);
         for (int i = 0; i < c->n_unused; i++) {
             char *more = die_format(
@@ -284,7 +302,7 @@ static void note_weights(const struct output *o, const struct engine *e) {
 }
 
 void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
-                  int64_t samples) {
+                  const struct feed *f, int64_t steps) {
     const struct engine *e = r->engine;
     const struct deck *d = e->deck;
     int threads = engine_threads(d, r->comm->host_cores, r->comm->host_ranks);
@@ -308,10 +326,9 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
     NOTE(!experts && (deck_given(d, "moe.balance") || deck_given(d, "moe.bias_rate")),
          "the model has no experts: keys of section moe have no effect");
     NOTE(!d->checkpoint.interval, "nothing will be saved: checkpoint.interval is 0");
-    NOTE(samples > 0 &&
-             (double)d->train.steps * (double)d->train.global_batch > 4.0 * (double)samples,
+    NOTE(passes_of(f, steps) > 4,
          "the data is read %.0f times over; more of it (data.path) or fewer train.steps",
-         (double)d->train.steps * (double)d->train.global_batch / (double)samples);
+         passes_of(f, steps));
     NOTE(d->run.debug, "run.debug checks everything and is slow");
 #undef NOTE
     say(o, "%s", "");

@@ -13,7 +13,7 @@
 struct output;
 struct run;
 struct machine;
-struct engine;
+struct feed;
 
 /* The very first line. */
 void screen_title(const struct output *o, const struct run *r);
@@ -24,12 +24,12 @@ void screen_keys(const struct output *o, const struct run *r);
 void screen_model(const struct output *o, const struct run *r);
 void screen_layout(const struct output *o, const struct run *r, const struct machine *h);
 
-/* The work: batch, data (a line about them, and how many samples one pass has), rate, decay. */
-void screen_work(const struct output *o, const struct run *r, const char *data, int64_t samples);
+/* The work: batch, data, rate, decay. steps: of the whole run. */
+void screen_work(const struct output *o, const struct run *r, const struct feed *f, int64_t steps);
 
 /* At most one line each, only where there is something to say. */
 void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
-                  int64_t samples);
+                  const struct feed *f, int64_t steps);
 
 /* The texts of "source", "build", ... for the report: fills label and text (static and malloc'd) of
  * at most `room` facts; returns how many. */

@@ -9,6 +9,7 @@
 #include "parallel/comm.h"
 #include "parallel/timer.h"
 #include "src/engine.h"
+#include "src/feed.h"
 #include "src/modes.h"
 #include "src/report.h"
 #include "src/screen.h"
@@ -51,17 +52,17 @@ static void step_begins(struct show *s) {
     s->begun_waited_ns = timer_waited_ns(t);
 }
 
-void show_begin(struct show *s, struct output *o, const char *data, int64_t samples,
-                int64_t first_step) {
+void show_begin(struct show *s, struct output *o, const struct feed *feed, int64_t done,
+                int64_t total) {
     s->output = o;
+    s->done = s->since_step = s->last.step = done;
+    s->total = total;
+    s->last.tokens = done * feed->global_batch * feed->length;
     end_early(s, o->log);
-    screen_work(o, s->run, data, samples);
-    screen_notes(o, s->run, &s->machine, samples);
+    screen_work(o, s->run, feed, total);
+    screen_notes(o, s->run, &s->machine, feed, total);
     if (o->speaks && deck_of(s)->log.tensorboard)
-        events_open(&s->events, o->folder, first_step > 1 ? first_step - 1 : -1);
-    s->first_step = first_step;
-    s->since_step = first_step - 1;
-    s->last.step = first_step - 1;
+        events_open(&s->events, o->folder, done > 0 ? done : -1);
     s->began_s = s->reported_s = seconds_now();
     timer_leave(s->run->comm->timer); /* start-up, which main entered */
     step_begins(s);
@@ -69,14 +70,17 @@ void show_begin(struct show *s, struct output *o, const char *data, int64_t samp
 
 /* ---------------------------------------------------------------- steps */
 
-void show_step(struct show *s, const struct step_metrics *k) {
+void show_stepped(struct show *s) {
     struct timer *t = s->run->comm->timer;
     s->ran_ns += timer_total_ns(t) - s->begun_ns;
     s->waited_ns += timer_waited_ns(t) - s->begun_waited_ns;
+}
+
+void show_step(struct show *s, const struct step_metrics *k) {
     s->since_s += k->step_seconds;
     s->last = *k;
     s->steps++;
-    if (isfinite(k->validation)) s->validation = k->validation;
+    if (k->validated) s->validation = k->validation;
     output_metrics(s->output, k);
     struct event_value v[] = {{"loss", k->loss},
                               {"grad_norm", k->grad_norm},
@@ -84,7 +88,7 @@ void show_step(struct show *s, const struct step_metrics *k) {
                               {"tokens_per_second", k->tokens_per_second},
                               {"step_seconds", k->step_seconds},
                               {"validation", k->validation}};
-    events_write(&s->events, wall_now(), k->step, isfinite(k->validation) ? 6 : 5, v);
+    events_write(&s->events, wall_now(), k->step, k->validated ? 6 : 5, v);
 }
 
 void show_did(struct show *s, char letter, const char *fmt, ...) {
@@ -122,8 +126,8 @@ static void say_heads(struct show *s) {
 void show_line(struct show *s, bool always) {
     const struct deck *d = deck_of(s);
     const struct step_metrics *k = &s->last;
-    bool due = always || *s->did || k->step == s->first_step || k->step % d->log.interval == 0 ||
-               k->step == d->train.steps;
+    bool due = always || *s->did || k->step == s->done + 1 || k->step % d->log.interval == 0 ||
+               k->step == s->total;
     if (due && s->steps) {
         char eta[UNIT_TEXT];
         double idle = idle_share(s), took = s->since_s / (double)(k->step - s->since_step);
@@ -133,8 +137,8 @@ void show_line(struct show *s, bool always) {
         say(s->output, "%8ld %12ld %9.4f %9.3g %9.2e %8.3f %9.0f %5.1f %8.3f %10s%s%s%s%s",
             (long)k->step, (long)k->tokens, k->loss, k->grad_norm, k->learning_rate, took,
             tokens / took, 100 * idle, (double)k->peak_bytes / 1073741824.0,
-            duration_text(a_step * (double)(d->train.steps - k->step), eta), *s->did ? "  " : "",
-            s->did, *s->words ? " " : "", s->words);
+            duration_text(a_step * (double)(s->total - k->step), eta), *s->did ? "  " : "", s->did,
+            *s->words ? " " : "", s->words);
         s->since_step = k->step;
         s->since_s = 0;
         s->ran_ns = s->waited_ns = 0;
@@ -158,8 +162,8 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
     size_t size;
     FILE *f = open_memstream(&text, &size);
     if (!f) die("no memory for the summary");
-    fprintf(f, "steps: %ld\nfirst_step: %ld\ntokens: %ld\n", (long)s->last.step,
-            (long)s->first_step, (long)s->last.tokens);
+    fprintf(f, "steps: %ld\nfirst_step: %ld\ntokens: %ld\n", (long)s->last.step, (long)s->done + 1,
+            (long)s->last.tokens);
     if (s->steps) fprintf(f, "loss: %s\n", number_text(s->last.loss, number));
     if (isfinite(s->validation)) fprintf(f, "validation: %s\n", number_text(s->validation, number));
     fprintf(f, "skipped_updates: %ld\nseconds: %.3f            # from the first step on\n",
@@ -186,7 +190,7 @@ int show_end(struct show *s, const char *why, int code) {
     for (int r = 0; r < c->size; r++)
         if (s->machine.rank[r].peak > most) most = s->machine.rank[r].peak;
     say(o, "\n%s at step %ld of %ld after %s\n", code == 0 ? "Finished" : "Stopped",
-        (long)s->last.step, (long)d->train.steps, duration_text(took, duration));
+        (long)s->last.step, (long)s->total, duration_text(took, duration));
     timetable_say(&t, o, &s->machine);
     say(o, "  %s tokens/s, peak %s on a rank%s",
         s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),

@@ -6,7 +6,7 @@
  *
  *     show_open    before anything is allocated: the first lines, the plan, and whether it fits
  *     show_begin   weights and data are there, the output folder is open: the rest of the screen
- *     show_step    after each step: metrics.jsonl and events
+ *     show_stepped, show_step   after each step: metrics.jsonl and events
  *     show_did     something happened beside the step: a letter for the line's last column
  *     show_line    the line, once all that belongs to the step is done
  *     show_end     the end, however it came: table, summary, report */
@@ -21,6 +21,7 @@
 #include "src/output.h"
 
 struct run;
+struct feed;
 struct mistakes;
 
 struct show {
@@ -32,7 +33,7 @@ struct show {
     size_t early_size;
     struct output before; /* says it */
 
-    int64_t first_step;       /* of this part of the run */
+    int64_t done, total;      /* steps behind it when it began, and of the whole run */
     double began_s;           /* when it began, by seconds_now */
     struct step_metrics last; /* the newest step */
     int64_t steps, skipped;   /* done by this part */
@@ -51,12 +52,15 @@ struct show {
  * memory; s may be freed either way. Collective over the world. */
 int show_open(struct show *s, const struct run *r, struct mistakes *m);
 
-/* The rest of the screen. data: a line about the corpus, samples: in one pass over it (INT64_MAX:
- * endless). first_step: the first that will be done, 1 unless the run continues. */
-void show_begin(struct show *s, struct output *o, const char *data, int64_t samples,
-                int64_t first_step);
+/* The rest of the screen. done: steps that are behind the run, 0 unless it continues; total: where it
+ * ends. */
+void show_begin(struct show *s, struct output *o, const struct feed *feed, int64_t done,
+                int64_t total);
 
-/* A step is done. Writes its metrics; on rank 0. */
+/* The step proper is over: what follows it (validation, saving) is not counted as waiting in it. */
+void show_stepped(struct show *s);
+
+/* A step is done, and validated if it is time. Writes its metrics and events; on rank 0. */
 void show_step(struct show *s, const struct step_metrics *k);
 
 /* letter: 'e' evaluated, 'c' checkpoint, 's' skipped. The words come after the letters. */

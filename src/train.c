@@ -3,155 +3,117 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/corpora.h"
 #include "io/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/timer.h"
+#include "src/diagnose.h"
 #include "src/engine.h"
+#include "src/evaluate.h"
+#include "src/feed.h"
+#include "src/lastwords.h"
 #include "src/modes.h"
 #include "src/output.h"
+#include "src/rate.h"
+#include "src/resume.h"
 #include "src/show.h"
+#include "src/stop.h"
 
-/* ---- a step's tokens ---- */
-
-struct feed {
-    struct corpus corpus;
-    int micro_batches, rows;            /* of this rank in a step; sequences of one */
-    int64_t length, global_batch;
-    int64_t first;                      /* this rank's first sequence within a step */
-    struct host_batch *batch;
-    int32_t *tokens;
-    bool *counts;
+struct training {
+    struct engine *e;
+    struct comm *c;
+    struct feed feed;
+    struct output o;
+    struct stop stop;
+    struct resume resume;
+    struct show show;
+    int64_t steps;
 };
 
-static int feed_init(struct feed *f, const struct engine *e, struct comm *c, struct mistakes *m) {
+/* A loss or norm that is not finite: says where it began. Returns whether the run goes on without this update. */
+static bool not_finite(struct training *r, int64_t step) {
+    bool skip = !strcmp(r->e->deck->train.on_nonfinite, "skip");
+    char *where = diagnose(r->e, r->feed.micro_batches, r->feed.batch, (step - 1) * r->feed.global_batch + r->feed.first);
+    say(&r->o, "step %ld: loss or gradient norm is not finite: %s; %s", (long)step, where,
+        skip ? "this update is left out" : "nothing was updated. A lower optimizer.learning_rate or train.clip may help, or train.on_nonfinite: skip");
+    free(where);
+    show_did(&r->show, 's', "%s", "");
+    return skip;
+}
+
+/* One step; false if the run must end for numbers that are not finite. */
+static bool train_step(struct training *r, int64_t step, double *seconds) {
+    struct engine *e = r->e;
+    struct feed *f = &r->feed;
     const struct deck *d = e->deck;
-    memset(f, 0, sizeof *f);
-    f->length = d->train.sequence_length;
-    f->rows = (int)d->train.micro_batch;
-    f->global_batch = d->train.global_batch;
-    f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
-    f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
-    uint64_t seed = (uint64_t)d->run.seed;
-    int bad = strcmp(d->data.kind, "text")
-                  ? corpus_mock(&f->corpus, seed, e->config->keys.vocab_size, (int)f->length)
-                  : corpus_text(&f->corpus, seed, d->data.path.n, d->data.path.v, (int)f->length, d->data.mask_documents,
-                                c->world, m);
-    if (bad) return -1;
-    f->corpus.mask_documents = d->data.mask_documents;
-    int64_t n = f->rows * f->length;
-    f->batch = die_alloc(f->micro_batches * sizeof *f->batch);
-    for (int i = 0; i < f->micro_batches; i++) {
-        struct host_batch *b = &f->batch[i];
-        *b = (struct host_batch){f->rows, f->length, die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(int32_t)),
-                                 die_alloc(n * sizeof(int32_t)), die_alloc(n * sizeof(double))};
-    }
-    f->tokens = die_alloc((f->length + 1) * sizeof *f->tokens);
-    f->counts = die_alloc(f->length * sizeof *f->counts);
-    return 0;
-}
-
-static void feed_free(struct feed *f) {
-    for (int i = 0; f->batch && i < f->micro_batches; i++) {
-        free(f->batch[i].ids);
-        free(f->batch[i].start);
-        free(f->batch[i].target);
-        free(f->batch[i].weight);
-    }
-    free(f->batch);
-    free(f->tokens);
-    free(f->counts);
-    if (f->corpus.kind) corpus_free(&f->corpus);
-}
-
-/* Fills the micro-batches of step number `step` (from 1); returns the counted targets of this rank. Sample numbers
- * depend on the step alone, so the mesh changes only who reads which. */
-static int64_t feed_step(struct feed *f, int64_t step) {
-    int64_t counted = 0, sample = (step - 1) * f->global_batch + f->first;
-    for (int i = 0; i < f->micro_batches; i++)
-        for (int r = 0; r < f->rows; r++, sample++) {
-            struct host_batch *b = &f->batch[i];
-            int64_t at = r * f->length;
-            corpus_sample(&f->corpus, sample, f->tokens, b->start + at, f->counts);
-            for (int64_t t = 0; t < f->length; t++) {
-                b->ids[at + t] = f->tokens[t];
-                b->target[at + t] = f->counts[t] ? f->tokens[t + 1] : -1;
-                b->weight[at + t] = f->counts[t];
-                counted += f->counts[t];
-            }
-        }
-    return counted;
-}
-
-static int64_t sum_over_replicas(struct engine *e, int64_t n) {
-    struct group *g = e->parallel.replicas;
-    struct request r;
-    void *scratch = die_alloc(comm_sum_scratch(g, 1, I64));
-    comm_sum_start(g, &n, 1, I64, scratch, &r);
-    comm_wait(&r);
-    free(scratch);
-    return n;
-}
-
-/* ---- steps ---- */
-
-static void save(struct engine *e, const struct output *o, struct show *w, int64_t step) {
-    char *name = die_format("step-%08ld", (long)step), *folder = die_format("%s/checkpoints/%s", o->folder, name);
-    char *latest = die_format("%s\n", name);
     double began = seconds_now();
-    timer_enter(e->comm->timer, RANGE_CHECKPOINT);
-    engine_save(e, folder, false);
-    output_text(o, "checkpoints/latest", latest);
-    timer_leave(e->comm->timer);
-    show_did(w, 'c', "%.2f s", seconds_now() - began);
-    free(name);
-    free(folder);
-    free(latest);
-}
-
-/* One step; false if loss or norm is not finite. */
-static bool train_step(struct engine *e, struct feed *f, struct show *w, int64_t step) {
-    const struct deck *d = e->deck;
     struct timer *timer = e->comm->timer;
-    double began = seconds_now();
-    bool balance = !strcmp(d->moe.balance, "bias");
-    struct step_metrics s = {.step = step, .mfu = NAN, .validation = NAN};
+    bool balance = !strcmp(d->moe.balance, "bias"), goes_on = true;
+    struct step_metrics s = {.step = step, .mfu = NAN};
+    lastwords_at(step, "data");
     timer_enter(timer, RANGE_DATA);
-    int64_t count = sum_over_replicas(e, feed_step(f, step));
+    int64_t count = comm_total(e->parallel.replicas, feed_step(f, step));
     timer_leave(timer);
+    lastwords_at(step, "forward and backward");
     s.loss = engine_gradients(e, f->micro_batches, f->batch, count, balance);
+    lastwords_at(step, "update");
     timer_enter(timer, RANGE_OPTIMISER);
     s.grad_norm = optimiser_norm(&e->optimiser, &e->parallel);
-    s.learning_rate = optimiser_rate(d, step);
-    bool finite = isfinite(s.loss) && isfinite(s.grad_norm);
-    if (finite) {
+    s.learning_rate = rate_at(d, r->steps, step);
+    if (isfinite(s.loss) && isfinite(s.grad_norm)) {
         optimiser_step(&e->optimiser, step, s.learning_rate, s.grad_norm);
         if (balance) optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+    } else {
+        goes_on = not_finite(r, step);
     }
     timer_leave(timer);
     s.step_seconds = seconds_now() - began;
+    show_stepped(&r->show);
+    int64_t every = d->train.validation_interval;
+    if (every && goes_on && (step % every == 0 || step == r->steps)) {
+        lastwords_at(step, "validation");
+        s.validated = true;
+        timer_enter(timer, RANGE_VALIDATION);
+        s.validation = evaluate_loss(e, f, NULL);
+        timer_leave(timer);
+        show_did(&r->show, 'e', "%.4f", s.validation);
+    }
+    *seconds = seconds_now() - began;
     s.tokens = step * f->global_batch * f->length;
     s.tokens_per_second = (double)(f->global_batch * f->length) / s.step_seconds;
     s.peak_bytes = comm_max(e->comm->world, engine_peak_bytes(e));
-    show_step(w, &s);
-    return finite;
+    show_step(&r->show, &s);
+    return goes_on;
 }
 
-static int train(struct engine *e, struct feed *f, const struct output *o, struct show *w) {
-    const struct deck *d = e->deck;
-    int64_t steps = d->train.steps, every = d->checkpoint.interval;
-    if (every && !steps) save(e, o, w, 0);
-    for (int64_t step = 1; step <= steps; step++) {
-        if (!train_step(e, f, w, step)) {
-            show_line(w, true);
-            say(o, "step %ld: loss or gradient norm is not finite; nothing was updated. A lower optimizer.learning_rate or train.clip may help",
-                (long)step);
-            return show_end(w, "the loss or the gradient norm was not finite", 4);
+static void save(struct training *r, int64_t step) {
+    lastwords_at(step, "checkpoint");
+    timer_enter(r->c->timer, RANGE_CHECKPOINT);
+    r->stop.last_save = resume_save(r->e, &r->o, step);
+    timer_leave(r->c->timer);
+    show_did(&r->show, 'c', "%.2f s", r->stop.last_save);
+}
+
+static int train(struct training *r) {
+    int64_t every = r->e->deck->checkpoint.interval, step = r->resume.step;
+    double seconds = 0;
+    enum stop_wish wish = STOP_NO;
+    if (every && !r->steps && !r->resume.found) save(r, 0);
+    while (step < r->steps && !wish) {
+        if (!train_step(r, ++step, &seconds)) {
+            show_line(&r->show, true);
+            return show_end(&r->show, "the loss or the gradient norm was not finite", 4);
         }
-        if (every && (step % every == 0 || step == steps)) save(e, o, w, step);
-        show_line(w, false);
+        if (step < r->steps) wish = stop_agree(&r->stop, r->c, seconds);
+        if (every && (step % every == 0 || wish || step == r->steps)) save(r, step);
+        show_line(&r->show, wish != STOP_NO);
     }
-    return show_end(w, "finished", 0);
+    if (!wish) return show_end(&r->show, "finished", 0);
+    if (r->o.speaks) stop_clear(&r->stop);
+    char *why = die_format("early, by %s; %s", stop_reason(wish),
+                           every ? "the same command continues" : "nothing is saved (checkpoint.interval is 0)");
+    int code = show_end(&r->show, why, every ? 3 : 1);
+    free(why);
+    return code;
 }
 
 /* What config.json says of a new model: it has no tensors for multi-token prediction; and its time steps are not
@@ -161,20 +123,48 @@ static void settle_new(struct config *c) {
     c->keys.time_step_min = 1e-9;
 }
 
+/* Steps of the run: the deck's, or as many as make the passes over the text it asks for. */
+static int64_t count_steps(const struct deck *d, const struct feed *f) {
+    if (d->train.epochs <= 0) return d->train.steps;
+    return feed_steps(f, d->train.epochs);
+}
+
+/* Everything up to the first step; false if m has mistakes or there is nothing to do. */
+static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
+    struct engine *e = t->e;
+    const struct deck *d = e->deck;
+    if (show_open(&t->show, r, m)) return false;
+    if (output_lock(d->run.output, r->comm, m)) return false;
+    resume_find(&t->resume, d, m);
+    stop_init(&t->stop, d, m);
+    if (t->resume.found && !m->n) engine_reopen(e, t->resume.folder, m);
+    if (comm_max(r->comm->world, m->n)) return false;
+    if (engine_init(e, r->comm, r->shape, false, true, true, m)) return false;
+    if (t->resume.found && resume_read(&t->resume, e, m)) return false;
+    return !feed_init(&t->feed, e, m);
+}
+
 int mode_train(struct run *r, struct mistakes *m) {
     struct engine *e = r->engine;
-    struct feed feed = {0};
-    struct output o;
-    struct show show;
+    struct training t = {.e = e, .c = r->comm};
     int code = 2;
-    if (!show_open(&show, r, m) && !engine_init(e, r->comm, r->shape, false, true, true, m) && !feed_init(&feed, e, r->comm, m)) {
-        output_begin(&o, e->deck, r->comm, r->argc, r->argv);
-        show_begin(&show, &o, corpus_describe(&feed.corpus), feed.corpus.samples, 1);
-        if (!e->has_weights) settle_new(e->config);
-        code = train(e, &feed, &o, &show);
-        output_end(&o);
+    if (prepare(&t, r, m)) {
+        char *before = r->comm->rank == 0 ? lastwords_of_before(e->deck->run.output) : NULL;
+        t.steps = count_steps(e->deck, &t.feed);
+        if (r->comm->rank == 0) resume_sweep(e->deck->run.output);
+        output_begin(&t.o, e->deck, r->comm, r->argc, r->argv, t.resume.found ? t.resume.step : -1);
+        lastwords_begin(e->deck->run.output, r->comm->rank, r->comm->size, (int)e->deck->run.watchdog);
+        show_begin(&t.show, &t.o, &t.feed, t.resume.step, t.steps);
+        if (before) say(&t.o, "NOTE      %s", before);
+        free(before);
+        if (!e->config->folder) settle_new(e->config);
+        if (t.resume.found) say(&t.o, "NOTE      continues after step %ld, from %s", (long)t.resume.step, t.resume.folder);
+        code = train(&t);
+        output_end(&t.o);
+        lastwords_end();
     }
-    show_free(&show);
-    feed_free(&feed);
+    show_free(&t.show);
+    feed_free(&t.feed);
+    free(t.resume.folder);
     return code;
 }

@@ -148,7 +148,7 @@ int weights_match(struct weights *w, struct params *s, struct mistakes *m) {
 int weights_read(const struct weights *w, const struct params *s, struct device *d, enum dtype real, struct group *g,
                  struct mistakes *m) {
     int n;
-    struct box *boxes = params_boxes(s, real, false, false, &n);
+    struct box *boxes = params_boxes(s, real, PART_VALUES, false, &n);
     boxes_to_host(d, n, boxes);
     for (int i = 0; i < n; i++) {
         const struct source *from = &w->source[boxes[i].tensor];
@@ -241,7 +241,7 @@ void weights_write(const char *folder, const struct weights *w, const struct par
     struct plan p = plan_writing(w, s, transformers_names);
     struct new_file files[BESIDE + 1];
     int n, n_files = small_files(w, s, files);
-    struct box *boxes = params_boxes(s, real, false, true, &n);
+    struct box *boxes = params_boxes(s, real, PART_VALUES, true, &n);
     boxes_to_host(d, n, boxes);
     for (int i = 0; i < n; i++) {
         const struct source *to = &p.to[boxes[i].tensor];

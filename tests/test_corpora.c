@@ -19,6 +19,7 @@
 #include "io/corpora.h"
 #include "io/files.h"
 #include "io/mistakes.h"
+#include "io/token_source.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
 
@@ -65,10 +66,22 @@ static struct sample sample(const struct corpus *c, int64_t i) {
     return s;
 }
 
+static struct corpus_text spec_of(uint64_t seed, int n, char **paths, bool mask) {
+    return (struct corpus_text){.seed = seed,
+                                .length = LENGTH,
+                                .mask_documents = mask,
+                                .n_paths = n,
+                                .paths = paths,
+                                .tokens = &token_source_bytes,
+                                .cache = in("cache"),
+                                .threads = 1};
+}
+
 static struct corpus text(int n, char **paths, bool mask) {
     struct corpus c;
     struct mistakes m = {0};
-    int result = corpus_text(&c, 7, n, paths, LENGTH, mask, comm.world, &m);
+    struct corpus_text spec = spec_of(7, n, paths, mask);
+    int result = corpus_text(&c, &spec, comm.world, &m);
     mistakes_print(&m, stderr);
     assert_int_equal(result, 0);
     assert_int_equal(m.n, 0);
@@ -78,7 +91,8 @@ static struct corpus text(int n, char **paths, bool mask) {
 static void refused(int n, char **paths, const char *expected) {
     struct corpus c;
     struct mistakes m = {0};
-    assert_int_equal(corpus_text(&c, 7, n, paths, LENGTH, true, comm.world, &m), -1);
+    struct corpus_text spec = spec_of(7, n, paths, true);
+    assert_int_equal(corpus_text(&c, &spec, comm.world, &m), -1);
     bool said = false;
     for (int i = 0; i < m.n; i++) said |= strstr(m.text[i], expected) != NULL;
     if (!said) {
@@ -174,7 +188,9 @@ static void test_passes_differ(void **unused) {
     char *paths[] = {folder};
     struct corpus c = text(1, paths, true), other;
     struct mistakes m = {0};
-    assert_int_equal(corpus_text(&other, 8, 1, paths, LENGTH, true, comm.world, &m), 0);
+    struct corpus_text spec = spec_of(8, 1, paths, true);
+    assert_int_equal(corpus_text(&other, &spec, comm.world, &m), 0);
+    assert_true(c.identity != other.identity);
     int same_pass = 0, same_seed = 0;
     for (int64_t i = 0; i < c.samples; i++) {
         struct sample a = sample(&c, i), b = sample(&c, i + c.samples), d = sample(&other, i),

@@ -313,6 +313,33 @@ static void same_addresses(void **state) {
     }
 }
 
+/* The smallest hole that is large enough, of equal ones the lowest; neighbours become one hole. */
+static void best_fit(void **state) {
+    (void)state;
+    static const size_t bytes[] = {256, 64, 128, 64, 128, 64, 192, 64};
+    struct device d;
+    struct arena a;
+    struct piece *piece[8];
+    void *at[8], *p;
+    device_dry(&d);
+    arena_init(&a, "holes", &d);
+    for (int i = 0; i < 8; i++) piece[i] = arena_take(&a, bytes[i], "piece", &at[i]);
+    for (int i = 0; i < 8; i += 2) arena_give(&a, piece[i]);
+    arena_take(&a, 100, "first of two equal holes", &p);
+    assert_ptr_equal(p, at[2]);
+    arena_take(&a, 128, "second", &p);
+    assert_ptr_equal(p, at[4]);
+    arena_take(&a, 65, "next larger", &p);
+    assert_ptr_equal(p, at[6]);
+    arena_take(&a, 64, "what was left of it", &p);
+    assert_ptr_equal(p, (char *)at[6] + 128);
+    arena_give(&a, piece[1]);
+    arena_take(&a, 320, "two holes in one", &p);
+    assert_ptr_equal(p, at[0]);
+    assert_int_equal(a.peak, 960);
+    arena_free_all(&a);
+}
+
 struct overrun {
     size_t bytes, at;
 };
@@ -433,7 +460,7 @@ static struct tensor *op_conv(struct bench *b, const char *const *in) {
 }
 
 /* u, dt, weights, state_in. Two heads of two, one group, three state numbers. */
-static const struct scan_shape small_scan = {2, 2, 1, 3, 0, INFINITY};
+static const struct scan_shape small_scan = {2, 2, 1, 3, 128, 0, INFINITY};
 
 static struct tensor *op_scan(struct bench *b, const char *const *in) {
     struct batch batch = make_batch(b, &b->t, LENGTH, -1);
@@ -445,7 +472,7 @@ static struct tensor *op_scan(struct bench *b, const char *const *in) {
 
 static struct tensor *op_gate_squares(struct bench *b, const char *const *in) {
     return gate_squares(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH),
-                        make(b, &b->t, in[1], TOKENS, WIDTH), 2);
+                        make(b, &b->t, in[1], TOKENS, WIDTH), 2, 1);
 }
 
 static struct tensor *op_gate_norm(struct bench *b, const char *const *in) {
@@ -1470,7 +1497,7 @@ static void run_cut(int which, bool cut, struct cut_found *f) {
         if (which == CONV) {
             u = conv(&b.t, &batch, in[p][0], w[0], w[1], state, &after);
         } else if (which == SCAN) {
-            const struct scan_shape s = {HEADS, DEPTH, 1, STATE, 0, INFINITY};
+            const struct scan_shape s = {HEADS, DEPTH, 1, STATE, 128, 0, INFINITY};
             u = scan(&b.t, &batch, &s, in[p][0], in[p][1], w[0], w[1], w[2], state, &after);
         } else {
             u = attention(&b.t, &batch, in[p][0], in[p][1], in[p][2], DEPTH, p ? in[0][1] : NULL,
@@ -1529,6 +1556,7 @@ static void state_only(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_addresses),
+        cmocka_unit_test(best_fit),
         cmocka_unit_test(arena_mistakes),
         cmocka_unit_test(poisoned),
         cmocka_unit_test(states),

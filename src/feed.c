@@ -1,0 +1,127 @@
+#include "src/feed.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/mistakes.h"
+#include "io/token_source.h"
+#include "kernels/die.h"
+#include "src/engine.h"
+
+static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *m) {
+    const struct deck *d = e->deck;
+    const struct corpus_text text = {.seed = (uint64_t)d->run.seed,
+                                     .length = (int)f->length,
+                                     .mask_documents = d->data.mask_documents,
+                                     .n_paths = d->data.path.n,
+                                     .paths = d->data.path.v,
+                                     .n_weights = d->data.blend.n,
+                                     .weights = d->data.blend.v,
+                                     .split = d->data.split,
+                                     .tokens = &token_source_bytes,
+                                     .cache = d->data.cache,
+                                     .threads = e->device.threads};
+    int bad = strcmp(d->data.kind, "text")
+                  ? corpus_mock(&f->corpus, text.seed, e->config->keys.vocab_size, text.length)
+                  : corpus_text(&f->corpus, &text, e->comm->world, m);
+    if (bad) return -1;
+    f->corpus.mask_documents = d->data.mask_documents;
+    f->measured = &f->corpus;
+    if (d->data.split > 0) {
+        corpus_validation(&f->corpus, &f->held_out);
+        f->measured = &f->held_out;
+    }
+    f->validation = f->measured->samples;
+    int64_t most = strcmp(d->run.mode, "evaluate") ? d->data.validation : d->evaluate.samples;
+    if (most && most < f->validation) f->validation = most;
+    return 0;
+}
+
+int feed_init(struct feed *f, const struct engine *e, struct mistakes *m) {
+    const struct deck *d = e->deck;
+    *f = (struct feed){.length = d->train.sequence_length,
+                       .rows = (int)d->train.micro_batch,
+                       .global_batch = d->train.global_batch};
+    f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
+    f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
+    if (open_corpus(f, e, m)) return -1;
+    unsigned long n = (unsigned long)(f->rows * f->length);
+    f->batch = die_alloc((unsigned long)f->micro_batches * sizeof *f->batch);
+    for (int i = 0; i < f->micro_batches; i++)
+        f->batch[i] = (struct host_batch){
+            .rows = f->rows,
+            .length = f->length,
+            .ids = die_alloc(n * sizeof(int32_t)),
+            .start = die_alloc(n * sizeof(int32_t)),
+            .target = die_alloc(n * sizeof(int32_t)),
+            .weight = die_alloc(n * sizeof(double)),
+        };
+    f->tokens = die_alloc((unsigned long)(f->length + 1) * sizeof *f->tokens);
+    f->counts = die_alloc((unsigned long)f->length * sizeof *f->counts);
+    return 0;
+}
+
+void feed_free(struct feed *f) {
+    for (int i = 0; f->batch && i < f->micro_batches; i++) {
+        free(f->batch[i].ids);
+        free(f->batch[i].start);
+        free(f->batch[i].target);
+        free(f->batch[i].weight);
+    }
+    free(f->batch);
+    free(f->tokens);
+    free(f->counts);
+    if (f->corpus.kind) corpus_free(&f->corpus);
+    *f = (struct feed){0};
+}
+
+/* Puts sample number `sample` in row r of micro-batch b; returns its counted targets. */
+static int64_t put_row(struct feed *f, const struct corpus *c, int64_t sample, struct host_batch *b,
+                       int r) {
+    int64_t at = r * f->length, counted = 0;
+    corpus_sample(c, sample, f->tokens, b->start + at, f->counts);
+    for (int64_t t = 0; t < f->length; t++) {
+        b->ids[at + t] = f->tokens[t];
+        b->target[at + t] = f->counts[t] ? f->tokens[t + 1] : -1;
+        b->weight[at + t] = f->counts[t];
+        counted += f->counts[t];
+    }
+    return counted;
+}
+
+/* A sample none of whose targets count: where a round has more room than samples. */
+static void blank_row(struct feed *f, struct host_batch *b, int r) {
+    put_row(f, f->measured, 0, b, r);
+    for (int64_t t = r * f->length; t < (r + 1) * f->length; t++) {
+        b->target[t] = -1;
+        b->weight[t] = 0;
+    }
+}
+
+int64_t feed_step(struct feed *f, int64_t step) {
+    int64_t counted = 0, sample = (step - 1) * f->global_batch + f->first;
+    for (int i = 0; i < f->micro_batches; i++)
+        for (int r = 0; r < f->rows; r++)
+            counted += put_row(f, &f->corpus, sample++, &f->batch[i], r);
+    return counted;
+}
+
+int64_t feed_rounds(const struct feed *f) {
+    return (f->validation + f->global_batch - 1) / f->global_batch;
+}
+
+int64_t feed_validation(struct feed *f, int64_t round) {
+    int64_t counted = 0, sample = round * f->global_batch + f->first;
+    for (int i = 0; i < f->micro_batches; i++)
+        for (int r = 0; r < f->rows; r++, sample++)
+            if (sample < f->validation)
+                counted += put_row(f, f->measured, sample, &f->batch[i], r);
+            else blank_row(f, &f->batch[i], r);
+    return counted;
+}
+
+int64_t feed_steps(const struct feed *f, double epochs) {
+    if (f->corpus.samples == INT64_MAX) return -1;
+    return (int64_t)ceil(epochs * (double)f->corpus.samples / (double)f->global_batch);
+}
