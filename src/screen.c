@@ -331,5 +331,4 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
          passes_of(f, steps));
     NOTE(d->run.debug, "run.debug checks everything and is slow");
 #undef NOTE
-    say(o, "%s", "");
 }

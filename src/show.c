@@ -114,13 +114,20 @@ static double idle_share(struct show *s) {
     return sums[0] > 0 ? (double)sums[1] / (double)sums[0] : 0;
 }
 
+/* Memory is in one unit throughout: GiB if any rank plans that much. */
+static double memory_unit(const struct show *s) {
+    for (int r = 0; r < s->machine.ranks; r++)
+        if (plan_bytes(&s->machine.rank[r].plan) >= 1 << 30) return 1073741824.0;
+    return 1048576.0;
+}
+
 static void say_heads(struct show *s) {
     if (s->headed) return;
     s->headed = true;
-    say(s->output, "s/step, tokens/s and idle: means since the line before. what: e evaluated, c "
-                   "saved, s skipped");
-    say(s->output, "%8s %12s %9s %9s %9s %8s %9s %5s %8s %10s  %s", "step", "tokens", "loss",
-        "norm", "rate", "s/step", "tokens/s", "idle%", "GiB", "ETA", "what");
+    say(s->output, "\ns/step, tokens/s and idle: means since the line before. "
+                   "what: e evaluated, c saved, s skipped");
+    say(s->output, "%8s %12s %8s %8s %9s %7s %8s %5s %7s %8s  %s", "step", "tokens", "loss", "norm",
+        "rate", "s/step", "tokens/s", "idle%", memory_unit(s) > 1e9 ? "GiB" : "MiB", "ETA", "what");
 }
 
 void show_line(struct show *s, bool always) {
@@ -134,9 +141,9 @@ void show_line(struct show *s, bool always) {
         double tokens = (double)(d->train.global_batch * d->train.sequence_length);
         double a_step = (seconds_now() - s->began_s) / (double)s->steps;
         say_heads(s);
-        say(s->output, "%8ld %12ld %9.4f %9.3g %9.2e %8.3f %9.0f %5.1f %8.3f %10s%s%s%s%s",
+        say(s->output, "%8ld %12ld %8.4f %8.3g %9.2e %7.3f %8.0f %5.1f %7.2f %8s%s%s%s%s",
             (long)k->step, (long)k->tokens, k->loss, k->grad_norm, k->learning_rate, took,
-            tokens / took, 100 * idle, (double)k->peak_bytes / 1073741824.0,
+            tokens / took, 100 * idle, (double)k->peak_bytes / memory_unit(s),
             duration_text(a_step * (double)(s->total - k->step), eta), *s->did ? "  " : "", s->did,
             *s->words ? " " : "", s->words);
         s->since_step = k->step;

@@ -90,7 +90,7 @@ static void save(struct training *r, int64_t step) {
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
     r->stop.last_save = resume_save(r->e, &r->o, step);
     timer_leave(r->c->timer);
-    show_did(&r->show, 'c', "%.2f s", r->stop.last_save);
+    show_did(&r->show, 'c', "%s", "");
 }
 
 static int train(struct training *r) {
