@@ -2,6 +2,8 @@
 #
 #   MARCH=native      the processor to compile for; MARCH= makes a program that runs on any of its kind
 #   MPICC=mpicc       the MPI compiler wrapper, MPIRUN its launcher; found and tried when not given
+#   MPI_TRY=no        believes that MPI instead of running two ranks, where that is not allowed (login nodes); give MPICC
+#   PREFIX, DESTDIR   where make install puts things (/usr/local); DESTDIR goes before it while packaging
 #   SANITIZE=...      address,undefined (gcc) or thread (clang); builds in a folder of its own
 #   DEBUG=1           no optimisation, for a debugger; likewise
 #   WERROR=1          warnings are errors (so they are where CI=true)
@@ -15,6 +17,11 @@ SHELL  := /bin/sh
 export LC_ALL := C
 comma  := ,
 MARCH  ?= native
+VERSION := 0.4
+PREFIX ?= /usr/local
+DESTDIR ?=
+MPI_TRY ?= yes
+ASKED  := $(MPICC) | $(MPIRUN) | $(MPI_TRY) | $(CC) | $(CFLAGS) | $(MARCH)
 CFLAGS ?=
 Q      := $(if $(V),,@)
 
@@ -54,7 +61,7 @@ TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 HELPERS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/test_%.c tests/mpi_hello.c tests/tensors.c,$(wildcard tests/*.c)))
 PRESETS := $(sort $(wildcard inputs/models/*.yaml))
 
-.PHONY: all run test test-long test-reference bench tests format clean help packages found run-built test-built FORCE
+.PHONY: all install uninstall run test test-long test-reference bench tests format clean help packages found run-built test-built FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -62,7 +69,7 @@ all: found $(PROGRAM)
 
 # What the machine has is looked up once and kept in found.mk. The goals that may have to install something first call make again
 # for their second half, so that the look-up comes after.
-INSTALL_FIRST := run test test-long test-reference bench packages help clean format
+INSTALL_FIRST := run test test-long test-reference bench packages help clean format uninstall
 ifneq ($(filter-out $(INSTALL_FIRST),$(or $(MAKECMDGOALS),all)),)
 include $(B)/found.mk
 endif
@@ -84,6 +91,12 @@ for cc in $(or $(MPICC),mpicc mpicc.openmpi mpicc.mpich); do
     case $$($$run --version 2>&1) in *"Open MPI"*|*OpenRTE*|*PRRTE*) kind=openmpi ;; *) kind=mpich ;; esac
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     more=; if [ $$kind = openmpi ]; then more=--oversubscribe; command -v ssh >/dev/null || export OMPI_MCA_plm_rsh_agent=; fi
+    if [ "$(MPI_TRY)" = no ]; then
+        $$cc -o "$$dir/hello" tests/mpi_hello.c || continue
+        kind=$$(printf '#include <mpi.h>\n#ifdef OPEN_MPI\n@@openmpi\n#else\n@@mpich\n#endif\n' | $$cc -E -x c - | sed -n 's/^@@//p')
+        MPICC=$$cc; MPIRUN=$$run; MPI="$$kind, not tried"
+        break
+    fi
     if $$cc -o "$$dir/hello" tests/mpi_hello.c >/dev/null 2>&1 &&
        said=$$(timeout 60 $$run $$more -n 2 "$$dir/hello" 2>"$$dir/err") && [ "$${said%%:*}" = "hello from 2 of 2" ]; then
         MPICC=$$cc; MPIRUN=$$run; MPI=$$(printf %s "$${said#*: }" | sed -E 's/(MPICH)[^0-9]*([0-9.]+).*/\1 \2/; s/.*(Open MPI) v?([0-9.]+).*/\1 \2/')
@@ -115,7 +128,12 @@ endef
 export PROBE
 export GIVEN_MPIRUN := $(MPIRUN)
 
-$(B)/found.mk: Makefile tests/mpi_hello.c
+# What was asked for, so that another answer is looked for when it changes.
+$(B)/asked: FORCE
+	@mkdir -p $(B)
+	@printf '%s\n' '$(ASKED)' >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(B)/found.mk: Makefile tests/mpi_hello.c $(B)/asked
 	@mkdir -p $(B)
 	@sh -uc "$$PROBE" >$@.new || { code=$$?; rm -f $@.new; exit $$code; }
 	@mv $@.new $@
@@ -138,8 +156,9 @@ $(B)/flags: FORCE
 
 $(B)/version.inc: FORCE
 	@mkdir -p $(B)
-	@{ r=$$(git rev-parse --short=12 HEAD 2>/dev/null) || r=unknown; \
-	   [ "$$r" = unknown ] || if [ -z "$$(git status --porcelain --untracked-files=no 2>/dev/null)" ]; then r="$$r clean"; else r="$$r dirty"; fi; \
+	@{ echo '#define BUILD_VERSION "$(VERSION)"'; \
+	   r=$$(git -c safe.directory='*' rev-parse --short=12 HEAD 2>/dev/null) || r=unknown; \
+	   [ "$$r" = unknown ] || if [ -z "$$(git -c safe.directory='*' status --porcelain --untracked-files=no 2>/dev/null)" ]; then r="$$r clean"; else r="$$r dirty"; fi; \
 	   echo "#define BUILD_REVISION \"$$r\""; \
 	   echo "#define BUILD_COMPILER \"$(FOUND_COMPILER)\""; \
 	   echo "#define BUILD_FLAGS \"$(FLAGS)\""; \
@@ -257,6 +276,40 @@ bench:
 	@$(MAKE) all $(B)/tests/test_ops
 	@$(B)/tests/test_ops bench
 
+# The program, decks, job scripts, manual pages made from what the program says of itself, and a modulefile: set PREFIX to a folder
+# of yours where you are not root. Nothing of it is needed to run the program but the program.
+MODULE := lib/modulefiles/mestar/$(VERSION)
+define MODULEFILE
+#%Module1.0
+module-whatis "mestar $(VERSION): trains hybrid Mamba-2, attention, MLP and expert language models under mpirun"
+proc ModulesHelp { } { puts stderr "mpirun -n N mestar DECK; decks to start from are in \$$MESTAR_HOME/inputs; man mestar" }
+conflict mestar
+setenv MESTAR_HOME $(abspath $(PREFIX))/share/mestar
+prepend-path PATH $(abspath $(PREFIX))/bin
+prepend-path MANPATH $(abspath $(PREFIX))/share/man
+endef
+export MODULEFILE
+# Text as it is, for man: a manual page of one section.
+manual = { printf '.TH %s %s "" "mestar %s" ""\n.SH NAME\n%s \\- %s\n.SH %s\n.nf\n' $(1) $(2) $(VERSION) $(1) '$(4)' $(3); sed 's/\\/\\e/g; s/^\([.'"'"']\)/\\\&\1/; s/-/\\-/g'; }
+to := $(DESTDIR)$(PREFIX)
+
+install: all
+	@mkdir -p $(to)/bin $(to)/share/mestar/inputs/models $(to)/share/mestar/jobs $(to)/share/man/man1 $(to)/share/man/man5 $(to)/$(dir $(MODULE))
+	@install -m 755 $(PROGRAM) $(to)/bin/mestar
+	@install -m 644 $(wildcard inputs/*.yaml inputs/*.md) $(to)/share/mestar/inputs/
+	@install -m 644 $(PRESETS) $(to)/share/mestar/inputs/models/
+	@for f in $(wildcard jobs/*); do if [ -x $$f ]; then m=755; else m=644; fi; install -m $$m $$f $(to)/share/mestar/jobs/; done
+	@install -m 644 README.md $(to)/share/mestar/
+	@./$(PROGRAM) --help | $(call manual,mestar,1,USE,trains hybrid language models under mpirun) >$(to)/share/man/man1/mestar.1
+	@./$(PROGRAM) keys | $(call manual,mestar-keys,5,KEYS,what a deck of mestar may say) >$(to)/share/man/man5/mestar-keys.5
+	@printf '%s\n' "$$MODULEFILE" >$(to)/$(MODULE)
+	@echo "installed $(to)/bin/mestar; decks in $(to)/share/mestar/inputs; modulefile $(to)/$(MODULE)"
+
+uninstall:
+	rm -f $(to)/bin/mestar $(to)/share/man/man1/mestar.1 $(to)/share/man/man5/mestar-keys.5 $(to)/$(MODULE)
+	rm -rf $(to)/share/mestar
+	-@rmdir $(to)/$(dir $(MODULE)) 2>/dev/null || true
+
 format:
 	clang-format -i $(wildcard src/*.[ch] parallel/*.[ch] io/*.[ch] kernels/*.[ch] kernels/*/*.[ch] tests/*.[ch])
 
@@ -265,4 +318,4 @@ clean:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'all  run  test  test-long  test-reference [SEED=n]  bench  format  clean  packages'
+	@echo 'all  run  test  test-long  test-reference [SEED=n]  bench  install  uninstall  format  clean  packages'

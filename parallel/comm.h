@@ -28,11 +28,13 @@ struct mistakes;
 struct exact;
 struct transport;
 struct step_op;
+struct timer;
 
 struct comm {
     const struct transport *transport;
     int size, rank;               /* of the world */
     int host_ranks, host_cores;   /* ranks on this host, and cores it may use */
+    int64_t host;                 /* a number that the ranks of one host have in common */
     bool yield;                   /* give the core away while waiting */
     bool owns_mpi;                /* MPI_Init was ours */
     struct group *world;          /* for agreement and files, never for tensors */
@@ -40,6 +42,7 @@ struct comm {
     struct step_op *under_way;    /* operations started */
     struct step_op *spare;        /* and used ones, kept for the next start */
     int groups_made, groups_most; /* the last group number given out, the largest there can be */
+    struct timer *timer;          /* told of every wait; borrowed, NULL: nobody counts */
 };
 
 struct group {

@@ -155,6 +155,7 @@ static void find_host(struct comm *c) {
     comm_core_mask(mask);
     gather_words(host, mask, masks, COMM_MASK_WORDS);
     for (int i = 0; i < n * COMM_MASK_WORDS; i++) mask[i % COMM_MASK_WORDS] |= masks[i];
+    c->host = own;
     c->host_ranks = n;
     c->host_cores = comm_count_cores(mask, COMM_MASK_WORDS);
     group_free(host);

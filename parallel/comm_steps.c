@@ -4,6 +4,7 @@
 
 #include "kernels/die.h"
 #include "parallel/mesh.h"
+#include "parallel/timer.h"
 #include "parallel/transport.h"
 
 enum { SLOTS = TRANSPORT_SLOTS, UNIT = 16, SPINS = 2000, THREADS_FROM = 1 << 18 };
@@ -270,8 +271,10 @@ static void progress(struct comm *c) {
 static void wait_until_done(const struct step_op *op) {
     struct comm *c = op->g->comm;
     int spins = 0;
+    timer_wait(c->timer);
     while (progress(c), !op->done)
         if (c->yield || ++spins > SPINS) sched_yield();
+    timer_waited(c->timer);
 }
 
 static struct step_op *op_new(struct group *g, enum kind kind, struct request *r) {

@@ -7,6 +7,7 @@
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "parallel/data_parallel.h"
+#include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/init.h"
 
@@ -137,21 +138,28 @@ static void unload(struct engine *e, struct loaded *l) {
 }
 
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts) {
+    struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
     engine_loss_begin(e);
     for (int i = 0; i < n; i++) {
         struct loaded l;
         struct pass pass = {.count_experts = count_experts};
+        timer_enter(timer, RANGE_FORWARD);
         load_batch(e, &batches[i], &l);
         struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
         if (e->parallel.at.tensor == 0)                 /* every tensor rank has the same losses */
             DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum, .n = tensor_elements(loss));
+        timer_leave(timer);
+        timer_enter(timer, RANGE_BACKWARD);
         tape_backward(&e->tape, loss, count ? 1.0 / (double)count : 0, MASK_ALL);
         tape_clear(&e->tape);
         unload(e, &l);
+        timer_leave(timer);
     }
+    timer_enter(timer, RANGE_GRADIENTS);
     for (int i = 0; i < e->model.params.n_blocks; i++) data_sum_gradient(&e->tape, &e->model.params.block[i].p);
     double sum = engine_loss_sum(e);
+    timer_leave(timer);
     return count ? sum / (double)count : 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "io/mistakes.h"
 #include "kernels/die.h"
+#include "parallel/timer.h"
 #include "src/deck_rules.h"
 #include "src/engine.h"
 #include "src/modes.h"
@@ -132,7 +133,11 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "check") || !strcmp(argv[1], "plan")) return run_dry(argc, argv);
     struct mistakes m = {0};
     struct comm comm;
+    struct timer timer;
+    timer_start(&timer);
+    timer_enter(&timer, RANGE_START);
     if (comm_init(&comm, &m)) return report(&m);
+    comm.timer = &timer;
     die_set_rank(comm.rank);
     die_set_hooks(NULL, comm.size > 1 ? comm_abort : NULL);
     int code = run_deck(&comm, argc, argv);

@@ -43,40 +43,53 @@ static void dry_step(struct engine *e) {
     free(b.weight);
 }
 
-static void print_rank(FILE *f, const struct engine *e, int rank, bool json, bool last) {
-    const struct mesh_coords *c = &e->parallel.at;
+int64_t plan_bytes(const struct rank_plan *p) {
+    return p->parameters + p->gradients + p->moments + p->states + p->activations + p->scratch;
+}
+
+int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
+              struct mistakes *m) {
+    struct engine e;
+    struct comm comm;
+    struct generation g;
+    bool generates = !strcmp(d->run.mode, "generate");
+    comm_init_dry(&comm, mesh_ranks(shape), rank);
+    bool prepared = !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
+    bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
+    if (!bad && generates) generation_plan(&g);
+    else if (!bad) dry_step(&e);
+    if (prepared && generates) generation_free(&g);
+    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak,  (int64_t)e.moments.peak,
+                            (int64_t)e.states.peak, (int64_t)e.work.peak, (int64_t)e.scratch.peak};
+    engine_free(&e);
+    comm_end(&comm);
+    return bad ? -1 : 0;
+}
+
+static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coords *c, int rank, bool json, bool last) {
+    const double mib = 1048576;
     if (json)
         fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
-               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
-               rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
-               (long)e->moments.peak, (long)e->states.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
+                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, "
+                "\"scratch_bytes\": %ld}%s\n",
+                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
+                (long)p->states, (long)p->activations, (long)p->scratch, last ? "" : ",");
     else
-        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
-               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->states.peak / 1048576, (double)e->work.peak / 1048576,
-               (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
+                (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib, (double)p->states / mib,
+                (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
 }
 
 /* The whole plan, or nothing if m has mistakes. */
 static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
-    bool generates = !strcmp(d->run.mode, "generate");
     if (json) fprintf(f, "{\n  \"ranks\": [\n");
     else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
                  "moments", "states", "activations", "scratch", "all");
     for (int r = 0; r < ranks && !m->n; r++) {
-        struct engine e;
-        struct comm comm;
-        struct generation g;
-        comm_init_dry(&comm, ranks, r);
-        bool bad = engine_open(&e, d, c, m) || (generates && generation_prepare(&g, &e, NULL, m));
-        if (!bad && !engine_init(&e, &comm, shape, true, !generates, !generates, m)) {
-            if (generates) generation_plan(&g);
-            else dry_step(&e);
-            print_rank(f, &e, r, json, r == ranks - 1);
-        }
-        if (!bad && generates) generation_free(&g);
-        engine_free(&e);
-        comm_end(&comm);
+        struct rank_plan p;
+        struct mesh_coords at = mesh_coords(shape, r);
+        if (!plan_rank(d, c, shape, r, &p, m)) print_rank(f, &p, &at, r, json, r == ranks - 1);
     }
     if (json) fprintf(f, "  ]\n}\n");
 }

@@ -240,7 +240,6 @@ double resume_save(struct engine *e, const struct output *o, int64_t step) {
     }
     comm_barrier(e->comm->world);
     double took = seconds_now() - began;
-    say(o, "saved      %s (%.1f s)", folder, took);
     free(name);
     free(folder);
     free(part);

@@ -1,0 +1,334 @@
+#include "src/screen.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "src/deck_table.h"
+#include "src/engine.h"
+#include "src/feed.h"
+#include "src/machine.h"
+#include "src/modes.h"
+#include "src/output.h"
+#include "src/rate.h"
+#include "src/units.h"
+#include "version.inc"
+
+enum { COLUMNS_MOST = 100, LABEL = 8 };
+
+void say_wrapped(const struct output *o, const char *label, const char *words) {
+    const int room = COLUMNS_MOST - LABEL - 2;
+    for (const char *p = words; *p || p == words;) {
+        int n = (int)strlen(p);
+        if (n > room) {
+            for (n = room; n > 0 && p[n] != ' ';) n--;
+            if (n == 0) n = room;
+        }
+        say(o, "%-*s  %.*s", LABEL, p == words ? label : "", n, p);
+        p += n;
+        while (*p == ' ') p++;
+        if (!*p) break;
+    }
+}
+
+/* ---------------------------------------------------------------- what runs where */
+
+void screen_title(const struct output *o, const struct run *r) {
+    const struct deck *d = r->engine->deck;
+    say(o, "mestar %s trains %s on %d rank%s", BUILD_VERSION, d->path, r->comm->size,
+        r->comm->size == 1 ? "" : "s");
+}
+
+/* The text up to the first of these characters. */
+static char *until(const char *text, const char *stop) {
+    return die_format("%.*s", (int)strcspn(text, stop), text);
+}
+
+/* "node07", or "node07 x8, node08 x8 and 14 more" */
+static char *host_list(const struct machine *h) {
+    if (h->hosts == 1) return die_strdup(h->rank[0].name);
+    char *list = die_strdup("");
+    for (int i = 0; i < h->hosts && i < 3; i++) {
+        char *more = die_format("%s%s%s x%d", list, i ? ", " : "", h->rank[h->first[i]].name,
+                                machine_host_ranks(h, i));
+        free(list);
+        list = more;
+    }
+    if (h->hosts <= 3) return list;
+    char *more = die_format("%s and %d more", list, h->hosts - 3);
+    free(list);
+    return more;
+}
+
+static char *job_text(void) {
+    const char *id = getenv("SLURM_JOB_ID"), *end = getenv("SLURM_JOB_END_TIME");
+    char left[UNIT_TEXT];
+    if (!id) return NULL;
+    if (!end) return die_strdup(id);
+    return die_format("%s, %s left", id, duration_text(atof(end) - wall_now(), left));
+}
+
+int screen_facts(const struct run *r, const struct machine *h, struct fact *f, int room) {
+    const struct deck *d = r->engine->deck;
+    char started[UNIT_TEXT], *compiler = until(BUILD_COMPILER, ""), *mpi = until(BUILD_MPI, "("),
+                             *hosts = host_list(h), *job = job_text();
+    char *distribution = strchr(compiler, '('),
+         *close = distribution ? strchr(distribution, ')') : NULL;
+    if (close) memmove(distribution, close + 2, strlen(close + 2) + 1);
+    int threads = engine_threads(d, r->comm->host_cores, r->comm->host_ranks), n = 0;
+    size_t mpi_end = strlen(mpi);
+    while (mpi_end && mpi[mpi_end - 1] == ' ') mpi[--mpi_end] = '\0';
+    const struct fact all[] = {
+        {"source", die_strdup(BUILD_REVISION)},
+        {"build", die_format("%s", compiler)},
+        {"ranks", die_format("%d on %s", h->ranks, hosts)},
+        {"mpi", die_strdup(h->ranks == 1 ? "none, one process" : mpi)},
+        {"device", die_format("cpu, %d thread%s a rank, %s", threads, threads == 1 ? "" : "s",
+                              d->precision.recipe)},
+        {"products", die_strdup(BUILD_PRODUCTS)},
+        {"deck", r->argc > 2 ? die_format("%s + %d override%s", d->path, r->argc - 2,
+                                          r->argc == 3 ? "" : "s")
+                             : die_strdup(d->path)},
+        {"output", die_strdup(d->run.output)},
+        {"started", die_strdup(moment_text(wall_now(), started))},
+        {"job", job},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].text && n < room) f[n++] = all[i];
+        else free(all[i].text);
+    free(compiler);
+    free(mpi);
+    free(hosts);
+    return n;
+}
+
+/* Two facts a line where both fit. */
+void screen_run(const struct output *o, const struct run *r, const struct machine *h) {
+    enum { ROOM = 16, LEFT = 42 };
+    struct fact f[ROOM];
+    int n = screen_facts(r, h, f, ROOM);
+    for (int i = 0; i < n; i++) {
+        bool pair = i + 1 < n && strlen(f[i].text) <= LEFT &&
+                    strlen(f[i + 1].text) + LEFT + 2 * LABEL + 6 <= COLUMNS_MOST;
+        if (pair)
+            say(o, "  %-*s %-*s  %-*s %s", LABEL, f[i].label, LEFT, f[i].text, LABEL,
+                f[i + 1].label, f[i + 1].text);
+        else say(o, "  %-*s %s", LABEL, f[i].label, f[i].text);
+        i += pair;
+    }
+    for (int i = 0; i < n; i++) free(f[i].text);
+}
+
+/* ---------------------------------------------------------------- keys */
+
+static bool differs(const struct deck *d, const struct deck_key *k, const char *text) {
+    const void *value = (const char *)d + k->at;
+    if (k->type == 'r') return *(const double *)value != strtod(k->def, NULL);
+    if (k->type == 't' || k->type == 'c') return strcmp(*(const char *const *)value, k->def) != 0;
+    return strcmp(text, k->def) != 0;
+}
+
+/* The end of a text that is too long matters more in a place, the beginning in a value. */
+static const char *shortened(const char *text, int room, bool keep_end, char *to) {
+    int n = (int)strlen(text);
+    if (n <= room) return text;
+    if (keep_end) snprintf(to, (size_t)room + 1, "...%s", text + n - room + 3);
+    else snprintf(to, (size_t)room + 1, "%.*s...", room - 3, text);
+    return to;
+}
+
+static void say_key(const struct output *o, const struct deck *d, int row, const char *value) {
+    enum { KEY = 32, VALUE = 26, DEFAULT = 12, WHERE = 24 };
+    const struct deck_key *k = &deck_table[row];
+    const char *where = deck_origin_text(d, row);
+    size_t path = strlen(d->path);
+    char *key = die_format("%s.%s", k->section, k->name), *line = NULL;
+    char v[VALUE + 1], w[WHERE + 1];
+    if (!strncmp(where, d->path, path) && where[path] == ':')
+        line = die_format("line %s", where + path + 1);
+    say(o, "  %-*s %-*s %-*s %s", KEY, key, VALUE, shortened(value, VALUE, false, v), DEFAULT,
+        *k->def ? k->def : "-", shortened(line ? line : where, WHERE, true, w));
+    free(key);
+    free(line);
+}
+
+void screen_keys(const struct output *o, const struct run *r) {
+    enum { MOST = 16 };
+    const struct deck *d = r->engine->deck;
+    int n = 0, same = 0;
+    for (int i = 0; i < deck_table_n; i++) {
+        const struct deck_key *k = &deck_table[i];
+        char *name = die_format("%s.%s", k->section, k->name);
+        char *value = deck_value_text(k, (const char *)d + k->at);
+        if (deck_given(d, name)) {
+            if (!differs(d, k, value)) same++;
+            else if (n++ < MOST) {
+                if (n == 1)
+                    say(o, "\n%-34s %-26s %-12s %s", "Differs from the defaults", "value",
+                        "default", "given in");
+                say_key(o, d, i, value);
+            }
+        }
+        free(name);
+        free(value);
+    }
+    if (!n) say(o, "\nEvery key has its default");
+    if (n > MOST) say(o, "  and %d more", n - MOST);
+    if (same) say(o, "  (%d more given as the default is)", same);
+}
+
+/* ---------------------------------------------------------------- the work */
+
+enum fate { DECAYED, NOT_DECAYED, FROZEN };
+
+static enum fate fate_of(const struct param_block *b) {
+    return !b->p.trained ? FROZEN : b->decay ? DECAYED : NOT_DECAYED;
+}
+
+/* Names of the tensors of one fate, each once, without what the names of all have in common. */
+static char *names_of(const struct params *s, enum fate fate) {
+    char *list = die_strdup("");
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct param_tensor *t = &s->tensor[i];
+        if (t->block < 0 || t->row->may & BUFFER || fate_of(&s->block[t->block]) != fate) continue;
+        const char *name = t->row->name;
+        if (!strncmp(name, "mixer.", 6)) name += 6;
+        if (!strncmp(name, "backbone.", 9)) name += 9;
+        int n = (int)strlen(name);
+        if (n > 7 && !strcmp(name + n - 7, ".weight")) n -= 7;
+        char *padded = die_format(" %s ", list), *word = die_format(" %.*s ", n, name);
+        if (!strstr(padded, word)) {
+            char *more = die_format("%s%s%.*s", list, *list ? " " : "", n, name);
+            free(list);
+            list = more;
+        }
+        free(padded);
+        free(word);
+    }
+    return list;
+}
+
+static void say_fates(const struct output *o, const struct run *r) {
+    static const char *const words[] = {"on", "none on", "not trained:"};
+    char decay[32];
+    deck_real_text(r->engine->deck->optimizer.weight_decay, decay);
+    for (int fate = DECAYED; fate <= FROZEN; fate++) {
+        char *names = names_of(&r->engine->model.params, (enum fate)fate);
+        char *text = die_format("%s%s%s %s", fate == DECAYED ? decay : "",
+                                fate == DECAYED ? " " : "", words[fate], names);
+        if (*names) say_wrapped(o, fate == DECAYED ? "Decay" : "", text);
+        free(names);
+        free(text);
+    }
+}
+
+static void say_rate(const struct output *o, const struct deck *d, int64_t steps) {
+    const struct deck_schedule *s = &d->schedule;
+    char high[32], low[32], fall[96] = "", warm[48] = "";
+    int64_t warmup = rate_warmup(d, steps), end = s->decay_steps ? s->decay_steps : steps;
+    deck_real_text(d->optimizer.learning_rate, high);
+    deck_real_text(d->optimizer.min_learning_rate, low);
+    if (!strcmp(s->kind, "inverse-sqrt")) snprintf(fall, sizeof fall, ", never below %s", low);
+    else if (!strcmp(s->kind, "wsd"))
+        snprintf(fall, sizeof fall, ", and over the last %ld steps to %s (%s)",
+                 (long)s->wsd_decay_steps, low, s->wsd_shape);
+    else if (strcmp(s->kind, "constant"))
+        snprintf(fall, sizeof fall, " to %s at step %ld", low, (long)end);
+    if (warmup) snprintf(warm, sizeof warm, ", after %ld steps of warm-up", (long)warmup);
+    char *text = die_format("%s: %s%s%s; %s", s->kind, high, fall, warm, d->optimizer.kind);
+    say_wrapped(o, "Rate", text);
+    free(text);
+}
+
+/* How often the run reads its data; 0 where they have no end. */
+static double passes_of(const struct feed *f, int64_t steps) {
+    return f->corpus.samples < INT64_MAX && f->corpus.samples > 0
+               ? (double)steps * (double)f->global_batch / (double)f->corpus.samples
+               : 0;
+}
+
+void screen_work(const struct output *o, const struct run *r, const struct feed *f, int64_t steps) {
+    const struct deck_train *k = &r->engine->deck->train;
+    int64_t tokens = f->global_batch * f->length;
+    char a[UNIT_TEXT], b[UNIT_TEXT], passes[UNIT_TEXT] = "";
+    if (passes_of(f, steps) > 0)
+        snprintf(passes, sizeof passes, "; %.2g passes", passes_of(f, steps));
+    char *batch =
+        die_format("%ld sequence%s x %ld = %s tokens a step (%ld at once x %d in turn x data %d); "
+                   "%ld steps = %s tokens",
+                   (long)f->global_batch, f->global_batch == 1 ? "" : "s", (long)f->length,
+                   grouped_text(tokens, a), (long)k->micro_batch, f->micro_batches, r->shape->data,
+                   (long)steps, count_text((double)steps * (double)tokens, b));
+    char *corpus = die_format("%s%s", corpus_describe(&f->corpus), passes);
+    say(o, "%s", "");
+    say_wrapped(o, "Batch", batch);
+    say_wrapped(o, "Data", corpus);
+    say_rate(o, r->engine->deck, steps);
+    say_fates(o, r);
+    free(batch);
+    free(corpus);
+}
+
+/* ---------------------------------------------------------------- notes */
+
+static void note_weights(const struct output *o, const struct engine *e) {
+    const struct config *c = e->config;
+    struct param_counts n = params_count(&e->model.params);
+    if (c->folder) {
+        char *text = die_format("weights come from %s", c->folder);
+        for (int i = 0; i < c->n_unused; i++) {
+            char *more = die_format(
+                "%s%s%s", text,
+                i ? ", " : "; of its config.json these are not used, and kept: ", c->unused[i]);
+            free(text);
+            text = more;
+        }
+        if (e->weights.n_unused) {
+            char *more = die_format("%s; %d tensors there are not used, and kept", text,
+                                    e->weights.n_unused);
+            free(text);
+            text = more;
+        }
+        say_wrapped(o, "NOTE", text);
+        free(text);
+    } else if (c->n_mtp) {
+        char *text = die_format("multi-token prediction is not trained: its %ld parameters are "
+                                "left out of what is saved",
+                                (long)n.mtp);
+        say_wrapped(o, "NOTE", text);
+        free(text);
+    }
+}
+
+void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
+                  const struct feed *f, int64_t steps) {
+    const struct engine *e = r->engine;
+    const struct deck *d = e->deck;
+    int threads = engine_threads(d, r->comm->host_cores, r->comm->host_ranks);
+    bool experts = strchr(e->config->kinds, 'E') != NULL;
+    char text[256];
+    note_weights(o, e);
+#define NOTE(condition, ...)                                                                       \
+    if (condition) snprintf(text, sizeof text, __VA_ARGS__), say_wrapped(o, "NOTE", text)
+    NOTE(threads * r->comm->host_ranks > r->comm->host_cores,
+         "%d ranks x %d threads share %d cores of a host: they take turns. run.threads, or fewer "
+         "ranks",
+         r->comm->host_ranks, threads, r->comm->host_cores);
+    double used =
+        (double)machine_host_bytes(h, h->fullest) / (double)h->rank[h->first[h->fullest]].memory;
+    NOTE(
+        used > 0.85,
+        "memory is %.0f %% taken. memory.recompute: full or a smaller train.micro_batch needs less",
+        100 * used);
+    NOTE(experts && !strcmp(d->moe.balance, "none"),
+         "nothing keeps the experts evenly loaded. moe.balance: bias does");
+    NOTE(!experts && (deck_given(d, "moe.balance") || deck_given(d, "moe.bias_rate")),
+         "the model has no experts: keys of section moe have no effect");
+    NOTE(!d->checkpoint.interval, "nothing will be saved: checkpoint.interval is 0");
+    NOTE(passes_of(f, steps) > 4,
+         "the data is read %.0f times over; more of it (data.path) or fewer train.steps",
+         passes_of(f, steps));
+    NOTE(d->run.debug, "run.debug checks everything and is slow");
+#undef NOTE
+}

@@ -1,0 +1,219 @@
+#include "src/show.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "parallel/comm.h"
+#include "parallel/timer.h"
+#include "src/engine.h"
+#include "src/feed.h"
+#include "src/modes.h"
+#include "src/report.h"
+#include "src/screen.h"
+#include "src/timetable.h"
+#include "src/units.h"
+
+static const struct deck *deck_of(const struct show *s) {
+    return s->run->engine->deck;
+}
+
+/* ---------------------------------------------------------------- before the first step */
+
+int show_open(struct show *s, const struct run *r, struct mistakes *m) {
+    const struct engine *e = r->engine;
+    *s = (struct show){.run = r, .validation = NAN};
+    s->before = (struct output){.speaks = r->comm->rank == 0, .folder = e->deck->run.output};
+    if (s->before.speaks && !(s->before.log = open_memstream(&s->early, &s->early_size)))
+        die("no memory for the log");
+    screen_title(&s->before, r);
+    if (machine_find(&s->machine, r->comm, e->deck, e->config, r->shape, m)) return -1;
+    screen_run(&s->before, r, &s->machine);
+    screen_keys(&s->before, r);
+    screen_model(&s->before, r);
+    screen_layout(&s->before, r, &s->machine);
+    return 0;
+}
+
+static void end_early(struct show *s, FILE *log) {
+    if (!s->before.log) return;
+    fclose(s->before.log);
+    s->before.log = NULL;
+    if (log && s->early_size) fwrite(s->early, 1, s->early_size, log);
+    free(s->early);
+    s->early = NULL;
+}
+
+static void step_begins(struct show *s) {
+    struct timer *t = s->run->comm->timer;
+    s->begun_ns = timer_total_ns(t);
+    s->begun_waited_ns = timer_waited_ns(t);
+}
+
+void show_begin(struct show *s, struct output *o, const struct feed *feed, int64_t done,
+                int64_t total) {
+    s->output = o;
+    s->done = s->since_step = s->last.step = done;
+    s->total = total;
+    s->last.tokens = done * feed->global_batch * feed->length;
+    end_early(s, o->log);
+    screen_work(o, s->run, feed, total);
+    screen_notes(o, s->run, &s->machine, feed, total);
+    if (o->speaks && deck_of(s)->log.tensorboard)
+        events_open(&s->events, o->folder, done > 0 ? done : -1);
+    s->began_s = s->reported_s = seconds_now();
+    timer_leave(s->run->comm->timer); /* start-up, which main entered */
+    step_begins(s);
+}
+
+/* ---------------------------------------------------------------- steps */
+
+void show_stepped(struct show *s) {
+    struct timer *t = s->run->comm->timer;
+    s->ran_ns += timer_total_ns(t) - s->begun_ns;
+    s->waited_ns += timer_waited_ns(t) - s->begun_waited_ns;
+}
+
+void show_step(struct show *s, const struct step_metrics *k) {
+    s->since_s += k->step_seconds;
+    s->last = *k;
+    s->steps++;
+    if (k->validated) s->validation = k->validation;
+    output_metrics(s->output, k);
+    struct event_value v[] = {{"loss", k->loss},
+                              {"grad_norm", k->grad_norm},
+                              {"learning_rate", k->learning_rate},
+                              {"tokens_per_second", k->tokens_per_second},
+                              {"step_seconds", k->step_seconds},
+                              {"validation", k->validation}};
+    events_write(&s->events, wall_now(), k->step, k->validated ? 6 : 5, v);
+}
+
+void show_did(struct show *s, char letter, const char *fmt, ...) {
+    size_t n = strlen(s->did), at = strlen(s->words);
+    if (n + 1 < sizeof s->did && !strchr(s->did, letter)) s->did[n] = letter, s->did[n + 1] = '\0';
+    if (letter == 's') s->skipped++;
+    if (at && at + 2 < sizeof s->words) s->words[at++] = ' ', s->words[at] = '\0';
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(s->words + at, sizeof s->words - at, fmt, ap);
+    va_end(ap);
+}
+
+/* Sums over ranks of the time in steps, and of the waiting in it. */
+static double idle_share(struct show *s) {
+    int64_t sums[2] = {s->ran_ns, s->waited_ns};
+    struct group *g = s->run->comm->world;
+    struct request r;
+    void *scratch = die_alloc(comm_sum_scratch(g, 2, I64));
+    comm_sum_start(g, sums, 2, I64, scratch, &r);
+    comm_wait(&r);
+    free(scratch);
+    return sums[0] > 0 ? (double)sums[1] / (double)sums[0] : 0;
+}
+
+/* Memory is in one unit throughout: GiB if any rank plans that much. */
+static double memory_unit(const struct show *s) {
+    for (int r = 0; r < s->machine.ranks; r++)
+        if (plan_bytes(&s->machine.rank[r].plan) >= 1 << 30) return 1073741824.0;
+    return 1048576.0;
+}
+
+static void say_heads(struct show *s) {
+    if (s->headed) return;
+    s->headed = true;
+    say(s->output, "\ns/step, tokens/s and idle: means since the line before. "
+                   "what: e evaluated, c saved, s skipped");
+    say(s->output, "%8s %12s %8s %8s %9s %7s %8s %5s %7s %8s  %s", "step", "tokens", "loss", "norm",
+        "rate", "s/step", "tokens/s", "idle%", memory_unit(s) > 1e9 ? "GiB" : "MiB", "ETA", "what");
+}
+
+void show_line(struct show *s, bool always) {
+    const struct deck *d = deck_of(s);
+    const struct step_metrics *k = &s->last;
+    bool due = always || *s->did || k->step == s->done + 1 || k->step % d->log.interval == 0 ||
+               k->step == s->total;
+    if (due && s->steps) {
+        char eta[UNIT_TEXT];
+        double idle = idle_share(s), took = s->since_s / (double)(k->step - s->since_step);
+        double tokens = (double)(d->train.global_batch * d->train.sequence_length);
+        double a_step = (seconds_now() - s->began_s) / (double)s->steps;
+        say_heads(s);
+        say(s->output, "%8ld %12ld %8.4f %8.3g %9.2e %7.3f %8.0f %5.1f %7.2f %8s%s%s%s%s",
+            (long)k->step, (long)k->tokens, k->loss, k->grad_norm, k->learning_rate, took,
+            tokens / took, 100 * idle, (double)k->peak_bytes / memory_unit(s),
+            duration_text(a_step * (double)(s->total - k->step), eta), *s->did ? "  " : "", s->did,
+            *s->words ? " " : "", s->words);
+        s->since_step = k->step;
+        s->since_s = 0;
+        s->ran_ns = s->waited_ns = 0;
+        *s->did = *s->words = '\0';
+        double now = seconds_now();
+        if (s->output->speaks && now - s->reported_s > 30 + 20 * s->report_cost_s) {
+            report_write(s, NULL, "");
+            s->reported_s = seconds_now();
+            s->report_cost_s = s->reported_s - now;
+        }
+    }
+    step_begins(s);
+}
+
+/* ---------------------------------------------------------------- the end */
+
+/* Further lines of summary.yaml (malloc'd). */
+static char *summary_lines(const struct show *s, const struct timetable *t, double took,
+                           double speed) {
+    char number[32], *text;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) die("no memory for the summary");
+    fprintf(f, "steps: %ld\nfirst_step: %ld\ntokens: %ld\n", (long)s->last.step, (long)s->done + 1,
+            (long)s->last.tokens);
+    if (s->steps) fprintf(f, "loss: %s\n", number_text(s->last.loss, number));
+    if (isfinite(s->validation)) fprintf(f, "validation: %s\n", number_text(s->validation, number));
+    fprintf(f, "skipped_updates: %ld\nseconds: %.3f            # from the first step on\n",
+            (long)s->skipped, took);
+    fprintf(f, "tokens_per_second: %s\n", number_text(speed, number));
+    timetable_yaml(t, f);
+    fclose(f);
+    return text;
+}
+
+int show_end(struct show *s, const char *why, int code) {
+    const struct deck *d = deck_of(s);
+    struct output *o = s->output;
+    struct comm *c = s->run->comm;
+    struct timetable t;
+    char tokens[UNIT_TEXT], peak[UNIT_TEXT], duration[UNIT_TEXT];
+    double took = seconds_now() - s->began_s;
+    double speed =
+        s->steps ? (double)(s->steps * d->train.global_batch * d->train.sequence_length) / took
+                 : NAN;
+    timetable_gather(&t, c, c->timer);
+    int64_t most = 0;
+    machine_measure(&s->machine, c, engine_peak_bytes(s->run->engine));
+    for (int r = 0; r < c->size; r++)
+        if (s->machine.rank[r].peak > most) most = s->machine.rank[r].peak;
+    say(o, "\n%s at step %ld of %ld after %s\n", code == 0 ? "Finished" : "Stopped",
+        (long)s->last.step, (long)s->total, duration_text(took, duration));
+    timetable_say(&t, o, &s->machine);
+    say(o, "  %s tokens/s, peak %s on a rank%s",
+        s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),
+        s->skipped ? ", updates skipped" : "");
+    if (code) say(o, "  why: %s", why);
+    char *more = summary_lines(s, &t, took, speed);
+    output_summary(o, c, why, code, engine_peak_bytes(s->run->engine), more);
+    if (o->speaks) report_write(s, &t, why);
+    say(o, "  report %s/report.html, summary %s/summary.yaml", o->folder, o->folder);
+    free(more);
+    timetable_free(&t);
+    return code;
+}
+
+void show_free(struct show *s) {
+    end_early(s, NULL);
+    events_close(&s->events);
+    machine_free(&s->machine);
+}
