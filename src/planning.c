@@ -6,7 +6,7 @@
 
 #include "io/mistakes.h"
 #include "kernels/die.h"
-#include "src/engine.h"
+#include "src/generate.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
     struct engine e;
@@ -47,29 +47,43 @@ static void print_rank(FILE *f, const struct engine *e, int rank, bool json, boo
     const struct mesh_coords *c = &e->parallel.at;
     if (json)
         fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
-               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
+               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
                rank, c->data, c->tensor, (long)engine_peak_bytes(e), (long)e->values.peak, (long)e->grads.peak,
-               (long)e->moments.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
+               (long)e->moments.peak, (long)e->states.peak, (long)e->work.peak, (long)e->scratch.peak, last ? "" : ",");
     else
-        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
-               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->work.peak / 1048576,
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor, (double)e->values.peak / 1048576,
+               (double)e->grads.peak / 1048576, (double)e->moments.peak / 1048576, (double)e->states.peak / 1048576,
+               (double)e->work.peak / 1048576,
                (double)e->scratch.peak / 1048576, (double)engine_peak_bytes(e) / 1048576);
+}
+
+/* This rank's arenas, as a run of the deck's mode fills them. */
+static void plan_rank(struct engine *e, const struct deck *d, struct config *c, struct comm *comm, const struct mesh_shape *shape,
+                      struct mistakes *m) {
+    bool trains = !strcmp(d->run.mode, "train");
+    struct generation g = {0};
+    if (engine_open(e, d, c, m) || (!trains && generation_prepare(&g, e, NULL, m)) ||
+        engine_init(e, comm, shape, true, trains, trains, m)) {
+        generation_free(&g);
+        return;
+    }
+    if (trains) dry_step(e);
+    else generation_plan(&g);
+    generation_free(&g);
 }
 
 /* The whole plan, or nothing if m has mistakes. */
 static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
     if (json) fprintf(f, "{\n  \"ranks\": [\n");
-    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                 "moments", "activations", "scratch", "all");
+    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                 "moments", "states", "activations", "scratch", "all");
     for (int r = 0; r < ranks && !m->n; r++) {
         struct engine e;
         struct comm comm;
         comm_init_dry(&comm, ranks, r);
-        if (!engine_open(&e, d, c, m) && !engine_init(&e, &comm, shape, true, true, true, m)) {
-            dry_step(&e);
-            print_rank(f, &e, r, json, r == ranks - 1);
-        }
+        plan_rank(&e, d, c, &comm, shape, m);
+        if (!m->n) print_rank(f, &e, r, json, r == ranks - 1);
         engine_free(&e);
         comm_end(&comm);
     }
@@ -79,8 +93,8 @@ static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const st
 int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     char *text;
     size_t bytes;
-    if (strcmp(d->run.mode, "train")) {
-        deck_mistake(d, m, "run.mode", "is %s; plans are made of training", d->run.mode);
+    if (strcmp(d->run.mode, "train") && strcmp(d->run.mode, "generate")) {
+        deck_mistake(d, m, "run.mode", "is %s; plans are made of train and generate", d->run.mode);
         return 2;
     }
     FILE *f = open_memstream(&text, &bytes);
