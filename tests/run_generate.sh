@@ -134,5 +134,8 @@ refused large-id "bad.jsonl:1: token 2 is 101, and the model's vocabulary (model
 refused empty-prompt "bad.jsonl:2: is empty" "generate.prompts=$TMP/bad.jsonl"
 refused no-key "bad.jsonl:3: is not an object with either" "generate.prompts=$TMP/bad.jsonl"
 refused cut-line "bad.jsonl:4:" "generate.prompts=$TMP/bad.jsonl"
+cp -r "$TMP/model" "$TMP/same-folder"
+go same-folder 2 1 "$deck" "$first" "model.from=$TMP/same-folder/" &&
+    is same-folder "$(grep -c 'run.output: is the folder that the model is read from' "$TMP/same-folder.log")" 1
 go no-model 2 1 "$TMP/learn.yaml" run.mode=generate generate.prompt=The && is no-model "$(grep -c 'mode generate needs the folder' "$TMP/no-model.log")" 1
 finish
