@@ -13,8 +13,13 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
     struct model model;
     int bad = engine_open(&e, d, c, m);
     if (bad) return 2;
+    if (!strcmp(d->run.mode, "generate") && strcmp(d->generate.prompts, "-")) {
+        struct generation g;
+        bad = generation_prepare(&g, &e, NULL, m);
+        generation_free(&g);
+    }
     model_init(&model, c, shape, 0, false);
-    if (e.has_weights) bad = weights_match(&e.weights, &model.params, m);
+    if (!bad && e.has_weights) bad = weights_match(&e.weights, &model.params, m);
     struct param_counts n = params_count(&model.params);
     if (!bad) {
         printf("parameters: %ld\n", (long)n.all);

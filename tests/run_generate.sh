@@ -126,6 +126,7 @@ refused() {
 }
 printf '{"ids": [4, 101]}\n{"ids": []}\n{"id": 3}\n{"ids": [3\n' >"$TMP/bad.jsonl"
 : >"$TMP/empty.txt"
+go checked 2 1 check "$deck" model.from=tests/reference/dense "generate.prompts=$TMP/bad.jsonl" && is checked "$(tail -n 1 "$TMP/checked.log")" "4 mistakes; nothing was run"
 refused no-tokenizer "the model has no tokenizer" generate.prompt=hello
 refused stop-text "needs a tokenizer" 'generate.prompt_ids=[3]' 'generate.stop=["."]'
 refused no-file "No such file" "generate.prompts=$TMP/none.txt"
