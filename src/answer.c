@@ -46,7 +46,8 @@ void answer_add(struct answer *a, const struct ending *e, int32_t id) {
         a->stop = STOP_END;
         return;
     }
-    if (a->room - a->n_bytes < TEXT_TOKEN) a->bytes = die_realloc(a->bytes, (size_t)(a->room = 2 * a->room + 2 * TEXT_TOKEN));
+    if (a->room - a->n_bytes < TEXT_TOKEN)
+        a->bytes = die_realloc(a->bytes, (size_t)(a->room = 2 * a->room + 2 * TEXT_TOKEN));
     int64_t fresh = (int64_t)text_decode(e->text, id, a->bytes + a->n_bytes);
     a->n_bytes += fresh;
     if (cut(a, e, fresh)) a->stop = STOP_TEXT;

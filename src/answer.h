@@ -1,8 +1,9 @@
 /* answer: the continuation of one prompt while it is being made.
  *
- * Tokens come in one by one. Each may end the answer: by ending the document, by completing a stop text, or by being the
- * last that is allowed. What can be shown of the text lags behind what is there: a character may be incomplete, and what looks
- * like the beginning of a stop text may turn out to be one, which is never shown. */
+ * Tokens come in one by one. Each may end the answer: by ending the document, by completing a stop
+ * text, or by being the last that is allowed. What can be shown of the text lags behind what is
+ * there: a character may be incomplete, and what looks like the beginning of a stop text may turn
+ * out to be one, which is never shown. */
 #ifndef SRC_ANSWER_H
 #define SRC_ANSWER_H
 
@@ -15,18 +16,18 @@ struct text;
 enum stop { GOING_ON, STOP_END, STOP_TEXT, STOP_LENGTH, STOP_NOT_FINITE };
 
 struct answer {
-    int64_t n_ids, n_bytes;     /* so far; the bytes end where a stop text begins */
-    int32_t *ids;               /* [most] the id that ended the document too */
+    int64_t n_ids, n_bytes; /* so far; the bytes end where a stop text begins */
+    int32_t *ids;           /* [most] the id that ended the document too */
     char *bytes;
     int64_t room;
-    int64_t shown;              /* bytes that answer_show gave */
+    int64_t shown; /* bytes that answer_show gave */
     enum stop stop;
 };
 
 /* What ends an answer; all is borrowed. */
 struct ending {
     const struct text *text;
-    int64_t most;               /* tokens */
+    int64_t most; /* tokens */
     int n_texts;
     char *const *texts;
 };

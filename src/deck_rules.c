@@ -34,12 +34,16 @@ static bool same_place(const char *a, const char *b) {
 
 static void check_generate(const struct deck *d, struct mistakes *m) {
     const struct deck_generate *g = &d->generate;
+    const char *from = d->model.from;
     int given = !!*g->prompt + !!*g->prompts + (g->prompt_ids.n > 0);
     RULE("run.mode", !given,
          "mode generate needs generate.prompt (a text), generate.prompts (a file) or "
          "generate.prompt_ids");
     RULE(*g->prompts ? "generate.prompts" : "generate.prompt", given > 1,
          "give one of generate.prompt, prompts and prompt_ids");
+    RULE("run.output", *from && *d->run.output && same_place(from, d->run.output),
+         "is the folder that the model is read from, and what is there would be replaced; give "
+         "another");
     RULE("generate.prompts",
          *g->prompts && !is(g->prompts, "-") && !ends_with(g->prompts, ".txt") &&
              !ends_with(g->prompts, ".jsonl"),

@@ -5,9 +5,11 @@
 
 #include "kernels/die.h"
 
-void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t capacity, int64_t chunk) {
+void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t capacity,
+                  int64_t chunk) {
     const struct model *m = &e->model;
-    int64_t vocabulary = e->config->keys.vocab_size, places = rows * (chunk < capacity ? chunk : capacity);
+    int64_t vocabulary = e->config->keys.vocab_size,
+            places = rows * (chunk < capacity ? chunk : capacity);
     *d = (struct decoder){.engine = e, .most_rows = rows, .capacity = capacity, .chunk = chunk};
     d->state = die_alloc((m->config->n_layers + 1) * sizeof *d->state);
     for (int i = 0; i < m->config->n_layers; i++) {
@@ -16,7 +18,8 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t cap
         if (!l->kind->state_size) continue;
         l->kind->state_size(l, capacity, n);
         for (int k = 0; k < LAYER_STATES; k++)
-            arena_take(&e->states, (size_t)(rows * n[k]) * dtype_size(e->real), l->kind->name, &d->state[i].p[k]);
+            arena_take(&e->states, (size_t)(rows * n[k]) * dtype_size(e->real), l->kind->name,
+                       &d->state[i].p[k]);
     }
     d->padding = die_alloc(rows * sizeof *d->padding);
     d->ids = die_alloc(places * sizeof *d->ids);
@@ -44,7 +47,8 @@ static void gather_words(struct decoder *d) {
     int64_t vocabulary = e->config->keys.vocab_size, *counts = die_alloc(g->size * sizeof *counts);
     struct request r;
     for (int i = 0; i < g->size; i++)
-        counts[i] = d->rows * (part_begin(vocabulary, g->size, i + 1, 1) - part_begin(vocabulary, g->size, i, 1));
+        counts[i] = d->rows * (part_begin(vocabulary, g->size, i + 1, 1) -
+                               part_begin(vocabulary, g->size, i, 1));
     comm_gather_start(g, d->words, d->all, counts, dtype_size(e->real), &r);
     comm_wait(&r);
     for (int64_t i = 0, at = 0; i < g->size; at += counts[i++]) {
@@ -52,7 +56,8 @@ static void gather_words(struct decoder *d) {
         for (int64_t row = 0; row < d->rows; row++)
             for (int64_t k = 0; k < n; k++) {
                 int64_t from = at + row * n + k;
-                d->logits[row * vocabulary + first + k] = e->real == F64 ? ((double *)d->all)[from] : (double)((float *)d->all)[from];
+                d->logits[row * vocabulary + first + k] =
+                    e->real == F64 ? ((double *)d->all)[from] : (double)((float *)d->all)[from];
             }
     }
     free(counts);
@@ -62,7 +67,8 @@ static void gather_words(struct decoder *d) {
 static void call(struct decoder *d, int64_t length, bool wanted) {
     struct engine *e = d->engine;
     struct micro_batch b = {.rows = d->rows, .length = length};
-    struct pass pass = {.ends_only = true, .state = d->state, .past = d->past, .capacity = d->capacity};
+    struct pass pass = {
+        .ends_only = true, .state = d->state, .past = d->past, .capacity = d->capacity};
     struct piece *piece[2];
     size_t bytes = (size_t)(d->rows * length) * sizeof(int32_t);
     piece[0] = arena_take(&e->work, bytes, "ids", &b.ids);
@@ -70,7 +76,9 @@ static void call(struct decoder *d, int64_t length, bool wanted) {
     device_write(&e->device, b.ids, d->ids, bytes);
     device_write(&e->device, b.start, d->start, bytes);
     struct tensor *y = model_logits(&e->model, &e->tape, &b, &pass);
-    if (wanted) device_read(&e->device, d->words, y->data, (size_t)tensor_elements(y) * dtype_size(e->real));
+    if (wanted)
+        device_read(&e->device, d->words, y->data,
+                    (size_t)tensor_elements(y) * dtype_size(e->real));
     tape_clear(&e->tape);
     for (int i = 0; i < 2; i++) arena_give(&e->work, piece[i]);
     d->past += length;

@@ -9,15 +9,18 @@
 #include "src/modes.h"
 #include "src/output.h"
 
-int generation_prepare(struct generation *g, struct engine *e, struct group *group, struct mistakes *m) {
+int generation_prepare(struct generation *g, struct engine *e, struct group *group,
+                       struct mistakes *m) {
     const struct deck *d = e->deck;
     int before = m->n;
     memset(g, 0, sizeof *g);
     g->engine = e;
     text_init(&g->text, e->config, m);
-    g->ending = (struct ending){&g->text, d->generate.max_new_tokens, d->generate.stop.n, d->generate.stop.v};
+    g->ending = (struct ending){&g->text, d->generate.max_new_tokens, d->generate.stop.n,
+                                d->generate.stop.v};
     if (d->generate.stop.n && !text_known(&g->text))
-        deck_mistake(d, m, "generate.stop", "needs a tokenizer (model.tokenizer), and the model has none");
+        deck_mistake(d, m, "generate.stop",
+                     "needs a tokenizer (model.tokenizer), and the model has none");
     if (!group && !strcmp(d->generate.prompts, "-"))
         deck_mistake(d, m, "generate.prompts", "standard input is read by a run only; give a file");
     else prompts_read(&g->prompts, d, &g->text, group, m);
@@ -38,10 +41,12 @@ struct round {
     int64_t own_first, own_n;
 };
 
-/* The round that begins with prompt `first`. The first ranks get the rows: a single prompt is rank 0's. */
+/* The round that begins with prompt `first`. The first ranks get the rows: a single prompt is rank
+ * 0's. */
 static struct round round_at(const struct generation *g, int64_t first) {
     const struct engine *e = g->engine;
-    int64_t data = e->shape.data, left = g->prompts.n - first, most = e->deck->generate.batch * data;
+    int64_t data = e->shape.data, left = g->prompts.n - first,
+            most = e->deck->generate.batch * data;
     struct round r = {.first = first, .n = left < most ? left : most};
     int64_t rows = (r.n + data - 1) / data, before = e->parallel.at.data * rows;
     r.own_first = first + before;
@@ -66,7 +71,8 @@ static void begin_round(const struct generation *g, struct decoder *d, const str
 static void make_decoder(const struct generation *g, struct decoder *d) {
     const struct deck_generate *k = &g->engine->deck->generate;
     struct round r = round_at(g, 0);
-    decoder_init(d, g->engine, r.own_n, g->prompts.longest + k->max_new_tokens - 1, k->prefill_chunk);
+    decoder_init(d, g->engine, r.own_n, g->prompts.longest + k->max_new_tokens - 1,
+                 k->prefill_chunk);
 }
 
 void generation_plan(struct generation *g) {
@@ -95,9 +101,9 @@ struct work {
     struct generation *g;
     struct decoder decoder;
     struct sampler sampler;
-    struct answer *answer;      /* of this rank's rows */
-    int32_t *next;              /* their next tokens */
-    bool streams;               /* shows the one answer as it comes */
+    struct answer *answer; /* of this rank's rows */
+    int32_t *next;         /* their next tokens */
+    bool streams;          /* shows the one answer as it comes */
 };
 
 /* A part of a text, as far as it is UTF-8. */
@@ -123,7 +129,8 @@ static void show_prompt(const struct work *w) {
     const struct prompt *p = w->g->prompts.prompt;
     putchar('\n');
     if (p->text) show(p->text, p->bytes);
-    else for (int64_t i = 0; i < p->n; i++) printf(i ? " %d" : "%d", p->ids[i]);
+    else
+        for (int64_t i = 0; i < p->n; i++) printf(i ? " %d" : "%d", p->ids[i]);
     fflush(stdout);
 }
 
@@ -134,7 +141,7 @@ static bool choose(struct work *w, const struct round *r, struct pace *pace) {
     bool on = false;
     for (int64_t i = 0; i < r->own_n; i++) {
         struct answer *a = &w->answer[i];
-        if (a->stop) continue;                          /* its row is computed on, and nobody reads it */
+        if (a->stop) continue; /* its row is computed on, and nobody reads it */
         double u = sampler_uniform(seed, r->own_first + i, a->n_ids);
         int32_t id = sampler_choose(&w->sampler, w->decoder.logits + i * vocabulary, u);
         answer_add(a, &w->g->ending, id);
@@ -158,7 +165,8 @@ static struct pace run_round(struct work *w, const struct round *r) {
     if (w->streams) show_prompt(w);
     begin_round(w->g, &w->decoder, r);
     pace.prefill = seconds_now() - began;
-    for (bool on = choose(w, r, &pace); on; on = choose(w, r, &pace)) decoder_next(&w->decoder, w->next);
+    for (bool on = choose(w, r, &pace); on; on = choose(w, r, &pace))
+        decoder_next(&w->decoder, w->next);
     pace.decode = seconds_now() - began - pace.prefill;
     if (w->streams) printf("\n\n");
     return pace;
@@ -169,7 +177,8 @@ static struct pace run_round(struct work *w, const struct round *r) {
 /* What a rank sends of a round: its pace, and then of each answer three numbers, ids and bytes. */
 enum { NUMBERS = 3 };
 
-static char *pack(const struct work *w, const struct round *r, const struct pace *pace, int64_t *bytes) {
+static char *pack(const struct work *w, const struct round *r, const struct pace *pace,
+                  int64_t *bytes) {
     char *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
@@ -217,34 +226,41 @@ static json_t *ids_json(const int32_t *ids, int64_t n) {
     return list;
 }
 
-/* One line of generations.jsonl. A prompt without text is its ids; without a tokenizer the answer has no text. */
-static void write_answer(const struct generation *g, FILE *f, int64_t index, const struct answer *a) {
+/* One line of generations.jsonl. A prompt without text is its ids; without a tokenizer the answer
+ * has no text. */
+static void write_answer(const struct generation *g, FILE *f, int64_t index,
+                         const struct answer *a) {
     const struct prompt *p = &g->prompts.prompt[index];
     json_t *line = json_object();
     json_object_set_new(line, "index", json_integer(index));
-    json_object_set_new(line, "prompt", p->text ? text_json(p->text, p->bytes) : ids_json(p->ids, p->n));
+    json_object_set_new(line, "prompt",
+                        p->text ? text_json(p->text, p->bytes) : ids_json(p->ids, p->n));
     json_object_set_new(line, "ids", ids_json(a->ids, a->n_ids));
-    json_object_set_new(line, "text", text_known(&g->text) ? text_json(a->bytes, (size_t)a->n_bytes) : json_null());
+    json_object_set_new(
+        line, "text", text_known(&g->text) ? text_json(a->bytes, (size_t)a->n_bytes) : json_null());
     json_object_set_new(line, "stop", json_string(stop_name(a->stop)));
-    if (json_dumpf(line, f, 0) || fputc('\n', f) == EOF) die("cannot write generations.jsonl; is the disk full?");
+    if (json_dumpf(line, f, 0) || fputc('\n', f) == EOF)
+        die("cannot write generations.jsonl; is the disk full?");
     json_decref(line);
 }
 
 /* A line of the log: the beginning of the answer, on one line. */
-static void say_answer(const struct generation *g, const struct output *o, int64_t index, const struct answer *a) {
+static void say_answer(const struct generation *g, const struct output *o, int64_t index,
+                       const struct answer *a) {
     size_t n = a->n_bytes < 60 ? (size_t)a->n_bytes : 60;
     char *text = utf8_repair(a->bytes, &n);
     text[n] = 0;
     for (char *s = text; s < text + n; s++)
         if ((unsigned char)*s < ' ' || *s == 127) *s = ' ';
-    say(o, "%8ld %8ld %8ld  %-10s  %s%s", (long)index, (long)g->prompts.prompt[index].n, (long)a->n_ids, stop_name(a->stop), text,
-        a->n_bytes > 60 ? "..." : "");
+    say(o, "%8ld %8ld %8ld  %-10s  %s%s", (long)index, (long)g->prompts.prompt[index].n,
+        (long)a->n_ids, stop_name(a->stop), text, a->n_bytes > 60 ? "..." : "");
     free(text);
 }
 
-/* Reads one part; returns the answers in it. Parts of later data ranks follow those of earlier ones (parallel/mesh.h). */
-static int64_t unpack(const struct generation *g, const struct output *o, FILE *f, int64_t index, const char *part, int64_t bytes,
-                      struct pace *pace) {
+/* Reads one part; returns the answers in it. Parts of later data ranks follow those of earlier ones
+ * (parallel/mesh.h). */
+static int64_t unpack(const struct generation *g, const struct output *o, FILE *f, int64_t index,
+                      const char *part, int64_t bytes, struct pace *pace) {
     const char *end = part + bytes;
     int64_t n = 0;
     if (!bytes) return 0;
@@ -254,7 +270,8 @@ static int64_t unpack(const struct generation *g, const struct output *o, FILE *
         memcpy(number, part, sizeof number);
         struct answer a = {.n_ids = number[0], .n_bytes = number[1], .stop = (enum stop)number[2]};
         part += sizeof number;
-        a.ids = memcpy(die_alloc((size_t)a.n_ids * sizeof *a.ids + 1), part, (size_t)a.n_ids * sizeof *a.ids);
+        a.ids = memcpy(die_alloc((size_t)a.n_ids * sizeof *a.ids + 1), part,
+                       (size_t)a.n_ids * sizeof *a.ids);
         part += (size_t)a.n_ids * sizeof *a.ids;
         a.bytes = (char *)part;
         part += a.n_bytes;
@@ -265,10 +282,10 @@ static int64_t unpack(const struct generation *g, const struct output *o, FILE *
     return n;
 }
 
-/* Brings a round's answers to rank 0, which writes them; adds the round to `sum`, each part lasting as long as its slowest rank. Collective
- * over the world. */
-static void finish_round(struct work *w, struct comm *c, const struct output *o, FILE *f, const struct round *r,
-                         const struct pace *pace, struct pace *sum) {
+/* Brings a round's answers to rank 0, which writes them; adds the round to `sum`, each part lasting
+ * as long as its slowest rank. Collective over the world. */
+static void finish_round(struct work *w, struct comm *c, const struct output *o, FILE *f,
+                         const struct round *r, const struct pace *pace, struct pace *sum) {
     int64_t own_bytes, *bytes = die_alloc((size_t)c->size * sizeof *bytes), index = r->first;
     char *own = pack(w, r, pace, &own_bytes), *all = collect(c, own, own_bytes, bytes), *part = all;
     double prefill = 0, decode = 0;
@@ -297,30 +314,43 @@ static void say_beginning(const struct output *o, const struct generation *g) {
     const struct engine *e = g->engine;
     const struct deck_generate *k = &e->deck->generate;
     say(o, "model      %s, layers %s", e->config->folder, e->config->kinds);
-    say(o, "ranks      %d = data %d x tensor %d, %d thread%s each on %s", mesh_ranks(&e->shape), e->shape.data, e->shape.tensor,
-        e->device.threads, e->device.threads == 1 ? "" : "s", e->device.name);
+    say(o, "ranks      %d = data %d x tensor %d, %d thread%s each on %s", mesh_ranks(&e->shape),
+        e->shape.data, e->shape.tensor, e->device.threads, e->device.threads == 1 ? "" : "s",
+        e->device.name);
     if (k->temperature > 0)
-        say(o, "sampling   temperature %g, top_p %g, top_k %ld, seed %ld", k->temperature, k->top_p, (long)k->top_k,
-            (long)e->deck->run.seed);
+        say(o, "sampling   temperature %g, top_p %g, top_k %ld, seed %ld", k->temperature, k->top_p,
+            (long)k->top_k, (long)e->deck->run.seed);
     else say(o, "sampling   the likeliest token");
-    if (g->prompts.n > 1) say(o, "%8s %8s %8s  %-10s  %s", "prompt", "tokens", "new", "ended by", "continued");
+    if (g->prompts.n > 1)
+        say(o, "%8s %8s %8s  %-10s  %s", "prompt", "tokens", "new", "ended by", "continued");
 }
 
-static int say_end(const struct output *o, struct engine *e, struct comm *c, const struct generation *g, const struct pace *p) {
-    double decoded = (double)(p->new_tokens - g->prompts.n + p->not_finite);        /* the first come with the prefill */
-    char a[32], b[32], *more = die_format(
-        "prompts: %ld\nprompt_tokens: %ld\nnew_tokens: %ld\nprefill_seconds: %.6f\ndecode_seconds: %.6f\n"
-        "prefill_tokens_per_second: %s\ndecode_tokens_per_second: %s\n", (long)g->prompts.n, (long)p->prompt_tokens,
-        (long)p->new_tokens, p->prefill, p->decode, number_text((double)p->prompt_tokens / p->prefill, a),
-        number_text(decoded > 0 ? decoded / p->decode : 0, b));
+static int say_end(const struct output *o, struct engine *e, struct comm *c,
+                   const struct generation *g, const struct pace *p) {
+    double decoded = (double)(p->new_tokens - g->prompts.n +
+                              p->not_finite); /* the first come with the prefill */
+    char a[32], b[32],
+        *more =
+            die_format("prompts: %ld\nprompt_tokens: %ld\nnew_tokens: %ld\nprefill_seconds: "
+                       "%.6f\ndecode_seconds: %.6f\n"
+                       "prefill_tokens_per_second: %s\ndecode_tokens_per_second: %s\n",
+                       (long)g->prompts.n, (long)p->prompt_tokens, (long)p->new_tokens, p->prefill,
+                       p->decode, number_text((double)p->prompt_tokens / p->prefill, a),
+                       number_text(decoded > 0 ? decoded / p->decode : 0, b));
     int code = p->not_finite ? 4 : 0;
-    output_summary(o, c, code ? "some logits were not finite" : "finished", code, engine_peak_bytes(e), more);
+    output_summary(o, c, code ? "some logits were not finite" : "finished", code,
+                   engine_peak_bytes(e), more);
     if (code)
-        say(o, "stopped    logits of %ld prompt%s were not finite: the weights or the model's keys are not right", (long)p->not_finite,
-            p->not_finite == 1 ? "" : "s");
-    say(o, "finished   %ld prompt%s: %ld tokens read at %.0f a second, %ld made at %.0f a second; everything is in %s",
-        (long)g->prompts.n, g->prompts.n == 1 ? "" : "s", (long)p->prompt_tokens, (double)p->prompt_tokens / p->prefill,
-        (long)p->new_tokens, decoded > 0 ? decoded / p->decode : 0, o->folder);
+        say(o,
+            "stopped    logits of %ld prompt%s were not finite: the weights or the model's keys "
+            "are not right",
+            (long)p->not_finite, p->not_finite == 1 ? "" : "s");
+    say(o,
+        "finished   %ld prompt%s: %ld tokens read at %.0f a second, %ld made at %.0f a second; "
+        "everything is in %s",
+        (long)g->prompts.n, g->prompts.n == 1 ? "" : "s", (long)p->prompt_tokens,
+        (double)p->prompt_tokens / p->prefill, (long)p->new_tokens,
+        decoded > 0 ? decoded / p->decode : 0, o->folder);
     free(more);
     return code;
 }
@@ -363,9 +393,11 @@ int mode_generate(struct run *run, struct mistakes *m) {
     struct generation g;
     int code = 2;
     if (!e->has_weights)
-        deck_mistake(e->deck, m, "model.from", "mode generate needs the folder of a model, or of a run");
+        deck_mistake(e->deck, m, "model.from",
+                     "mode generate needs the folder of a model, or of a run");
     int bad = generation_prepare(&g, e, run->comm->world, m);
-    if (!bad && !m->n && !engine_init(e, run->comm, run->shape, false, false, false, m)) code = run_rounds(run, &g);
+    if (!bad && !m->n && !engine_init(e, run->comm, run->shape, false, false, false, m))
+        code = run_rounds(run, &g);
     generation_free(&g);
     return code;
 }

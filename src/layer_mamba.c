@@ -61,8 +61,8 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     struct tensor *columns = state_of(t, l, CONV_STATE, v[1]), *states = state_of(t, l, SCAN_STATE, v[2]);
     bool begun = l->pass->past > 0;
     struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL, columns ? &columns : NULL);
-    struct scan_shape shape = {heads, c->mamba_head_dim, groups, c->ssm_state_size, c->chunk_size,
-                               l->config->dt_min, l->config->dt_max};
+    struct scan_shape shape = {heads,         c->mamba_head_dim,  groups,           c->ssm_state_size,
+                               c->chunk_size, l->config->dt_min, l->config->dt_max};
     struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], begun ? states : NULL,
                             states ? &states : NULL);
     tensor_drop(t, u);

@@ -13,8 +13,13 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
     struct model model;
     int bad = engine_open(&e, d, c, m);
     if (bad) return 2;
+    if (!strcmp(d->run.mode, "generate") && strcmp(d->generate.prompts, "-")) {
+        struct generation g;
+        bad = generation_prepare(&g, &e, NULL, m);
+        generation_free(&g);
+    }
     model_init(&model, c, shape, 0, false);
-    if (e.has_weights) bad = weights_match(&e.weights, &model.params, m);
+    if (!bad && e.has_weights) bad = weights_match(&e.weights, &model.params, m);
     struct param_counts n = params_count(&model.params);
     if (!bad) {
         printf("parameters: %ld\n", (long)n.all);
@@ -51,14 +56,14 @@ int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *s
               struct mistakes *m) {
     struct engine e;
     struct comm comm;
-    struct generation g;
+    struct generation g = {0};
     bool generates = !strcmp(d->run.mode, "generate");
     comm_init_dry(&comm, mesh_ranks(shape), rank);
     bool prepared = !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
     bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
     if (!bad && generates) generation_plan(&g);
     else if (!bad) dry_step(&e);
-    if (prepared && generates) generation_free(&g);
+    generation_free(&g);
     *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak,  (int64_t)e.moments.peak,
                             (int64_t)e.states.peak, (int64_t)e.work.peak, (int64_t)e.scratch.peak};
     engine_free(&e);

@@ -18,8 +18,8 @@ struct reading {
     struct prompts *to;
     const struct text *text;
     const struct deck *deck;
-    const char *path;           /* of a file; NULL: the deck itself */
-    const char *key;            /* of the deck, if path is NULL */
+    const char *path; /* of a file; NULL: the deck itself */
+    const char *key;  /* of the deck, if path is NULL */
     int line;
     int64_t room;
     struct mistakes *m;
@@ -46,8 +46,9 @@ static void add_ids(struct reading *r, const char *text, size_t bytes, int32_t *
     if (!n) wrong(r, "is empty: a prompt needs a token at least");
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] >= 0 && ids[i] < words) continue;
-        snprintf(say, sizeof say, "token %ld is %d, and the model's vocabulary (model.vocab_size) ends at %ld", (long)i + 1, ids[i],
-                 (long)words - 1);
+        snprintf(say, sizeof say,
+                 "token %ld is %d, and the model's vocabulary (model.vocab_size) ends at %ld",
+                 (long)i + 1, ids[i], (long)words - 1);
         wrong(r, say);
         return;
     }
@@ -69,7 +70,8 @@ static void add_json(struct reading *r, const char *s, size_t n) {
     const json_t *prompt = json_object_get(line, "prompt"), *ids = json_object_get(line, "ids");
     if (!line) wrong(r, why);
     else if (!prompt == !ids) wrong(r, "is not an object with either \"prompt\" or \"ids\"");
-    else if (json_is_string(prompt)) add_text(r, json_string_value(prompt), json_string_length(prompt));
+    else if (json_is_string(prompt))
+        add_text(r, json_string_value(prompt), json_string_length(prompt));
     else if (prompt) wrong(r, "\"prompt\" is not text");
     else if (!json_is_array(ids)) wrong(r, "\"ids\" is not a list");
     else {
@@ -109,7 +111,8 @@ static char *read_input(int64_t *bytes, char *why) {
     }
     *bytes = (int64_t)n;
     if (!ferror(stdin) && n <= LARGEST) return text;
-    snprintf(why, WHY_BYTES, "%s", n > LARGEST ? "is larger than prompts can be" : "could not be read");
+    snprintf(why, WHY_BYTES, "%s",
+             n > LARGEST ? "is larger than prompts can be" : "could not be read");
     free(text);
     return NULL;
 }
@@ -132,7 +135,8 @@ static char *read_together(const char *path, struct group *g, int64_t *bytes, st
     return text;
 }
 
-int prompts_read(struct prompts *p, const struct deck *d, const struct text *x, struct group *g, struct mistakes *m) {
+int prompts_read(struct prompts *p, const struct deck *d, const struct text *x, struct group *g,
+                 struct mistakes *m) {
     const struct deck_generate *k = &d->generate;
     struct reading r = {.to = p, .text = x, .deck = d, .m = m};
     int before = m->n;

@@ -1,7 +1,9 @@
 /* prompts: what is to be continued, from wherever the deck has it.
  *
- *   generate.prompt       a text          generate.prompts    a file: .txt, a prompt a line; .jsonl, {"prompt": "..."} or
- *   generate.prompt_ids   a list of ids                       {"ids": [...]} a line; - is standard input, a prompt a line
+ *   generate.prompt       a text
+ *   generate.prompts      a file: .txt, a prompt a line; .jsonl, a line {"prompt": "..."} or
+ *                         {"ids": [...]}; or -, standard input, a prompt a line
+ *   generate.prompt_ids   a list of ids
  *
  * One rank reads and tells the others. Ids are checked against the vocabulary here. */
 #ifndef SRC_PROMPTS_H
@@ -16,20 +18,21 @@ struct mistakes;
 struct text;
 
 struct prompt {
-    char *text;                 /* UTF-8 or not; NULL: given as ids */
+    char *text; /* UTF-8 or not; NULL: given as ids */
     size_t bytes;
     int32_t *ids;
-    int64_t n;                  /* at least 1 */
+    int64_t n; /* at least 1 */
 };
 
 struct prompts {
-    int64_t n, longest;         /* longest: tokens of the longest one */
+    int64_t n, longest; /* longest: tokens of the longest one */
     struct prompt *prompt;
 };
 
-/* Reads and encodes them. Collective over g (NULL: this process alone); mistakes are the same on every rank, and then it
- * returns -1. */
-int prompts_read(struct prompts *p, const struct deck *d, const struct text *x, struct group *g, struct mistakes *m);
+/* Reads and encodes them. Collective over g (NULL: this process alone); mistakes are the same on
+ * every rank, and then it returns -1. */
+int prompts_read(struct prompts *p, const struct deck *d, const struct text *x, struct group *g,
+                 struct mistakes *m);
 void prompts_free(struct prompts *p);
 
 #endif

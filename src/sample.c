@@ -8,8 +8,11 @@
 #include "kernels/die.h"
 #include "src/init.h"
 
-void sampler_init(struct sampler *s, int64_t vocabulary, double temperature, int64_t top_k, double top_p) {
-    *s = (struct sampler){.temperature = temperature, .top_p = top_p, .vocabulary = vocabulary,
+void sampler_init(struct sampler *s, int64_t vocabulary, double temperature, int64_t top_k,
+                  double top_p) {
+    *s = (struct sampler){.temperature = temperature,
+                          .top_p = top_p,
+                          .vocabulary = vocabulary,
                           .top_k = top_k < vocabulary ? top_k : 0};
     s->weight = die_alloc((unsigned long)vocabulary * sizeof *s->weight);
     s->heap = die_alloc((unsigned long)vocabulary * sizeof *s->heap);

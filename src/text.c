@@ -55,7 +55,8 @@ int text_init(struct text *x, const struct config *c, struct mistakes *m) {
         return 0;
     }
     if (*c->keys.tokenizer) {
-        mistake(m, NULL, 0, "model.tokenizer: '%.60s' is not built; there is only bytes", c->keys.tokenizer);
+        mistake(m, NULL, 0, "model.tokenizer: '%.60s' is not built; there is only bytes",
+                c->keys.tokenizer);
         return -1;
     }
     if (!c->folder) return 0;
@@ -63,7 +64,9 @@ int text_init(struct text *x, const struct config *c, struct mistakes *m) {
     char *path;
     int bad = generation_config(c->folder, &root, &path, m);
     const json_t *own = json_object_get(root, "eos_token_id");
-    if (!bad) bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"), own ? path : c->folder, m);
+    if (!bad)
+        bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"),
+                        own ? path : c->folder, m);
     json_decref(root);
     free(path);
     return bad;
@@ -102,11 +105,15 @@ size_t text_decode(const struct text *x, int32_t id, char to[TEXT_TOKEN]) {
 
 /* ---- UTF-8 ---- */
 
-/* Looks at the character that begins at s: its length in *need, 0 if none begins with this byte. Returns how many of
- * its bytes are there and right (Unicode 15, table 3-7). */
+/* Looks at the character that begins at s: its length in *need, 0 if none begins with this byte.
+ * Returns how many of its bytes are there and right (Unicode 15, table 3-7). */
 static size_t utf8_begin(const unsigned char *s, size_t left, size_t *need) {
     unsigned char c = s[0], low = 0x80, high = 0xbf;
-    *need = c < 0x80 ? 1 : c >= 0xc2 && c <= 0xdf ? 2 : c >= 0xe0 && c <= 0xef ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    *need = c < 0x80                 ? 1
+            : c >= 0xc2 && c <= 0xdf ? 2
+            : c >= 0xe0 && c <= 0xef ? 3
+            : c >= 0xf0 && c <= 0xf4 ? 4
+                                     : 0;
     if (c == 0xe0) low = 0xa0;
     if (c == 0xed) high = 0x9f;
     if (c == 0xf0) low = 0x90;

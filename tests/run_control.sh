@@ -30,7 +30,7 @@ for signal in TERM USR1 INT; do
     [ "$(words "$TMP/sig$signal/summary.yaml" exit_code)" = 3 ] && ok "summary-$signal" || fail "summary-$signal" "$(cat "$TMP/sig$signal/summary.yaml")"
     go "sig$signal" 0 2 "$deck" $slow && alike "sig$signal" alone "continued-$signal"
 done
-go "sigTERM" 0 2 "$deck" $slow && says sigTERM "finished" "finished-again"
+go "sigTERM" 0 2 "$deck" $slow && says sigTERM "[Ff]inished" "finished-again"
 
 mkdir -p "$TMP/stopfile"; touch "$TMP/stopfile/stop"
 go stopfile 3 2 "$deck" $slow && { [ ! -e "$TMP/stopfile/stop" ] && ok stop-file || fail stop-file "still there"; }

@@ -1,5 +1,6 @@
-/* The parts of mode generate by themselves: drawing a token, an answer and its end, characters that come in parts, and that
- * decoding computes nothing again. (What follows a prompt is checked from outside: run_generate.sh.) */
+/* The parts of mode generate by themselves: drawing a token, an answer and its end, characters that
+ * come in parts, and that decoding computes nothing again. (What follows a prompt is checked from
+ * outside: run_generate.sh.) */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -48,9 +49,9 @@ static void drawing(void **state) {
         double temperature;
         int top_k;
         double top_p;
-    } how[] = {{1, 0, 1},   {0.5, 0, 1}, {3, 0, 1},   {1, 1, 1},     {1, 2, 1},   {1, 3, 1},     {2, 6, 1},
-               {1, 7, 1},   {1, 50, 1},  {1, 0, 0.3}, {1, 0, 0.364}, {1, 0, 0.8}, {1, 0, 0.999}, {2, 4, 0.7},
-               {1, 3, 0.4}, {1, 0, 0},   {1, 3, 0}};
+    } how[] = {{1, 0, 1},     {0.5, 0, 1}, {3, 0, 1},   {1, 1, 1},   {1, 2, 1},     {1, 3, 1},
+               {2, 6, 1},     {1, 7, 1},   {1, 50, 1},  {1, 0, 0.3}, {1, 0, 0.364}, {1, 0, 0.8},
+               {1, 0, 0.999}, {2, 4, 0.7}, {1, 3, 0.4}, {1, 0, 0},   {1, 3, 0}};
     for (size_t h = 0; h < sizeof how / sizeof *how; h++) {
         struct sampler s;
         double want[WORDS];
@@ -60,19 +61,23 @@ static void drawing(void **state) {
         for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, (i + 0.5) / DRAWS)]++;
         for (int i = 0; i < WORDS; i++)
             if (fabs((double)count[i] / DRAWS - want[i]) > 1.5 / DRAWS)
-                fail_msg("way %d, token %d: %d of %d, want %g", (int)h, i, count[i], DRAWS, want[i] * DRAWS);
+                fail_msg("way %d, token %d: %d of %d, want %g", (int)h, i, count[i], DRAWS,
+                         want[i] * DRAWS);
         sampler_free(&s);
     }
 }
 
 static void likeliest(void **state) {
     (void)state;
-    static const double none[WORDS] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY},
-                        holes[WORDS] = {1, NAN, 3, 1, 1, 1, 1}, high[WORDS] = {1, INFINITY, 3, 1, 1, 1, 1};
+    static const double none[WORDS] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY,
+                                       -INFINITY, -INFINITY, -INFINITY},
+                        holes[WORDS] = {1, NAN, 3, 1, 1, 1, 1},
+                        high[WORDS] = {1, INFINITY, 3, 1, 1, 1, 1};
     for (int top_k = 0; top_k < 4; top_k++) {
         struct sampler s;
         sampler_init(&s, WORDS, 0, top_k, 0.5);
-        for (int i = 0; i < 10; i++) assert_int_equal(sampler_choose(&s, logits, (i + 0.5) / 10), 1); /* of 1 and 3 */
+        for (int i = 0; i < 10; i++)
+            assert_int_equal(sampler_choose(&s, logits, (i + 0.5) / 10), 1); /* of 1 and 3 */
         assert_int_equal(sampler_choose(&s, none, 0.5), -1);
         assert_int_equal(sampler_choose(&s, holes, 0.5), -1);
         assert_int_equal(sampler_choose(&s, high, 0.5), -1);
@@ -93,7 +98,8 @@ static void many_words(void **state) {
     sampler_init(&s, MANY, 1e6, KEPT, 1);
     for (int i = 0; i < KEPT; i++) {
         int id = sampler_choose(&s, many, (i + 0.5) / KEPT), larger = 0;
-        for (int j = 0; j < MANY; j++) larger += many[j] > many[id] || (many[j] == many[id] && j < id);
+        for (int j = 0; j < MANY; j++)
+            larger += many[j] > many[id] || (many[j] == many[id] && j < id);
         assert_true(larger < KEPT);
     }
     sampler_free(&s);
@@ -119,7 +125,11 @@ static void characters(void **state) {
         {"\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd", 2},
         {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd", 2},
         {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 3},
-        {"\xff" "a", "\xef\xbf\xbd" "a", 2},
+        {"\xff"
+         "a",
+         "\xef\xbf\xbd"
+         "a",
+         2},
         {"x\xe0", "x\xef\xbf\xbd", 1},
         {"x\xe0\x80", "x\xef\xbf\xbd\xef\xbf\xbd", 3},
         {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 4},
@@ -136,8 +146,10 @@ static void characters(void **state) {
 
 /* ---- answers ---- */
 
-/* Feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is there and why it ended. */
-static void answered(const char *in, int most, int n_stops, char **stops, const char *shown, const char *there, enum stop why) {
+/* Feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is
+ * there and why it ended. */
+static void answered(const char *in, int most, int n_stops, char **stops, const char *shown,
+                     const char *there, enum stop why) {
     int64_t end = 256;
     const struct text text = {.bytes = true, .n_ends = 1, .ends = &end};
     const struct ending ending = {&text, most, n_stops, stops};
@@ -191,8 +203,8 @@ static struct counts counts_of(const struct device *d) {
     return c;
 }
 
-/* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step costs as much as any other, but for
- * attention, which sees one token more each time. */
+/* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step
+ * costs as much as any other, but for attention, which sees one token more each time. */
 static void nothing_twice(void **state) {
     (void)state;
     enum { PROMPTS = 3, LENGTH = 40, STEPS = 12 };
@@ -219,7 +231,8 @@ static void nothing_twice(void **state) {
         decoder_init(&dec, &e, PROMPTS, LENGTH + STEPS, chunk);
         decoder_begin(&dec, PROMPTS, ids, n);
         struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
-        static const int same[] = {OP_conv, OP_scan, OP_rms_norm, OP_embedding, OP_relu2, OP_attention};
+        static const int same[] = {OP_conv,      OP_scan,  OP_rms_norm,
+                                   OP_embedding, OP_relu2, OP_attention};
         for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
             double work = begun.work[same[i]];
             if (chunk == LENGTH) whole[same[i]] = work;
