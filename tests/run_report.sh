@@ -29,7 +29,7 @@ log=$TMP/run/log.txt
 cmp -s "$TMP/run.log" "$log" && ok "log.txt is what the terminal showed" || fail log "$(diff "$TMP/run.log" "$log" | head -n 3 | tr '\n' '|')"
 widest=$(awk '{ if (length($0) > w) w = length($0) } END { print w }' "$log")
 [ "$widest" -le 100 ] && ok "lines fit 100 columns" || fail "lines fit 100 columns" "$widest: $(awk 'length($0) > 100' "$log" | head -n 1)"
-[ "$(sed '/^s\/step/q' "$log" | wc -l)" -le 46 ] && ok "one screen before the first step" || fail "one screen" "$(sed '/^s\/step/q' "$log" | wc -l) lines"
+[ "$(sed '/^s\/step/q' "$log" | wc -l)" -le 48 ] && ok "one screen before the first step" || fail "one screen" "$(sed '/^s\/step/q' "$log" | wc -l) lines"
 has "first line" "$log" '^mestar [0-9.]+ trains .*deck.yaml on 2 ranks$'
 has "a key with its line" "$log" '^  train.steps +12 +100 +line [0-9]+$'
 has "a key of the command line" "$log" '^  optimizer.learning_rate +0.002 +3e-4 +command line$'
