@@ -29,13 +29,14 @@ struct source {
 struct sources {
     int n;
     struct source *source;
-    int64_t *weight;    /* [n]; NULL: there is one source */
-    int64_t validation; /* samples held out, of all sources */
+    int64_t *weight; /* [n]; NULL: there is one source */
+    bool holds_out;
+    int64_t validation; /* samples of what is measured, of all sources */
     int32_t end;        /* closes a document */
 };
 
-static const int64_t MOCK_VALIDATION = 64, MOCK_VALIDATION_FIRST = (int64_t)1 << 62;
-static const double WEIGHT_UNIT = 1e9; /* weights count to nine decimals */
+static const int64_t MOCK_VALIDATION_FIRST = (int64_t)1 << 62; /* training does not come so far */
+static const double WEIGHT_UNIT = 1e9;                         /* weights count to nine decimals */
 
 /* The order of samples: a Feistel network over the smallest square power of two that holds n;
  * numbers that fall beyond n walk on through the network until one does not (less than four steps
@@ -93,9 +94,14 @@ static int64_t samples_for_training(const struct source *s, int length) {
     return tokens > length ? (tokens - 1) / length : 0;
 }
 
-/* The last one may be short. */
-static int64_t samples_held(const struct source *s, int length) {
-    int64_t tokens = stream_tokens(&s->held);
+/* What is measured: the documents held out, or all if none are to be. */
+static struct token_stream *measured(const struct sources *all, int k) {
+    return all->holds_out ? &all->source[k].held : &all->source[k].train;
+}
+
+/* Samples that take every token in; the last one may be short. */
+static int64_t samples_measured(const struct sources *all, int k, int length) {
+    int64_t tokens = stream_tokens(measured(all, k));
     return tokens > 1 ? (tokens - 2) / length + 1 : 0;
 }
 
@@ -105,11 +111,6 @@ static void judge(const struct source *s, const struct corpus_text *t, const cha
     const char *where = s->path ? s->path : "data.path";
     int64_t tokens = stream_tokens(&s->train);
     if (s->documents == 0) mistake(m, where, 0, "no text file found (%s)", found);
-    else if (t->split > 0 && (s->held_documents == 0 || s->held_documents == s->documents))
-        mistake(m, where, 0,
-                "data.split needs at least two documents that differ; of %lld here one half would "
-                "have none (a file is a document, or each line of a *.jsonl)",
-                (long long)s->documents);
     else if (samples_for_training(s, t->length) == 0)
         mistake(m, where, 0,
                 "the text has %lld tokens%s, too few for one sample of %d and the token after it; "
@@ -157,6 +158,7 @@ static struct sources *sources_new(const struct corpus_text *t) {
     struct sources *all = die_alloc(sizeof *all);
     all->source = die_alloc((unsigned long)(t->n_weights + 1) * sizeof *all->source);
     all->end = t->tokens->end;
+    all->holds_out = t->split > 0;
     if (t->n_weights == 0) {
         all->n = 1;
         return all;
@@ -185,10 +187,15 @@ int corpus_text(struct corpus *c, const struct corpus_text *t, struct group *g,
         int failed = s->path ? source_open(s, t, 1, (char *[]){(char *)s->path}, g, m)
                              : source_open(s, t, t->n_paths, t->paths, g, m);
         c->samples += samples_for_training(s, t->length);
-        c->own->validation += samples_held(s, t->length);
+        c->own->validation += samples_measured(c->own, k, t->length);
         if (!failed) judge(s, t, corpus_describe(c), m);
     }
     c->identity = identity(t, c->own);
+    if (m->n == before && t->split > 0 && c->own->validation == 0)
+        mistake(m, "data.path", 0,
+                "data.split needs at least two documents that differ (a file is a document, or "
+                "each line of a *.jsonl): %s",
+                corpus_describe(c));
     if (m->n == before) return 0;
     corpus_free(c);
     return -1;
@@ -196,8 +203,8 @@ int corpus_text(struct corpus *c, const struct corpus_text *t, struct group *g,
 
 void corpus_validation(const struct corpus *c, struct corpus *v) {
     *v = *c;
-    v->held_out = true;
-    v->samples = c->own ? c->own->validation : MOCK_VALIDATION;
+    v->validation = true;
+    v->samples = c->own ? c->own->validation : MOCK_VALIDATION_FIRST;
 }
 
 /* ---- samples ---- */
@@ -215,15 +222,17 @@ static void read_training(const struct corpus *c, int64_t i, int32_t *tokens) {
     stream_read(&s->train, sample * c->length, (int64_t)c->length + 1, tokens);
 }
 
-/* The same of a sample that is held out; returns how many of them are text. */
-static int64_t read_held(const struct corpus *c, int64_t i, int32_t *tokens) {
+/* The same of a sample that is measured; returns how many of them are text. */
+static int64_t read_measured(const struct corpus *c, int64_t i, int32_t *tokens) {
+    const struct sources *all = c->own;
     int64_t sample = corpus_permute(mock_mix(c->seed, UINT64_MAX), c->samples, i % c->samples);
-    struct source *s = c->own->source;
-    for (; sample >= samples_held(s, c->length); s++) sample -= samples_held(s, c->length);
-    int64_t first = sample * c->length, n = stream_tokens(&s->held) - first;
+    int k = 0;
+    for (int64_t n; sample >= (n = samples_measured(all, k, c->length)); k++) sample -= n;
+    struct token_stream *s = measured(all, k);
+    int64_t first = sample * c->length, n = stream_tokens(s) - first;
     if (n > c->length + 1) n = c->length + 1;
-    stream_read(&s->held, first, n, tokens);
-    for (int64_t t = n; t <= c->length; t++) tokens[t] = c->own->end;
+    stream_read(s, first, n, tokens);
+    for (int64_t t = n; t <= c->length; t++) tokens[t] = all->end;
     return n;
 }
 
@@ -233,10 +242,10 @@ void corpus_sample(const struct corpus *c, int64_t i, int32_t *tokens, int32_t *
     int64_t text = (int64_t)c->length + 1;
     if (c->own) {
         close = c->own->end;
-        if (c->held_out) text = read_held(c, i, tokens);
+        if (c->validation) text = read_measured(c, i, tokens);
         else read_training(c, i, tokens);
     } else {
-        if (c->held_out) i = MOCK_VALIDATION_FIRST + i % c->samples;
+        if (c->validation) i += MOCK_VALIDATION_FIRST;
         mock_tokens(c->seed, i, c->vocabulary, c->length + 1, tokens);
     }
     int32_t begin = 0;
@@ -325,7 +334,7 @@ const char *corpus_describe(const struct corpus *c) {
 void corpus_free(struct corpus *c) {
     struct sources *all = c->own;
     c->own = NULL;
-    if (!all || c->held_out) return;
+    if (!all || c->validation) return;
     for (int k = 0; k < all->n; k++) {
         struct source *s = &all->source[k];
         stream_free(&s->train);

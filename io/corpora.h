@@ -22,10 +22,10 @@ struct corpus {
     int64_t vocabulary;
     int length;          /* tokens of a sample that are inputs; length + 1 are read */
     bool mask_documents; /* false: a sample is one document */
-    bool held_out;       /* this is the validation half */
+    bool validation;     /* made by corpus_validation */
     int64_t samples;     /* in one pass over the data; mock: endless (INT64_MAX) */
     uint64_t identity;   /* the same number: the same samples, whatever the files are called */
-    struct sources *own; /* text; the validation half borrows it */
+    struct sources *own; /* text; that for validation borrows it */
 };
 
 /* mock: seeded tokens below `vocabulary`: a made-up language with common and rare words, a grammar
@@ -42,7 +42,8 @@ struct corpus_text {
     int n_weights;
     const double *weights; /* [n_paths] shares of the samples that each path gives; n_weights 0: by
                               size, everything is one source, sorted by path */
-    double split;          /* share of the documents held out for validation */
+    double split; /* share of the documents held out for validation; if > 0, at least one of each
+                     source of two or more */
     const struct token_source *tokens;
     const char *cache; /* folder in which caches are made */
     int threads;       /* for making one */
@@ -55,9 +56,10 @@ struct corpus_text {
  * folders (.git and the like). */
 int corpus_text(struct corpus *c, const struct corpus_text *t, struct group *g, struct mistakes *m);
 
-/* The validation half of c: what was held out, in an order that is always the same, every token
- * once: the last sample is filled up with documents that do not count. Beyond v->samples it begins
- * again. Mock data: 64 samples that training never comes to. Freed before c. */
+/* What of c is measured: the documents held out, or all if split is 0, in an order that is always
+ * the same, every token once: the last sample of a source is filled up with a document that does
+ * not count. Beyond v->samples it begins again. Mock data: endless, samples that training never comes
+ * to. Freed before c. */
 void corpus_validation(const struct corpus *c, struct corpus *v);
 
 /* Sample number i (any i >= 0; beyond one pass the next pass has another order). tokens: length +

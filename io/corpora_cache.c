@@ -204,7 +204,7 @@ static void make_pieces(struct builder *b, struct progress *progress) {
     for (int64_t p = g->rank; p < b->cache->n; p += g->size) {
         struct piece_job j = {.files = b->files,
                               .tokens = b->tokens,
-                              .key = b->key,
+                              .key = b->key + (uint64_t)p,
                               .threshold = b->threshold,
                               .width = b->width,
                               .name = b->cache->name[p],

@@ -33,7 +33,7 @@ struct token_cache {
 };
 
 /* Fills two streams with the files' tokens, those for training and those held out (a share `split`
- * of the documents, by their hash; neither is empty if split > 0 and two documents differ). Makes
+ * of the documents, by their hash; with split > 0 neither is empty if two documents differ). Makes
  * the cache in a folder below `below` if it is not there or damaged; says so on standard error.
  * Collective over g. Returns -1 on all ranks after telling m: no cache can be made there. */
 int cache_open(struct token_cache *c, const struct text_files *files,

@@ -38,7 +38,7 @@ uint64_t split_threshold(double split) {
 }
 
 uint64_t split_settle(uint64_t threshold, uint64_t least, uint64_t greatest) {
-    if (least >= greatest) return threshold;
+    if (least >= greatest) return 0;
     if (threshold <= least) return least + 1;
     return threshold > greatest ? greatest : threshold;
 }

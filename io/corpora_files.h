@@ -43,8 +43,8 @@ uint64_t document_hash(const char *text, int64_t n);
 /* Documents with a hash below this are held out, a share `split` of them. */
 uint64_t split_threshold(double split);
 
-/* The nearest threshold that leaves some on both sides, if the least and the greatest hash of all
- * documents differ. */
+/* The nearest threshold that leaves some on both sides; none is held out if the least and the
+ * greatest hash of all documents are the same. */
 uint64_t split_settle(uint64_t threshold, uint64_t least, uint64_t greatest);
 
 /* Ends the run: the file is not what was listed, so samples would be others. */

@@ -32,7 +32,8 @@ struct text_range { /* of bytes of a file */
 struct piece_job {
     const struct text_files *files;
     const struct token_source *tokens;
-    uint64_t key, threshold;
+    uint64_t key; /* no other piece has it */
+    uint64_t threshold;
     int width;
     const char *name; /* of the file to write */
     int64_t n;

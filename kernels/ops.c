@@ -214,3 +214,13 @@ struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table
     if (n) n->size[0] = first;
     return x;
 }
+
+struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x) {
+    struct layout l = layout_join("row_ends", 1, &x);
+    op_require(x->rows == b->rows * b->length, "row_ends", x, "has not as many rows as the batch has tokens");
+    op_require(!t->learning || !x->needs_grad, "row_ends", x, "needs a gradient");
+    struct tensor *y = tensor_new(t, "last tokens", b->rows, x->width, &l);
+    DEVICE_RUN(t->device, copy, t->real, .x = (char *)x->data + (b->length - 1) * x->stride * dtype_size(t->real), .y = y->data,
+               .T = b->rows, .W = x->width, .ldx = b->length * x->stride, .ldy = x->width);
+    return y;
+}

@@ -31,7 +31,12 @@ struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *we
 /* Rows of the table; ids[tokens,1] integers; `first`: the id of this rank's first row. Partial if the table is split. */
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first);
 
-/* ops_mamba.c. conv: x[tokens, channels] (a view), weight[channels, K]; bias, state_in, state_out may be NULL. */
+/* The last token of each row of the batch: x[tokens, width] -> [rows, width]. No gradient flows through it. */
+struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x);
+
+/* ops_mamba.c. State: state_in and state_out may be NULL; *state_out is made, or if it is a tensor already written; that may be
+ * state_in where nothing is learned. conv: x[tokens, channels] (a view), weight[channels, K]; bias may be NULL;
+ * states [rows, (K-1)*channels]. */
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight, struct param *bias,
                     struct tensor *state_in, struct tensor **state_out);
 
@@ -53,10 +58,13 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares, struct param *weight,
                          int64_t width, double eps);
 
-/* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past: [rows * past tokens,
- * kv_heads*head_dim], or NULL. */
+/* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past: NULL, or
+ * [rows * past tokens, kv_heads*head_dim], or [rows, past tokens * kv_heads*head_dim] as a view into rows that have room for more. */
 struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k, struct tensor *v,
                          int64_t head_dim, struct tensor *k_past, struct tensor *v_past);
+/* Writes x (keys or values, as above) behind the `tokens` that each row of `past` holds: a device array whose rows are `stride`
+ * numbers apart. No gradient flows through it. */
+void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past, int64_t tokens, int64_t stride);
 
 /* ops_experts.c. */
 struct routing {

@@ -13,6 +13,14 @@ static void require_tokens(const char *op, const struct batch *b, const struct t
     op_require(x->rows == b->rows * b->length, op, x, "has not as many rows as the batch has tokens");
 }
 
+/* Where a state goes: into the tensor that was given, else into a new one. */
+static struct tensor *state_to(struct tape *t, const char *label, int64_t rows, int64_t width, const struct layout *l,
+                               struct tensor *given) {
+    if (!given) return tensor_new(t, label, rows, width, l);
+    op_require(!t->learning && given->rows == rows && given->width == width, label, given, "cannot receive the state");
+    return given;
+}
+
 /* ---- convolution ---- */
 
 enum { CONV_X, CONV_W, CONV_B, CONV_START, CONV_STATE };
@@ -46,7 +54,7 @@ struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, str
     require_tokens("conv", b, x);
     op_require(x->width == weight->rows, "conv", x, "has not the weight's channels");
     struct tensor *u = tensor_new(t, "conv", x->rows, x->width, &l), *s = NULL;
-    if (state_out) s = tensor_new(t, "conv state", b->rows, (weight->width - 1) * x->width, &l);
+    if (state_out) s = state_to(t, "conv state", b->rows, (weight->width - 1) * x->width, &l, *state_out);
     DEVICE_RUN(t->device, conv, t->real, .x = x->data, .w = w->data, .b = data_of(c), .start = b->start->data,
                .state_in = data_of(state_in), .u = u->data, .state_out = data_of(s), .B = b->rows, .L = b->length,
                .C = x->width, .K = weight->width, .ldx = x->stride);
@@ -110,7 +118,7 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
     struct tensor *y = tensor_new(t, "scan", u->rows, inner, &l), *states = NULL, *out = NULL;
     if (t->learning)
         states = tensor_new(t, "scan states", b->rows * ((b->length + q - 1) / q), state, &l);
-    if (state_out) out = tensor_new(t, "scan state", b->rows, state, &l);
+    if (state_out) out = state_to(t, "scan state", b->rows, state, &l, *state_out);
     DEVICE_RUN(t->device, scan, t->real, .u = u->data, .dt = dt->data, .a_log = a->data, .d = skip->data,
                .dt_bias = bias->data, .start = b->start->data, .state_in = data_of(state_in), .y = y->data,
                .states = data_of(states), .state_out = data_of(out), .B = b->rows, .L = b->length, .H = s->heads,

@@ -14,6 +14,11 @@
     if (condition) deck_mistake(d, m, key, __VA_ARGS__)
 #define N PRId64
 
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), k = strlen(end);
+    return n >= k && !strcmp(text + n - k, end);
+}
+
 static bool is(const char *a, const char *b) {
     return !strcmp(a, b);
 }
@@ -27,6 +32,25 @@ static bool same_place(const char *a, const char *b) {
     return same;
 }
 
+static void check_generate(const struct deck *d, struct mistakes *m) {
+    const struct deck_generate *g = &d->generate;
+    int given = !!*g->prompt + !!*g->prompts + (g->prompt_ids.n > 0);
+    RULE("run.mode", !given,
+         "mode generate needs generate.prompt (a text), generate.prompts (a file) or "
+         "generate.prompt_ids");
+    RULE(*g->prompts ? "generate.prompts" : "generate.prompt", given > 1,
+         "give one of generate.prompt, prompts and prompt_ids");
+    RULE("generate.prompts",
+         *g->prompts && !is(g->prompts, "-") && !ends_with(g->prompts, ".txt") &&
+             !ends_with(g->prompts, ".jsonl"),
+         "%.200s ends in neither .txt (a prompt a line) nor .jsonl", g->prompts);
+    for (int i = 0; i < g->prompt_ids.n; i++)
+        RULE("generate.prompt_ids", g->prompt_ids.v[i] != (double)(int64_t)g->prompt_ids.v[i],
+             "entry %d is no whole number", i + 1);
+    for (int i = 0; i < g->stop.n; i++)
+        RULE("generate.stop", !*g->stop.v[i], "entry %d is empty", i + 1);
+}
+
 void deck_check(const struct deck *d, struct mistakes *m) {
     const char *mode = d->run.mode, *from = d->model.from;
     bool train = is(mode, "train"), compare = is(mode, "compare"), convert = is(mode, "convert");
@@ -37,6 +61,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     RULE("run.name", strchr(d->run.name, '/') || is(d->run.name, ".") || is(d->run.name, ".."),
          "'%.60s' cannot name a folder", d->run.name);
     RULE("run.output", !*d->run.output, "is empty; leave it out for outputs/<name>");
+    if (is(mode, "generate")) check_generate(d, m);
     RULE("compare.reference", compare && !*d->compare.reference,
          "mode compare needs the safetensors file to compare with");
     RULE("convert.to", convert && !*d->convert.to, "mode convert needs the folder to write");

@@ -57,6 +57,7 @@ static void make_device(struct engine *e, bool dry) {
     arena_init(&e->values, "parameters", &e->device);
     arena_init(&e->grads, "gradients", &e->device);
     arena_init(&e->moments, "moments", &e->device);
+    arena_init(&e->states, "states", &e->device);
     arena_init(&e->work, "activations", &e->device);
     arena_init(&e->scratch, "scratch", &e->device);
 }
@@ -94,8 +95,8 @@ void engine_free(struct engine *e) {
         arena_check_empty(&e->work);
         arena_check_empty(&e->scratch);
         parallel_free(&e->parallel);
-        struct arena *const all[] = {&e->values, &e->grads, &e->moments, &e->work, &e->scratch};
-        for (int i = 0; i < 5; i++)
+        struct arena *const all[] = {&e->values, &e->grads, &e->moments, &e->states, &e->work, &e->scratch};
+        for (int i = 0; i < 6; i++)
             if (all[i]->base) arena_free_all(all[i]);
     }
     model_free(&e->model);
@@ -206,5 +207,5 @@ void engine_save(struct engine *e, const char *folder, bool transformers_names) 
 }
 
 int64_t engine_peak_bytes(const struct engine *e) {
-    return (int64_t)(e->values.peak + e->grads.peak + e->moments.peak + e->work.peak + e->scratch.peak);
+    return (int64_t)(e->values.peak + e->grads.peak + e->moments.peak + e->states.peak + e->work.peak + e->scratch.peak);
 }

@@ -17,7 +17,7 @@ struct engine {
     struct mesh_shape shape;
     struct parallel parallel;
     struct device device;
-    struct arena values, grads, moments, work, scratch;
+    struct arena values, grads, moments, states, work, scratch;   /* states: of a decoder */
     enum dtype real;
     bool learns;                        /* has gradients; and moments if it will update */
     bool updates;

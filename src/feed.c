@@ -27,12 +27,8 @@ static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *
                   : corpus_text(&f->corpus, &text, e->comm->world, m);
     if (bad) return -1;
     f->corpus.mask_documents = d->data.mask_documents;
-    f->measured = &f->corpus;
-    if (d->data.split > 0) {
-        corpus_validation(&f->corpus, &f->held_out);
-        f->measured = &f->held_out;
-    }
-    f->validation = f->measured->samples;
+    corpus_validation(&f->corpus, &f->measured);
+    f->validation = f->measured.samples;
     int64_t most = strcmp(d->run.mode, "evaluate") ? d->data.validation : d->evaluate.samples;
     if (most && most < f->validation) f->validation = most;
     return 0;
@@ -92,7 +88,7 @@ static int64_t put_row(struct feed *f, const struct corpus *c, int64_t sample, s
 
 /* A sample none of whose targets count: where a round has more room than samples. */
 static void blank_row(struct feed *f, struct host_batch *b, int r) {
-    put_row(f, f->measured, 0, b, r);
+    put_row(f, &f->measured, 0, b, r);
     for (int64_t t = r * f->length; t < (r + 1) * f->length; t++) {
         b->target[t] = -1;
         b->weight[t] = 0;
@@ -116,7 +112,7 @@ int64_t feed_validation(struct feed *f, int64_t round) {
     for (int i = 0; i < f->micro_batches; i++)
         for (int r = 0; r < f->rows; r++, sample++)
             if (sample < f->validation)
-                counted += put_row(f, f->measured, sample, &f->batch[i], r);
+                counted += put_row(f, &f->measured, sample, &f->batch[i], r);
             else blank_row(f, &f->batch[i], r);
     return counted;
 }

@@ -17,10 +17,10 @@ struct host_batch;
 struct mistakes;
 
 struct feed {
-    struct corpus corpus, held_out; /* held_out.kind NULL: data.split is 0 */
-    const struct corpus *measured;  /* by validation and evaluation: what is held out, or everything */
-    int64_t validation;             /* its samples that are measured */
-    int micro_batches, rows;        /* of this rank in a step; sequences of one */
+    struct corpus corpus;
+    struct corpus measured;  /* by validation and evaluation: what is held out, or everything */
+    int64_t validation;      /* its samples that are measured */
+    int micro_batches, rows; /* of this rank in a step; sequences of one */
     int64_t length, global_batch;
     int64_t first;            /* this rank's first sequence within a step */
     struct host_batch *batch; /* [micro_batches], filled anew by each of the functions below */

@@ -20,12 +20,20 @@
 #include "kernels/ops.h"
 #include "src/params.h"
 
-enum { LAYER_ROWS = 20 };
+enum { LAYER_ROWS = 20, LAYER_STATES = 2 };
+
+/* What a layer remembers of the tokens before a call: device arrays, read and brought up to date by its forward function. */
+struct layer_state {
+    void *p[LAYER_STATES];
+};
 
 /* One pass over a micro-batch: what layers need besides x. */
 struct pass {
     struct batch batch;
     bool count_experts;                 /* add each expert's tokens to the layer's load */
+    bool ends_only;                     /* logits of each row's last token only */
+    struct layer_state *state;          /* of each layer; NULL: every row begins here and nothing is remembered */
+    int64_t past, capacity;             /* tokens of a row that the states have seen; that they have room for */
 };
 
 struct layer {
@@ -45,6 +53,8 @@ struct layer_kind {
     const struct param_row *rows;
     int n_rows;
     struct tensor *(*forward)(struct tape *t, struct layer *l, struct tensor *x);
+    /* The numbers that a row of each state takes on this rank, with room for `capacity` tokens. NULL: it remembers nothing. */
+    void (*state_size)(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]);
 };
 
 /* The kind of a letter, or NULL. */

@@ -73,4 +73,4 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[SHARED_DOWN_BIAS]);
 }
 
-const struct layer_kind layer_experts = {'E', "experts", rows, sizeof rows / sizeof *rows, forward};
+const struct layer_kind layer_experts = {'E', "experts", rows, sizeof rows / sizeof *rows, forward, NULL};

@@ -29,6 +29,24 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
+enum { CONV_STATE, SCAN_STATE };
+
+/* The columns that the convolution looks back on, and the scan's state; neither grows with the tokens. */
+static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]) {
+    const struct deck_model *c = &l->config->keys;
+    (void)capacity;
+    n[CONV_STATE] = (l->p[CONV]->width - 1) * l->p[CONV]->rows;
+    n[SCAN_STATE] = l->p[A_LOG]->rows * c->mamba_head_dim * c->ssm_state_size;
+}
+
+/* State i as a tensor beside x, or NULL where nothing is remembered. */
+static struct tensor *state_of(struct tape *t, const struct layer *l, int i, const struct tensor *x) {
+    int64_t n[LAYER_STATES];
+    if (!l->pass->state) return NULL;
+    state_size(l, l->pass->capacity, n);
+    return tensor_over(t, "state", l->pass->state[l->number].p[i], t->real, l->pass->batch.rows, n[i], &x->layout);
+}
+
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
@@ -40,10 +58,13 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     struct tensor *in = add_after(t, linear(t, h, l->p[IN]), l->p[IN_BIAS]);
     tensor_drop(t, h);
     tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v);           /* z, x | B | C, dt */
-    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], NULL, NULL);
-    struct scan_shape shape = {heads,         c->mamba_head_dim,  groups,           c->ssm_state_size,
-                               c->chunk_size, l->config->dt_min, l->config->dt_max};
-    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], NULL, NULL);
+    struct tensor *columns = state_of(t, l, CONV_STATE, v[1]), *states = state_of(t, l, SCAN_STATE, v[2]);
+    bool begun = l->pass->past > 0;
+    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL, columns ? &columns : NULL);
+    struct scan_shape shape = {heads, c->mamba_head_dim, groups, c->ssm_state_size, c->chunk_size,
+                               l->config->dt_min, l->config->dt_max};
+    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], begun ? states : NULL,
+                            states ? &states : NULL);
     tensor_drop(t, u);
     struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups, share), share);
     struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM], dim_size(l->config, INNER) / c->n_groups,
@@ -55,4 +76,4 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, out, l->p[OUT_BIAS]);
 }
 
-const struct layer_kind layer_mamba = {'M', "mamba", rows, sizeof rows / sizeof *rows, forward};
+const struct layer_kind layer_mamba = {'M', "mamba", rows, sizeof rows / sizeof *rows, forward, state_size};

@@ -26,4 +26,4 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[DOWN_BIAS]);
 }
 
-const struct layer_kind layer_mlp = {'-', "mlp", rows, sizeof rows / sizeof *rows, forward};
+const struct layer_kind layer_mlp = {'-', "mlp", rows, sizeof rows / sizeof *rows, forward, NULL};

@@ -132,5 +132,6 @@ struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_
 }
 
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
-    return linear(t, trunk(m, t, b, pass), m->words);
+    struct tensor *h = trunk(m, t, b, pass);
+    return linear(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
 }

@@ -36,7 +36,7 @@ struct micro_batch {
 /* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is cleared. Collective over the tensor group. */
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
 
-/* This rank's columns of the logits, [tokens, words here]. Collective likewise. */
+/* This rank's columns of the logits, [tokens, words here], or [rows, words here] with pass->ends_only. Collective likewise. */
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
 
 /* Visits the tables of rows, layers in order and the top's around them: used by the manual's table and by tests. */

@@ -21,6 +21,7 @@ struct run {
 
 int mode_train(struct run *r, struct mistakes *m);          /* train.c */
 int mode_evaluate(struct run *r, struct mistakes *m);       /* evaluate.c */
+int mode_generate(struct run *r, struct mistakes *m);       /* generate.c */
 int mode_compare(struct run *r, struct mistakes *m);        /* compare.c */
 int mode_convert(struct run *r, struct mistakes *m);        /* convert.c */
 

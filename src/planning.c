@@ -6,7 +6,7 @@
 
 #include "io/mistakes.h"
 #include "kernels/die.h"
-#include "src/engine.h"
+#include "src/generate.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
     struct engine e;
@@ -44,18 +44,23 @@ static void dry_step(struct engine *e) {
 }
 
 int64_t plan_bytes(const struct rank_plan *p) {
-    return p->parameters + p->gradients + p->moments + p->activations + p->scratch;
+    return p->parameters + p->gradients + p->moments + p->states + p->activations + p->scratch;
 }
 
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
               struct mistakes *m) {
     struct engine e;
     struct comm comm;
+    struct generation g;
+    bool generates = !strcmp(d->run.mode, "generate");
     comm_init_dry(&comm, mesh_ranks(shape), rank);
-    int bad = engine_open(&e, d, c, m) || engine_init(&e, &comm, shape, true, true, true, m);
-    if (!bad) dry_step(&e);
-    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak, (int64_t)e.moments.peak,
-                            (int64_t)e.work.peak, (int64_t)e.scratch.peak};
+    bool prepared = !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
+    bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
+    if (!bad && generates) generation_plan(&g);
+    else if (!bad) dry_step(&e);
+    if (prepared && generates) generation_free(&g);
+    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak,  (int64_t)e.moments.peak,
+                            (int64_t)e.states.peak, (int64_t)e.work.peak, (int64_t)e.scratch.peak};
     engine_free(&e);
     comm_end(&comm);
     return bad ? -1 : 0;
@@ -65,21 +70,22 @@ static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coo
     const double mib = 1048576;
     if (json)
         fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
-               "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld}%s\n",
-               rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
-               (long)p->activations, (long)p->scratch, last ? "" : ",");
+                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, "
+                "\"scratch_bytes\": %ld}%s\n",
+                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
+                (long)p->states, (long)p->activations, (long)p->scratch, last ? "" : ",");
     else
-        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
-               (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib,
-               (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
+                (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib, (double)p->states / mib,
+                (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
 }
 
 /* The whole plan, or nothing if m has mistakes. */
 static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
     if (json) fprintf(f, "{\n  \"ranks\": [\n");
-    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                 "moments", "activations", "scratch", "all");
+    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
+                 "moments", "states", "activations", "scratch", "all");
     for (int r = 0; r < ranks && !m->n; r++) {
         struct rank_plan p;
         struct mesh_coords at = mesh_coords(shape, r);
@@ -91,8 +97,8 @@ static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const st
 int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
     char *text;
     size_t bytes;
-    if (strcmp(d->run.mode, "train")) {
-        deck_mistake(d, m, "run.mode", "is %s; plans are made of training", d->run.mode);
+    if (strcmp(d->run.mode, "train") && strcmp(d->run.mode, "generate")) {
+        deck_mistake(d, m, "run.mode", "is %s; plans are made of train and generate", d->run.mode);
         return 2;
     }
     FILE *f = open_memstream(&text, &bytes);

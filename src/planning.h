@@ -18,10 +18,12 @@ struct mistakes;
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m);
 
 /* What the arenas of one rank will grow to, in bytes. */
-struct rank_plan { int64_t parameters, gradients, moments, activations, scratch; };
+struct rank_plan {
+    int64_t parameters, gradients, moments, states, activations, scratch;
+};
 int64_t plan_bytes(const struct rank_plan *p);
 
-/* Plans one rank: a dry step of training. Nothing is allocated that a run would. -1 after telling m. */
+/* Plans one rank: a dry step of training, or a dry batch of generation. Nothing is allocated that a run would. -1 after telling m. */
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
               struct mistakes *m);
 

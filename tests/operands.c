@@ -75,9 +75,10 @@ void fields_dense(enum op op, void *args) {
     const struct {
         const char *name;
         int64_t width;
-    } dense[] = {{"ld", W},   {"ldx", C ? C : W},  {"ldy", W},         {"ldz", W},
-                 {"lddt", H}, {"ldq", H * D},      {"ldk", G * D},     {"ldv", G * D},
-                 {"ldc", n},  {"lda", ta ? M : K}, {"ldb", tb ? K : n}};
+    } dense[] = {{"ld", W},      {"ldx", C ? C : W},  {"ldy", W},
+                 {"ldz", W},     {"lddt", H},         {"ldq", H * D},
+                 {"ldk", G * D}, {"ldv", G * D},      {"ldp", field_size(op, args, "P") * G * D},
+                 {"ldc", n},     {"lda", ta ? M : K}, {"ldb", tb ? K : n}};
     for (int i = 0; i < list.n; i++)
         for (size_t j = 0; j < sizeof dense / sizeof *dense; j++)
             if (strcmp(list.field[i].name, dense[j].name) == 0)

@@ -224,7 +224,7 @@ static void attention_formula(void **state) {
     const int32_t start[L] = {-2, -2, -2, 3, 3, 5, 5};
     RUN(attention, .q = q, .k = k, .v = v, .start = start, .k_past = k_past, .v_past = v_past,
         .o = o, .lse = lse, .B = 1, .L = L, .P = P, .H = H, .G = G, .D = D, .ldq = H * D,
-        .ldk = G * D, .ldv = G * D, .scale = 2.5);
+        .ldk = G * D, .ldv = G * D, .ldp = P * G * D, .scale = 2.5);
     for (int i = 0; i < L; i++)
         for (int h = 0; h < H; h++) {
             double p[P + L] = {0}, sum = 0;

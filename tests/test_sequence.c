@@ -165,13 +165,13 @@ static void attention_part(struct attention_run *r, const struct attention_in *i
     RUN(attention, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start,
         .k_past = in->k + early, .v_past = in->v + early, .o = r->o + mine,
         .lse = r->lse + from * H, .B = 1, .L = n, .P = past, .H = H, .G = G, .D = D, .ldq = H * D,
-        .ldk = G * D, .ldv = G * D, .scale = 1.5);
+        .ldk = G * D, .ldv = G * D, .ldp = past * G * D, .scale = 1.5);
     RUN(attention_adjoint, .q = in->q + mine, .k = in->k + at, .v = in->v + at, .start = start,
         .k_past = in->k + early, .v_past = in->v + early, .o = r->o + mine,
         .lse = r->lse + from * H, .go = in->go + mine, .dq = r->dq + mine, .dk = r->dk + at,
         .dk_add = 1, .dv = r->dv + at, .dv_add = 1, .dk_past = r->dk + early, .dk_past_add = 1,
         .dv_past = r->dv + early, .dv_past_add = 1, .B = 1, .L = n, .P = past, .H = H, .G = G,
-        .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .scale = 1.5);
+        .D = D, .ldq = H * D, .ldk = G * D, .ldv = G * D, .ldp = past * G * D, .scale = 1.5);
 }
 
 static void attention_cut(void **state) {
@@ -191,6 +191,33 @@ static void attention_cut(void **state) {
         same(parts.dv, whole.dv, 2 * L * G * D, "dv");
     }
     free(in.q), free(in.k), free(in.v), free(in.go);
+}
+
+/* ---- states that are replaced where they lie ---- */
+
+static void in_place(void **state) {
+    (void)state;
+    double *x = random_reals(L * C, 1), *w = random_reals(C * K, 2);
+    struct scan_in in = scan_inputs();
+    double u[L * C], y[L * H * P], after[STATE], here[STATE];
+    for (int n = 0; n <= L; n++) { /* fewer tokens than the convolution looks back, and more */
+        int32_t start[L];
+        for (int t = 0; t < L; t++) start[t] = -1;
+        memcpy(here, in.before, sizeof here);
+        for (int own = 0; own < 2; own++)
+            RUN(conv, .x = x, .w = w, .start = start, .state_in = own ? here : in.before, .u = u,
+                .state_out = own ? here : after, .B = 1, .L = n, .C = C, .K = K, .ldx = C);
+        same(here, after, CONV_STATE, "convolution's state");
+        memcpy(here, in.before, sizeof here);
+        for (int own = 0; own < 2; own++)
+            RUN(scan, .u = in.u, .dt = in.dt, .a_log = in.a, .d = in.d, .dt_bias = in.bias,
+                .start = start, .state_in = own ? here : in.before, .y = y,
+                .state_out = own ? here : after, .B = 1, .L = n, .H = H, .P = P, .G = G, .S = S,
+                .Q = Q, .lddt = H, .dt_max = INFINITY);
+        same(here, after, STATE, "scan's state");
+    }
+    free(x), free(w);
+    free_scan_inputs(&in);
 }
 
 /* ---- documents ---- */
@@ -235,7 +262,7 @@ static void documents_apart(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(conv_cut), cmocka_unit_test(scan_cut),
-                                       cmocka_unit_test(attention_cut),
+                                       cmocka_unit_test(attention_cut), cmocka_unit_test(in_place),
                                        cmocka_unit_test(documents_apart)};
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);

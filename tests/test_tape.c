@@ -1478,7 +1478,7 @@ static void run_cut(int which, bool cut, struct cut_found *f) {
     struct bench b;
     static const int64_t widths[3][3] = {
         {CHANNELS}, {WIDE_SCAN, HEADS}, {HEADS * DEPTH, DEPTH, DEPTH}};
-    struct tensor *in[2][4] = {{0}}, *state = NULL, *after, *y = NULL;
+    struct tensor *in[2][4] = {{0}}, *state = NULL, *y = NULL;
     int parts = cut ? 2 : 1, n = 2 * CUT / parts;
     bench_open(&b, F64);
     struct param *w[3];
@@ -1493,7 +1493,7 @@ static void run_cut(int which, bool cut, struct cut_found *f) {
             in[p][i] = part(&b, v, widths[which][i], p * n, n);
             free(v);
         }
-        struct tensor *u;
+        struct tensor *u, *after = NULL;
         if (which == CONV) {
             u = conv(&b.t, &batch, in[p][0], w[0], w[1], state, &after);
         } else if (which == SCAN) {
@@ -1540,7 +1540,7 @@ static void state_only(void **state) {
     struct bench b;
     bench_open(&b, F64);
     struct batch batch = make_batch(&b, &b.t, LENGTH, 0);
-    struct tensor *x = make(&b, &b.t, "rrw", TOKENS, CHANNELS), *after;
+    struct tensor *x = make(&b, &b.t, "rrw", TOKENS, CHANNELS), *after = NULL;
     struct param *w = make_param(&b, "-", CHANNELS, TAPS);
     conv(&b.t, &batch, x, w, NULL, NULL, &after);
     tape_backward(&b.t, after, 1, MASK_ALL);

@@ -44,11 +44,11 @@ struct keys {
 /* The keys of head-group g that a token of row b sees: from the past, and from the row. */
 static void visible(struct keys run[2], const real *k, const real *v, const real *k_past,
                     const real *v_past, int64_t b, int64_t i, int64_t start, int64_t g, int64_t L,
-                    int64_t P, int64_t G, int64_t D, int64_t ldk, int64_t ldv) {
+                    int64_t P, int64_t G, int64_t D, int64_t ldk, int64_t ldv, int64_t ldp) {
     run[0] = run[1] = (struct keys){NULL, NULL, 0, 0, 0};
     const int64_t early = least(P, most(0, -start)), from = most(0, start);
     if (k_past && early > 0) {
-        const int64_t at = ((b * P + P - early) * G + g) * D;
+        const int64_t at = b * ldp + ((P - early) * G + g) * D;
         run[0] = (struct keys){k_past + at, v_past + at, early, G * D, G * D};
     }
     run[1] = (struct keys){k + (b * L + from) * ldk + g * D, v + (b * L + from) * ldv + g * D,
@@ -63,7 +63,7 @@ static void attend(const struct attention_args *a, int64_t b, int64_t i, int64_t
     double sum = 0;
     struct keys runs[2];
     visible(runs, a->k, a->v, a->k_past, a->v_past, b, i, a->start[token], h / (a->H / a->G), a->L,
-            a->P, a->G, D, a->ldk, a->ldv);
+            a->P, a->G, D, a->ldk, a->ldv, a->ldp);
     for (int64_t c = 0; c < D; c++) o[c] = 0;
     for (const struct keys *r = runs; r < runs + 2; r++)
         for (int64_t j0 = 0; j0 < r->n; j0 += BLOCK) {
@@ -108,7 +108,7 @@ static void query_gradient(const struct attention_adjoint_args *a, int64_t b, in
     real *dq = (real *)a->dq + token * a->ldq + h * D;
     struct keys runs[2];
     visible(runs, a->k, a->v, a->k_past, a->v_past, b, i, a->start[token], h / (a->H / a->G), a->L,
-            a->P, a->G, D, a->ldk, a->ldv);
+            a->P, a->G, D, a->ldk, a->ldv, a->ldp);
     if (!a->dq_add) memset(dq, 0, (size_t)D * sizeof(real));
     for (const struct keys *r = runs; r < runs + 2; r++)
         for (int64_t j0 = 0; j0 < r->n; j0 += BLOCK) {
@@ -134,7 +134,7 @@ static struct key find_key(const struct attention_adjoint_args *a, int64_t b, in
                            int64_t g) {
     const int64_t D = a->D;
     if (j < a->P) {
-        const int64_t at = ((b * a->P + j) * a->G + g) * D;
+        const int64_t at = b * a->ldp + (j * a->G + g) * D;
         return (struct key){a->k_past ? (const real *)a->k_past + at : NULL,
                             a->v_past ? (const real *)a->v_past + at : NULL,
                             a->dk_past ? (real *)a->dk_past + at : NULL,

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Random nemotron_h models by Hugging Face transformers, with what they compute: the truth that mestar is compared with.
 
-    make_reference.py OUT [--case NAME,NAME|all] [--seed N]
+    make_reference.py OUT [--case NAME,NAME|all] [--seed N] [--only-greedy]
 
 For every case OUT/<case>/ receives
     config.json, model.safetensors    as save_pretrained writes them
     reference.safetensors             input_ids, labels [B,T] int64 (shifted inside the loss, -100 ignored), attention_mask [B,T]
                                       where there is padding, logits [B,T,V], loss, grad.<tensor name in model.safetensors>
+    greedy.jsonl                      for some cases: {"ids": prompt, "tokens": the 16 likeliest tokens, one after the other} a line,
+                                      for prompts of different lengths (--only-greedy makes it anew for the models that are in OUT)
 
 Every parameter is drawn so that it matters (norms, biases, A_log, D, dt_bias, router bias too), and token ids are drawn again until
 no routing decision is a near tie, so that rounding cannot choose another expert. The time step is clamped to the configuration's
@@ -218,6 +220,46 @@ def store(model, folder, dtype):
     low.save_pretrained(folder)
 
 
+GREEDY = ("dense", "gqa", "groups3", "moe_group", "latent", "moe_nano", "biases", "short_conv", "mamba_only", "dt_free", "dt_limit")
+LENGTHS, NEW = (5, 1, 23, 12), 16
+
+
+@torch.no_grad()
+def continue_greedily(model, prompt, cached):
+    """The likeliest tokens after a prompt; and the least difference between a likeliest and a second."""
+    cache, ids, given, gap, tokens = None, prompt, prompt, 9.0, []
+    while True:
+        out = model(given, past_key_values=cache, use_cache=cached)
+        best = out.logits[0, -1].topk(2)
+        gap = min(gap, float(best.values[0] - best.values[1]))
+        tokens.append(int(best.indices[0]))
+        if len(tokens) == NEW: return tokens, gap
+        ids = torch.cat((ids, best.indices[:1].view(1, 1)), 1)
+        cache, given = (out.past_key_values, ids[:, -1:]) if cached else (None, ids)
+
+
+def greedy(name, spec, seed, folder):
+    """greedy.jsonl. Prompts are drawn again until rounding can choose neither another token nor another expert. transformers
+    cannot decode step by step without an attention layer, nor with its time steps limited: then every token is a pass over all."""
+    g = torch.Generator().manual_seed(7000003 * seed + sum(map(ord, name)))
+    model = NemotronHForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model.config._experts_implementation = "eager"
+    clamp_time_step(model, *spec.get("limit", (0.0, math.inf)))
+    end, lines = model.config.eos_token_id, []
+    for n in LENGTHS:
+        for _ in range(80):
+            prompt = torch.randint(3, model.config.vocab_size, (1, n), generator=g)
+            margin = Margin(model)
+            tokens, gap = continue_greedily(model, prompt, False)
+            if margin.close() > 3e-4 and gap > 3e-3 and end not in tokens: break
+        else: raise SystemExit(f"{name}: no clear continuation of {n} tokens")
+        if "*" in spec["config"]["hybrid_override_pattern"] and "limit" not in spec:
+            again, _ = continue_greedily(model, prompt, True)
+            if again != tokens: raise SystemExit(f"{name}: transformers disagrees with itself: {tokens}, step by step {again}")
+        lines.append(json.dumps(dict(ids=prompt[0].tolist(), tokens=tokens)))
+    with open(os.path.join(folder, "greedy.jsonl"), "w") as f: f.write("\n".join(lines) + "\n")
+
+
 def build(name, spec, seed, out):
     """Makes one folder; returns {what: number} about it."""
     torch.manual_seed(seed)
@@ -250,10 +292,12 @@ def main():
     a.add_argument("out")
     a.add_argument("--case", default="all")
     a.add_argument("--seed", type=int, default=1)
+    a.add_argument("--only-greedy", action="store_true")
     a = a.parse_args()
     torch.set_num_threads(1)
     for name in CASES if a.case == "all" else a.case.split(","):
-        print(name, json.dumps(build(name, CASES[name], a.seed, a.out)), flush=True)
+        if not a.only_greedy: print(name, json.dumps(build(name, CASES[name], a.seed, a.out)), flush=True)
+        if name in GREEDY: greedy(name, CASES[name], a.seed, os.path.join(a.out, name))
 
 
 if __name__ == "__main__": main()

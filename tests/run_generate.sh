@@ -1,0 +1,138 @@
+#!/bin/bash
+# Continuing prompts: greedily it gives the tokens of transformers; and neither mesh, batch, chunks nor company changes what follows a
+# prompt. What is shown, written and planned is what happened.
+. tests/lib.sh
+begin
+cat >"$TMP/generate.yaml" <<'YAML'
+run:
+  mode: generate
+generate:
+  max_new_tokens: 16
+YAML
+deck=$TMP/generate.yaml
+
+new_ids() { sed -E 's/.*"ids": (\[[^]]*\]), "text": .*/\1/' "$1/generations.jsonl"; }
+tokens() { sed -E 's/.*"tokens": (\[[^]]*\]).*/\1/' "$1"; }
+ends() { sed -E 's/.*"stop": "([^"]*)".*/\1/' "$1/generations.jsonl" | tr '\n' ' '; }
+# is NAME GOT WANT
+is() { if [ "$2" = "$3" ]; then ok "$1"; else fail "$1" "got $(printf %s "$2" | head -c 300), want $(printf %s "$3" | head -c 300)"; fi; }
+
+# ---- the tokens of transformers, on every mesh
+# try CASE TENSOR DATA override...
+try() {
+    c=$1; t=$2; d=$3; shift 3
+    name=$c-t$t-d$d$(printf %s "$*" | tr -c 'a-z0-9\n' _); f=tests/reference/$c
+    go "$name" 0 $((t * d)) "$deck" "model.from=$f" "generate.prompts=$f/greedy.jsonl" parallel.tensor="$t" parallel.data="$d" "$@" || return
+    is "$name" "$(new_ids "$TMP/$name")" "$(tokens "$f/greedy.jsonl")"
+}
+for f in tests/reference/*/greedy.jsonl; do
+    c=$(basename "$(dirname "$f")")
+    try "$c" 1 1 run.debug=true
+    try "$c" 1 1 generate.batch=1
+    for t in 2 3 4; do
+        legal "tests/reference/$c" $t || continue
+        try "$c" $t 1 generate.prefill_chunk=3
+        [ -n "$SHORT" ] || try "$c" $t 1 parallel.sequence=true run.debug=true
+        [ -z "$LONG" ] || try "$c" $t 2 generate.batch=1
+    done
+    [ -n "$SHORT" ] || try "$c" 1 3 generate.batch=2
+done
+try latent 1 1 precision.recipe=fp64
+try latent 2 2 generate.batch=1 generate.prefill_chunk=5
+try gqa 4 1 generate.prefill_chunk=1
+try groups3 6 1 generate.batch=2
+try dense 2 4 generate.batch=1
+
+# ---- drawing: the same tokens in any company, others under another seed
+draw="generate.temperature=0.9 generate.top_k=40 generate.top_p=0.95 generate.max_new_tokens=24"
+# drawn NAME TENSOR DATA override...
+drawn() {
+    name=$1; t=$2; d=$3; shift 3
+    go "$name" 0 $((t * d)) "$deck" model.from=tests/reference/dense generate.prompts=tests/reference/dense/greedy.jsonl $draw \
+        parallel.tensor="$t" parallel.data="$d" "$@"
+}
+if drawn drawn 1 1; then
+    drawn drawn-alone 1 1 generate.batch=1 && is drawn-alone "$(new_ids "$TMP/drawn-alone")" "$(new_ids "$TMP/drawn")"
+    drawn drawn-chunks 1 1 generate.prefill_chunk=2 run.debug=true && is drawn-chunks "$(new_ids "$TMP/drawn-chunks")" "$(new_ids "$TMP/drawn")"
+    drawn drawn-tensor 3 1 generate.batch=3 && is drawn-tensor "$(new_ids "$TMP/drawn-tensor")" "$(new_ids "$TMP/drawn")"
+    drawn drawn-mesh 2 2 generate.batch=1 && is drawn-mesh "$(new_ids "$TMP/drawn-mesh")" "$(new_ids "$TMP/drawn")"
+    drawn drawn-again 1 4 && is drawn-again "$(cat "$TMP/drawn-again/generations.jsonl")" "$(cat "$TMP/drawn/generations.jsonl")"
+    drawn drawn-seed 1 1 run.seed=5 &&
+        { [ "$(new_ids "$TMP/drawn-seed")" != "$(new_ids "$TMP/drawn")" ] && ok drawn-seed || fail drawn-seed "another seed draws the same"; }
+fi
+drawn one-of-one 1 1 generate.top_k=1 generate.max_new_tokens=16 &&
+    is one-of-one "$(new_ids "$TMP/one-of-one")" "$(tokens tests/reference/dense/greedy.jsonl)"
+
+# ---- ends: a number, a list, and generation_config.json before either; the third token of the first answer is made one
+cp -r tests/reference/dense "$TMP/model"
+third=$(tokens tests/reference/dense/greedy.jsonl | head -n 1 | sed 's/, /\n/g' | sed -n 3p)
+first="generate.prompt_ids=$(sed -n -E '1s/.*"ids": (\[[^]]*\]).*/\1/p' tests/reference/dense/greedy.jsonl)"
+want=$(tokens tests/reference/dense/greedy.jsonl | head -n 1 | sed -E 's/^(\[[0-9]+, [0-9]+, [0-9]+).*/\1]/')
+sed -i -E "s/\"eos_token_id\": [0-9]+/\"eos_token_id\": $third/" "$TMP/model/config.json"
+go end-number 0 1 "$deck" "model.from=$TMP/model" "$first" && is end-number "$(new_ids "$TMP/end-number") $(ends "$TMP/end-number")" "$want eos "
+sed -i -E "s/\"eos_token_id\": [0-9]+/\"eos_token_id\": [100, $third]/" "$TMP/model/config.json"
+go end-list 0 1 "$deck" "model.from=$TMP/model" "$first" && is end-list "$(new_ids "$TMP/end-list") $(ends "$TMP/end-list")" "$want eos "
+echo '{"eos_token_id": 2}' >"$TMP/model/generation_config.json"
+go end-other 0 1 "$deck" "model.from=$TMP/model" "$first" && is end-other "$(ends "$TMP/end-other")" "length "
+
+# ---- plan: the memory of every rank, to the byte
+numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
+# planned NAME N override...
+planned() {
+    name=plan-$1; n=$2; shift 2
+    set -- "$deck" model.from=tests/reference/gqa generate.prompts=tests/reference/gqa/greedy.jsonl "$@"
+    go "$name-dry" 0 1 plan "$@" --json run.ranks="$n" || return
+    go "$name" 0 "$n" "$@" || return
+    is "$name" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)" \
+        "$(grep -o '"arena_bytes": *[0-9]*' "$TMP/$name-dry.log" | sed 's/.*: *//' | numbers)"
+}
+planned one 1
+planned chunks 1 generate.batch=2 generate.prefill_chunk=4
+planned mesh 4 parallel.tensor=2 generate.batch=1
+planned debug 2 parallel.tensor=2 parallel.sequence=true run.debug=true
+
+# ---- texts: a model that learned one line by heart
+printf 'The cat sat on the mat.\nIt was \303\251t\303\251.\n%.0s' $(seq 200) >"$TMP/lines.txt"
+{ model "M-*" | sed 's/vocab_size: .*/vocab_size: 257/'
+  printf '  tokenizer: bytes\ntrain:\n  steps: 60\n  global_batch: 4\n  sequence_length: 80\noptimizer:\n  learning_rate: 0.02\n'
+  printf 'data:\n  kind: text\n  path: ["%s"]\n' "$TMP/lines.txt"; } >"$TMP/learn.yaml"
+if go learned 0 1 "$TMP/learn.yaml"; then
+    bytes="model.from=$TMP/learned model.tokenizer=bytes"
+    text() { sed -E 's/.*"text": "(.*)", "stop".*/\1/' "$TMP/$1/generations.jsonl"; }
+    go said 0 1 "$deck" $bytes "generate.prompt=The cat sat" generate.max_new_tokens=25 &&
+        is said "$(text said)" ' on the mat.\nIt was été' &&
+        is shown "$(grep -A1 'The cat' "$TMP/said.log")" "$(printf 'The cat sat on the mat.\nIt was été')"
+    go half 0 1 "$deck" $bytes "generate.prompt=The cat sat" generate.max_new_tokens=21 &&
+        is half "$(text half)" ' on the mat.\nIt was �'
+    go stopped 0 2 "$deck" $bytes "generate.prompt=The cat" 'generate.stop=["mat", "the m"]' &&
+        is stopped "$(text stopped) $(ends "$TMP/stopped")" ' sat on  text '
+    printf 'The cat sat on\r\nIt was \303\251\n' >"$TMP/two.txt"
+    printf '{"prompt": "The cat sat on", "id": 7}\n{"ids": [73, 116, 32, 119, 97, 115, 32, 195, 169]}\n' >"$TMP/two.jsonl"
+    go from-txt 0 1 "$deck" $bytes "generate.prompts=$TMP/two.txt" && is from-txt "$(text from-txt | cut -c 1-9 | tr '\n' '|')" ' the mat.|té.\nThe|'
+    go from-jsonl 0 2 "$deck" $bytes "generate.prompts=$TMP/two.jsonl" && is from-jsonl "$(new_ids "$TMP/from-jsonl")" "$(new_ids "$TMP/from-txt")"
+    mpi 2 "$MESTAR" "$deck" $bytes generate.prompts=- "run.output=$TMP/from-input" <"$TMP/two.txt" >"$TMP/from-input.log" 2>&1
+    is from-input "$(cat "$TMP/from-input/generations.jsonl")" "$(cat "$TMP/from-txt/generations.jsonl")"
+    [ -n "$(words "$TMP/from-txt/summary.yaml" prefill_tokens_per_second)" ] && [ "$(words "$TMP/from-txt/summary.yaml" decode_tokens_per_second)" ] &&
+        ok pace || fail pace "summary.yaml: $(cat "$TMP/from-txt/summary.yaml")"
+fi
+
+# ---- what cannot be continued
+# refused NAME WORDS override...
+refused() {
+    name=$1; say=$2; shift 2
+    go "$name" 2 2 "$deck" model.from=tests/reference/dense "$@" || return
+    case $(cat "$TMP/$name.log") in *"$say"*) ;; *) fail "$name" "$(tail -n 3 "$TMP/$name.log")"; return ;; esac
+    [ ! -e "$TMP/$name" ] && [ "$(grep -c "$say" "$TMP/$name.log")" = 1 ] && ok "$name" || fail "$name" "says it twice, or left a folder"
+}
+printf '{"ids": [4, 101]}\n{"ids": []}\n{"id": 3}\n{"ids": [3\n' >"$TMP/bad.jsonl"
+: >"$TMP/empty.txt"
+refused no-tokenizer "the model has no tokenizer" generate.prompt=hello
+refused stop-text "needs a tokenizer" 'generate.prompt_ids=[3]' 'generate.stop=["."]'
+refused no-file "No such file" "generate.prompts=$TMP/none.txt"
+refused no-lines "has no prompts" model.tokenizer=bytes "generate.prompts=$TMP/empty.txt"
+refused large-id "bad.jsonl:1: token 2 is 101, and the model's vocabulary (model.vocab_size) ends at 100" "generate.prompts=$TMP/bad.jsonl"
+refused empty-prompt "bad.jsonl:2: is empty" "generate.prompts=$TMP/bad.jsonl"
+refused no-key "bad.jsonl:3: is not an object with either" "generate.prompts=$TMP/bad.jsonl"
+refused cut-line "bad.jsonl:4:" "generate.prompts=$TMP/bad.jsonl"
+go no-model 2 1 "$TMP/learn.yaml" run.mode=generate generate.prompt=The && is no-model "$(grep -c 'mode generate needs the folder' "$TMP/no-model.log")" 1
+finish

@@ -1,0 +1,259 @@
+/* The parts of mode generate by themselves: drawing a token, an answer and its end, characters that come in parts, and that
+ * decoding computes nothing again. (What follows a prompt is checked from outside: run_generate.sh.) */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "io/mistakes.h"
+#include "kernels/die.h"
+#include "src/answer.h"
+#include "src/decoder.h"
+#include "src/sample.h"
+#include "src/text.h"
+
+/* ---- drawing ---- */
+
+enum { WORDS = 7, DRAWS = 20000 };
+static const double logits[WORDS] = {0.5, 2, -1, 2, 1.25, -INFINITY, 0.1};
+
+/* The chances by definition, after sorting. */
+static void chances(double *p, double temperature, int top_k, double top_p) {
+    int order[WORDS];
+    double all = 0, sum = 0, left = 0;
+    for (int i = 0; i < WORDS; i++) order[i] = i;
+    for (int i = 0; i < WORDS; i++) /* by falling logit, the lower id first */
+        for (int j = WORDS - 1; j > 0; j--)
+            if (logits[order[j]] > logits[order[j - 1]]) {
+                int other = order[j];
+                order[j] = order[j - 1];
+                order[j - 1] = other;
+            }
+    memset(p, 0, WORDS * sizeof *p);
+    int most = top_k ? top_k : WORDS;
+    for (int i = 0; i < most; i++) all += exp(logits[order[i]] / temperature);
+    for (int i = 0; i < most && (i == 0 || sum < top_p * all); i++)
+        sum += p[order[i]] = exp(logits[order[i]] / temperature);
+    for (int i = 0; i < WORDS; i++) left += p[i];
+    for (int i = 0; i < WORDS; i++) p[i] /= left;
+}
+
+static void drawing(void **state) {
+    (void)state;
+    static const struct {
+        double temperature;
+        int top_k;
+        double top_p;
+    } how[] = {{1, 0, 1},   {0.5, 0, 1}, {3, 0, 1},   {1, 1, 1},     {1, 2, 1},   {1, 3, 1},     {2, 6, 1},
+               {1, 7, 1},   {1, 50, 1},  {1, 0, 0.3}, {1, 0, 0.364}, {1, 0, 0.8}, {1, 0, 0.999}, {2, 4, 0.7},
+               {1, 3, 0.4}, {1, 0, 0},   {1, 3, 0}};
+    for (size_t h = 0; h < sizeof how / sizeof *how; h++) {
+        struct sampler s;
+        double want[WORDS];
+        int count[WORDS] = {0};
+        sampler_init(&s, WORDS, how[h].temperature, how[h].top_k, how[h].top_p);
+        chances(want, how[h].temperature, how[h].top_k > WORDS ? 0 : how[h].top_k, how[h].top_p);
+        for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, (i + 0.5) / DRAWS)]++;
+        for (int i = 0; i < WORDS; i++)
+            if (fabs((double)count[i] / DRAWS - want[i]) > 1.5 / DRAWS)
+                fail_msg("way %d, token %d: %d of %d, want %g", (int)h, i, count[i], DRAWS, want[i] * DRAWS);
+        sampler_free(&s);
+    }
+}
+
+static void likeliest(void **state) {
+    (void)state;
+    static const double none[WORDS] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY},
+                        holes[WORDS] = {1, NAN, 3, 1, 1, 1, 1}, high[WORDS] = {1, INFINITY, 3, 1, 1, 1, 1};
+    for (int top_k = 0; top_k < 4; top_k++) {
+        struct sampler s;
+        sampler_init(&s, WORDS, 0, top_k, 0.5);
+        for (int i = 0; i < 10; i++) assert_int_equal(sampler_choose(&s, logits, (i + 0.5) / 10), 1); /* of 1 and 3 */
+        assert_int_equal(sampler_choose(&s, none, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, holes, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, high, 0.5), -1);
+        sampler_free(&s);
+    }
+    assert_true(sampler_uniform(1, 2, 3) == sampler_uniform(1, 2, 3));
+    assert_true(sampler_uniform(1, 2, 3) != sampler_uniform(1, 3, 2));
+    assert_true(sampler_uniform(1, 2, 3) != sampler_uniform(2, 2, 3));
+}
+
+/* A large vocabulary: what is kept is what sorting would keep, also among many equals. */
+static void many_words(void **state) {
+    (void)state;
+    enum { MANY = 5000, KEPT = 700 };
+    struct sampler s;
+    double *many = die_alloc(MANY * sizeof *many);
+    for (int i = 0; i < MANY; i++) many[i] = (i * 7919 % MANY) / 10;
+    sampler_init(&s, MANY, 1e6, KEPT, 1);
+    for (int i = 0; i < KEPT; i++) {
+        int id = sampler_choose(&s, many, (i + 0.5) / KEPT), larger = 0;
+        for (int j = 0; j < MANY; j++) larger += many[j] > many[id] || (many[j] == many[id] && j < id);
+        assert_true(larger < KEPT);
+    }
+    sampler_free(&s);
+    free(many);
+}
+
+/* ---- characters ---- */
+
+static void characters(void **state) {
+    (void)state;
+    static const struct {
+        const char *in, *out;
+        size_t complete;
+    } all[] = {
+        {"", "", 0},
+        {"abc", "abc", 3},
+        {"a\xc3\xa9", "a\xc3\xa9", 3},
+        {"a\xc3", "a\xef\xbf\xbd", 1},
+        {"\xe2\x82", "\xef\xbf\xbd", 0},
+        {"\xf0\x9f\x98", "\xef\xbf\xbd", 0},
+        {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80", 4},
+        {"\xf0\x9f\x98z", "\xef\xbf\xbdz", 4},
+        {"\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd", 2},
+        {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd", 2},
+        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 3},
+        {"\xff" "a", "\xef\xbf\xbd" "a", 2},
+        {"x\xe0", "x\xef\xbf\xbd", 1},
+        {"x\xe0\x80", "x\xef\xbf\xbd\xef\xbf\xbd", 3},
+        {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 4},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        size_t n = strlen(all[i].in);
+        assert_int_equal(utf8_complete(all[i].in, n), all[i].complete);
+        char *good = utf8_repair(all[i].in, &n);
+        assert_int_equal(n, strlen(all[i].out));
+        assert_memory_equal(good, all[i].out, n);
+        free(good);
+    }
+}
+
+/* ---- answers ---- */
+
+/* Feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is there and why it ended. */
+static void answered(const char *in, int most, int n_stops, char **stops, const char *shown, const char *there, enum stop why) {
+    int64_t end = 256;
+    const struct text text = {.bytes = true, .n_ends = 1, .ends = &end};
+    const struct ending ending = {&text, most, n_stops, stops};
+    struct answer a;
+    char seen[512] = "";
+    int64_t n = 0;
+    answer_init(&a, most);
+    for (const char *c = in; *c && !a.stop; c++, n++) {
+        const char *from;
+        answer_add(&a, &ending, *c == 1 ? 256 : *c == 2 ? -1 : (unsigned char)*c);
+        size_t k = answer_show(&a, &ending, &from);
+        if (k) strncat(seen, from, k);
+        strcat(seen, "|");
+    }
+    assert_string_equal(seen, shown);
+    assert_int_equal(a.stop, why);
+    assert_int_equal(a.n_bytes, strlen(there));
+    if (a.n_bytes) assert_memory_equal(a.bytes, there, strlen(there));
+    assert_int_equal(a.n_ids, n - (why == STOP_NOT_FINITE));
+    answer_free(&a);
+}
+
+static void answers(void **state) {
+    (void)state;
+    char *end[] = {"END"}, *two[] = {"abab", "ba"}, *line[] = {"\n", "\n\n"};
+    answered("abc", 9, 0, NULL, "a|b|c|", "abc", GOING_ON);
+    answered("abc", 3, 0, NULL, "a|b|c|", "abc", STOP_LENGTH);
+    answered("ab\x01z", 9, 0, NULL, "a|b||", "ab", STOP_END);
+    answered("ab\x01", 3, 0, NULL, "a|b||", "ab", STOP_END);
+    answered("ab\x02", 9, 0, NULL, "a|b||", "ab", STOP_NOT_FINITE);
+    answered("xENDy", 9, 1, end, "x||||", "x", STOP_TEXT);
+    answered("xENEND", 9, 1, end, "x|||EN|||", "xEN", STOP_TEXT);
+    answered("xEN", 3, 1, end, "x||EN|", "xEN", STOP_LENGTH);
+    answered("xEN\x01", 9, 1, end, "x|||EN|", "xEN", STOP_END);
+    answered("aabbab", 9, 2, two, "|a||ab||", "aab", STOP_TEXT);
+    answered("x\ny", 9, 2, line, "x||", "x", STOP_TEXT);
+    answered("\xc3\xa9\xc3", 9, 0, NULL, "|\xc3\xa9||", "\xc3\xa9\xc3", GOING_ON);
+    answered("\xc3\xa9\xc3", 3, 0, NULL, "|\xc3\xa9|\xc3|", "\xc3\xa9\xc3", STOP_LENGTH);
+}
+
+/* ---- decoding ---- */
+
+struct counts {
+    double work[N_OPS];
+    int64_t calls[N_OPS];
+};
+
+static struct counts counts_of(const struct device *d) {
+    struct counts c;
+    for (int i = 0; i < N_OPS; i++) c.work[i] = d->count[i].work, c.calls[i] = d->count[i].calls;
+    return c;
+}
+
+/* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step costs as much as any other, but for
+ * attention, which sees one token more each time. */
+static void nothing_twice(void **state) {
+    (void)state;
+    enum { PROMPTS = 3, LENGTH = 40, STEPS = 12 };
+    struct mistakes m = {0};
+    struct deck d;
+    struct config c = {0};
+    struct mesh_shape shape = {.pipeline = 1, .data = 1, .context = 1, .tensor = 1, .expert = 1};
+    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]"};
+    deck_read(&d, "inputs/tiny-pretrain.yaml", 3, over, &m);
+    config_settle(&c, &d, &m);
+    mesh_complete(&shape, 1, &m);
+    mistakes_print(&m, stderr);
+    assert_int_equal(m.n, 0);
+    double whole[N_OPS];
+    for (int chunk = LENGTH; chunk >= 7; chunk -= 33) {
+        struct comm comm;
+        struct engine e;
+        struct decoder dec;
+        int32_t row[LENGTH] = {0}, *ids[PROMPTS] = {row, row, row};
+        const int64_t n[PROMPTS] = {LENGTH, 3, 17};
+        comm_init_dry(&comm, 1, 0);
+        assert_int_equal(engine_open(&e, &d, &c, &m), 0);
+        assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
+        decoder_init(&dec, &e, PROMPTS, LENGTH + STEPS, chunk);
+        decoder_begin(&dec, PROMPTS, ids, n);
+        struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
+        static const int same[] = {OP_conv, OP_scan, OP_rms_norm, OP_embedding, OP_relu2, OP_attention};
+        for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+            double work = begun.work[same[i]];
+            if (chunk == LENGTH) whole[same[i]] = work;
+            else assert_true(fabs(work - whole[same[i]]) <= 1e-9 * work);
+        }
+        size_t peak = e.work.peak;
+        for (int step = 0; step < STEPS; step++) {
+            decoder_next(&dec, row);
+            struct counts now = counts_of(&e.device);
+            for (int i = 0; i < N_OPS; i++) {
+                double work = now.work[i] - before.work[i];
+                int64_t calls = now.calls[i] - before.calls[i];
+                if (!step) first.work[i] = work, first.calls[i] = calls;
+                assert_int_equal(calls, first.calls[i]);
+                if (i == OP_attention) assert_true(work > 0 && work < begun.work[i] / 4);
+                else assert_true(work == first.work[i]);
+            }
+            before = now;
+        }
+        assert_int_equal(e.work.peak, peak);
+        assert_int_equal(e.work.live, 0);
+        decoder_free(&dec);
+        engine_free(&e);
+        comm_end(&comm);
+    }
+    config_free(&c);
+    deck_free(&d);
+    mistakes_free(&m);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(drawing),    cmocka_unit_test(likeliest), cmocka_unit_test(many_words),
+        cmocka_unit_test(characters), cmocka_unit_test(answers),   cmocka_unit_test(nothing_twice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
