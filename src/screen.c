@@ -85,7 +85,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
                                           r->argc == 3 ? "" : "s")
                              : die_strdup(d->path)},
         {"output", die_strdup(d->run.output)},
-        {"started", die_strdup(moment_text(wall_now(), started))},
+        {"started", die_strdup(moment_text(h->started, started))},
         {"job", job},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -155,7 +155,7 @@ static bool shares_a_line(const struct deck *d, const struct deck_key *k) {
 void screen_keys(const struct output *o, const struct run *r) {
     enum { MOST = 13 };
     const struct deck *d = r->engine->deck;
-    int n = 0, same = 0;
+    int n = 0, left_out = 0;
     char *model = die_strdup("");
     say(o, "\n%-34s %-26s %-12s %s", "Differs from the defaults", "value", "default", "given in");
     for (int i = 0; i < deck_table_n; i++) {
@@ -163,18 +163,17 @@ void screen_keys(const struct output *o, const struct run *r) {
         char *name = die_format("%s.%s", k->section, k->name);
         char *value = deck_value_text(k, (const char *)d + k->at);
         bool elsewhere = !strcmp(name, "run.output") || !strcmp(name, "run.name");
-        if (!deck_given(d, name) || elsewhere) {
-        } else if (!differs(d, k, value)) same++;
-        else if (shares_a_line(d, k))
+        bool shown = deck_given(d, name) && differs(d, k, value) && !elsewhere;
+        if (shown && shares_a_line(d, k))
             text_add(&model, "%s%s %s", *model ? ", " : "", k->name, value);
-        else if (n++ < MOST) say_key(o, d, i, value);
+        else if (shown && (n++ < MOST || !strcmp(deck_origin_text(d, i), "command line")))
+            say_key(o, d, i, value);
+        else left_out += shown;
         free(name);
         free(value);
     }
     if (*model) say_wrapped(o, "  model", model);
-    if (n > MOST || same)
-        say(o, "  and %d more, of which %d as the default is", n > MOST ? n - MOST + same : same,
-            same);
+    if (left_out) say(o, "  and %d more, with all others in used.yaml", left_out);
     free(model);
 }
 
