@@ -106,7 +106,7 @@ static void refuse(const struct machine *h, const struct deck *d, const struct m
 
 int machine_find(struct machine *h, struct comm *comm, const struct deck *d, struct config *c,
                  const struct mesh_shape *shape, struct mistakes *m) {
-    *h = (struct machine){.ranks = comm->size};
+    *h = (struct machine){.started = wall_now(), .ranks = comm->size};
     h->rank = die_alloc((size_t)comm->size * sizeof *h->rank);
     h->first = die_alloc((size_t)comm->size * sizeof *h->first);
     struct rank_facts own = {.host = comm->host, .memory = machine_memory()};

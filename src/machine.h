@@ -24,6 +24,7 @@ struct rank_facts {
 };
 
 struct machine {
+    double started; /* seconds since 1970 */
     int ranks, hosts;
     struct rank_facts *rank; /* by rank */
     int *first;              /* the first rank of each host, in rank order */

@@ -47,18 +47,12 @@ static char *until(const char *text, const char *stop) {
 
 /* "node07", or "node07 x8, node08 x8 and 14 more" */
 static char *host_list(const struct machine *h) {
-    if (h->hosts == 1) return die_strdup(h->rank[0].name);
-    char *list = die_strdup("");
-    for (int i = 0; i < h->hosts && i < 3; i++) {
-        char *more = die_format("%s%s%s x%d", list, i ? ", " : "", h->rank[h->first[i]].name,
-                                machine_host_ranks(h, i));
-        free(list);
-        list = more;
-    }
-    if (h->hosts <= 3) return list;
-    char *more = die_format("%s and %d more", list, h->hosts - 3);
-    free(list);
-    return more;
+    char *list = die_strdup(h->hosts == 1 ? h->rank[0].name : "");
+    for (int i = 0; i < h->hosts && i < 3 && h->hosts > 1; i++)
+        text_add(&list, "%s%s x%d", i ? ", " : "", h->rank[h->first[i]].name,
+                 machine_host_ranks(h, i));
+    if (h->hosts > 3) text_add(&list, " and %d more", h->hosts - 3);
+    return list;
 }
 
 static char *job_text(void) {
@@ -91,7 +85,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
                                           r->argc == 3 ? "" : "s")
                              : die_strdup(d->path)},
         {"output", die_strdup(d->run.output)},
-        {"started", die_strdup(moment_text(wall_now(), started))},
+        {"started", die_strdup(moment_text(h->started, started))},
         {"job", job},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -153,29 +147,34 @@ static void say_key(const struct output *o, const struct deck *d, int row, const
     free(line);
 }
 
+/* A model of one's own has many keys, which the table of the model shows too: they share lines. */
+static bool shares_a_line(const struct deck *d, const struct deck_key *k) {
+    return !strcmp(k->section, "model") && !*d->model.preset && !*d->model.from;
+}
+
 void screen_keys(const struct output *o, const struct run *r) {
-    enum { MOST = 16 };
+    enum { MOST = 13 };
     const struct deck *d = r->engine->deck;
-    int n = 0, same = 0;
+    int n = 0, left_out = 0;
+    char *model = die_strdup("");
+    say(o, "\n%-34s %-26s %-12s %s", "Differs from the defaults", "value", "default", "given in");
     for (int i = 0; i < deck_table_n; i++) {
         const struct deck_key *k = &deck_table[i];
         char *name = die_format("%s.%s", k->section, k->name);
         char *value = deck_value_text(k, (const char *)d + k->at);
-        if (deck_given(d, name)) {
-            if (!differs(d, k, value)) same++;
-            else if (n++ < MOST) {
-                if (n == 1)
-                    say(o, "\n%-34s %-26s %-12s %s", "Differs from the defaults", "value",
-                        "default", "given in");
-                say_key(o, d, i, value);
-            }
-        }
+        bool elsewhere = !strcmp(name, "run.output") || !strcmp(name, "run.name");
+        bool shown = deck_given(d, name) && differs(d, k, value) && !elsewhere;
+        if (shown && shares_a_line(d, k))
+            text_add(&model, "%s%s %s", *model ? ", " : "", k->name, value);
+        else if (shown && (n++ < MOST || !strcmp(deck_origin_text(d, i), "command line")))
+            say_key(o, d, i, value);
+        else left_out += shown;
         free(name);
         free(value);
     }
-    if (!n) say(o, "\nEvery key has its default");
-    if (n > MOST) say(o, "  and %d more", n - MOST);
-    if (same) say(o, "  (%d more given as the default is)", same);
+    if (*model) say_wrapped(o, "  model", model);
+    if (left_out) say(o, "  and %d more, with all others in used.yaml", left_out);
+    free(model);
 }
 
 /* ---------------------------------------------------------------- the work */
@@ -186,41 +185,54 @@ static enum fate fate_of(const struct param_block *b) {
     return !b->p.trained ? FROZEN : b->decay ? DECAYED : NOT_DECAYED;
 }
 
-/* Names of the tensors of one fate, each once, without what the names of all have in common. */
+static bool any_of(const struct params *s, const char *name, enum fate fate) {
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct param_tensor *t = &s->tensor[i];
+        if (t->block >= 0 && !strcmp(t->row->name, name) && fate_of(&s->block[t->block]) == fate)
+            return true;
+    }
+    return false;
+}
+
+/* Names of the tensors of one fate, each once, without what the names of all have in common; a star
+ * where others of the name decay. */
 static char *names_of(const struct params *s, enum fate fate) {
     char *list = die_strdup("");
     for (int i = 0; i < s->n_tensors; i++) {
         const struct param_tensor *t = &s->tensor[i];
         if (t->block < 0 || t->row->may & BUFFER || fate_of(&s->block[t->block]) != fate) continue;
         const char *name = t->row->name;
+        const char *whole = name;
         if (!strncmp(name, "mixer.", 6)) name += 6;
         if (!strncmp(name, "backbone.", 9)) name += 9;
         int n = (int)strlen(name);
         if (n > 7 && !strcmp(name + n - 7, ".weight")) n -= 7;
         char *padded = die_format(" %s ", list), *word = die_format(" %.*s ", n, name);
-        if (!strstr(padded, word)) {
-            char *more = die_format("%s%s%.*s", list, *list ? " " : "", n, name);
-            free(list);
-            list = more;
-        }
+        char *starred = die_format(" %.*s* ", n, name);
+        if (!strstr(padded, word) && !strstr(padded, starred))
+            text_add(&list, "%s%.*s%s", *list ? " " : "", n, name,
+                     fate != DECAYED && any_of(s, whole, DECAYED) ? "*" : "");
         free(padded);
         free(word);
+        free(starred);
     }
     return list;
 }
 
-static void say_fates(const struct output *o, const struct run *r) {
-    static const char *const words[] = {"on", "none on", "not trained:"};
-    char decay[32];
+/* The exceptions are fewer than the rule: norms, biases and the like do not decay. */
+static void say_decay(const struct output *o, const struct run *r) {
+    const struct params *s = &r->engine->model.params;
+    char decay[32], *not = names_of(s, NOT_DECAYED), *frozen = names_of(s, FROZEN),
+                    *all = names_of(s, DECAYED);
     deck_real_text(r->engine->deck->optimizer.weight_decay, decay);
-    for (int fate = DECAYED; fate <= FROZEN; fate++) {
-        char *names = names_of(&r->engine->model.params, (enum fate)fate);
-        char *text = die_format("%s%s%s %s", fate == DECAYED ? decay : "",
-                                fate == DECAYED ? " " : "", words[fate], names);
-        if (*names) say_wrapped(o, fate == DECAYED ? "Decay" : "", text);
-        free(names);
-        free(text);
-    }
+    char *text = *all ? die_format("%s on all but %s", decay, *not ? not : "nothing")
+                      : die_strdup("nothing decays");
+    if (*frozen) text_add(&text, "; not trained: %s", frozen);
+    say_wrapped(o, "Decay", text);
+    free(text);
+    free(not );
+    free(frozen);
+    free(all);
 }
 
 static void say_rate(const struct output *o, const struct deck *d, int64_t steps) {
@@ -255,17 +267,17 @@ void screen_work(const struct output *o, const struct run *r, const struct feed 
     if (passes_of(f, steps) > 0)
         snprintf(passes, sizeof passes, "; %.2g passes", passes_of(f, steps));
     char *batch =
-        die_format("%ld sequence%s x %ld = %s tokens a step (%ld at once x %d in turn x data %d); "
-                   "%ld steps = %s tokens",
+        die_format("%ld sequence%s x %ld = %s tokens a step (data %d x %d in turn x %ld at once); "
+                   "%ld steps, %s in all",
                    (long)f->global_batch, f->global_batch == 1 ? "" : "s", (long)f->length,
-                   grouped_text(tokens, a), (long)k->micro_batch, f->micro_batches, r->shape->data,
+                   grouped_text(tokens, a), r->shape->data, f->micro_batches, (long)k->micro_batch,
                    (long)steps, count_text((double)steps * (double)tokens, b));
     char *corpus = die_format("%s%s", corpus_describe(&f->corpus), passes);
     say(o, "%s", "");
     say_wrapped(o, "Batch", batch);
     say_wrapped(o, "Data", corpus);
     say_rate(o, r->engine->deck, steps);
-    say_fates(o, r);
+    say_decay(o, r);
     free(batch);
     free(corpus);
 }
@@ -277,19 +289,12 @@ static void note_weights(const struct output *o, const struct engine *e) {
     struct param_counts n = params_count(&e->model.params);
     if (c->folder) {
         char *text = die_format("weights come from %s", c->folder);
-        for (int i = 0; i < c->n_unused; i++) {
-            char *more = die_format(
-                "%s%s%s", text,
+        for (int i = 0; i < c->n_unused; i++)
+            text_add(
+                &text, "%s%s",
                 i ? ", " : "; of its config.json these are not used, and kept: ", c->unused[i]);
-            free(text);
-            text = more;
-        }
-        if (e->weights.n_unused) {
-            char *more = die_format("%s; %d tensors there are not used, and kept", text,
-                                    e->weights.n_unused);
-            free(text);
-            text = more;
-        }
+        if (e->weights.n_unused)
+            text_add(&text, "; %d tensors there are not used, and kept", e->weights.n_unused);
         say_wrapped(o, "NOTE", text);
         free(text);
     } else if (c->n_mtp) {

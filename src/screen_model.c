@@ -109,10 +109,8 @@ static char *rank_list(int n, const int *like, int which) {
         if (like[r] != which) continue;
         int end = r;
         while (end + 1 < n && like[end + 1] == which) end++;
-        char *more = end > r ? die_format("%s%s%d-%d", list, *list ? "," : "", r, end)
-                             : die_format("%s%s%d", list, *list ? "," : "", r);
-        free(list);
-        list = more;
+        text_add(&list, "%s%d", *list ? "," : "", r);
+        if (end > r) text_add(&list, "-%d", end);
         r = end;
     }
     return list;

@@ -95,6 +95,7 @@ void show_did(struct show *s, char letter, const char *fmt, ...) {
     size_t n = strlen(s->did), at = strlen(s->words);
     if (n + 1 < sizeof s->did && !strchr(s->did, letter)) s->did[n] = letter, s->did[n + 1] = '\0';
     if (letter == 's') s->skipped++;
+    if (!fmt) return;
     if (at && at + 2 < sizeof s->words) s->words[at++] = ' ', s->words[at] = '\0';
     va_list ap;
     va_start(ap, fmt);
@@ -206,7 +207,7 @@ int show_end(struct show *s, const char *why, int code) {
     char *more = summary_lines(s, &t, took, speed);
     output_summary(o, c, why, code, engine_peak_bytes(s->run->engine), more);
     if (o->speaks) report_write(s, &t, why);
-    say(o, "  report %s/report.html, summary %s/summary.yaml", o->folder, o->folder);
+    say(o, "  everything is in %s; see report.html there", o->folder);
     free(more);
     timetable_free(&t);
     return code;

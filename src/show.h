@@ -63,7 +63,7 @@ void show_stepped(struct show *s);
 /* A step is done, and validated if it is time. Writes its metrics and events; on rank 0. */
 void show_step(struct show *s, const struct step_metrics *k);
 
-/* letter: 'e' evaluated, 'c' checkpoint, 's' skipped. The words come after the letters. */
+/* letter: 'e' evaluated, 'c' checkpoint, 's' skipped. Words, unless fmt is NULL, come after the letters. */
 void show_did(struct show *s, char letter, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

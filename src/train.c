@@ -36,7 +36,7 @@ static bool not_finite(struct training *r, int64_t step) {
     say(&r->o, "step %ld: loss or gradient norm is not finite: %s; %s", (long)step, where,
         skip ? "this update is left out" : "nothing was updated. A lower optimizer.learning_rate or train.clip may help, or train.on_nonfinite: skip");
     free(where);
-    show_did(&r->show, 's', "%s", "");
+    show_did(&r->show, 's', NULL);
     return skip;
 }
 
@@ -90,7 +90,7 @@ static void save(struct training *r, int64_t step) {
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
     r->stop.last_save = resume_save(r->e, &r->o, step);
     timer_leave(r->c->timer);
-    show_did(&r->show, 'c', "%s", "");
+    show_did(&r->show, 'c', NULL);
 }
 
 static int train(struct training *r) {

@@ -1,9 +1,12 @@
 #include "src/units.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+
+#include "kernels/die.h"
 
 const char *grouped_text(int64_t n, char text[UNIT_TEXT]) {
     char digits[UNIT_TEXT], *to = text;
@@ -54,6 +57,18 @@ const char *moment_text(double wall, char text[UNIT_TEXT]) {
     struct tm utc;
     strftime(text, UNIT_TEXT, "%Y-%m-%d %H:%M:%S UTC", gmtime_r(&t, &utc));
     return text;
+}
+
+void text_add(char **text, const char *fmt, ...) {
+    size_t n = strlen(*text);
+    va_list ap, again;
+    va_start(ap, fmt);
+    va_copy(again, ap);
+    int more = vsnprintf(NULL, 0, fmt, ap);
+    *text = die_realloc(*text, n + (size_t)more + 1);
+    vsnprintf(*text + n, (size_t)more + 1, fmt, again);
+    va_end(again);
+    va_end(ap);
 }
 
 double wall_now(void) {

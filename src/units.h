@@ -21,6 +21,9 @@ const char *duration_text(double seconds, char text[UNIT_TEXT]);
 /* 2026-11-21 08:04:11 UTC */
 const char *moment_text(double wall, char text[UNIT_TEXT]);
 
+/* Adds to a text that was malloc'd. */
+void text_add(char **text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
 /* Seconds since 1970. */
 double wall_now(void);
 
