@@ -104,11 +104,14 @@ for cc in $(or $(MPICC),mpicc mpicc.openmpi mpicc.mpich); do
     fi
     broken="$$broken $$cc"
 done
+printf '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\nint main(void) { return 0; }\n' >"$$dir/t.c"
+$(CC) $(CFLAGS) "$$dir/t.c" -o "$$dir/t" -lpcre2-8 2>/dev/null || { echo "mestar: libpcre2 (header pcre2.h) is not there; try: make packages" >&2; exit 1; }
+has utf8proc.h -lutf8proc || { echo "mestar: libutf8proc (header utf8proc.h) is not there; try: make packages" >&2; exit 1; }
 for x in yaml jansson xxhash; do
     has $$x.h -l$$x || { echo "mestar: lib$$x (header $$x.h) is not there; try: make packages" >&2; exit 1; }
 done
 [ -n "$$MPICC" ] || { echo "mestar: no MPI that runs two ranks (tried:$${broken:- nothing, none is there}); try: make packages" >&2; exit 3; }
-products="none (plain loops)"; HAVE=; LIBS="-lyaml -ljansson -lxxhash"
+products="none (plain loops)"; HAVE=; LIBS="-lyaml -ljansson -lxxhash -lpcre2-8 -lutf8proc -lpthread"
 if [ "$(SANITIZE)" != thread ]; then
     if has dnnl.h -ldnnl; then
         HAVE=-DHAVE_DNNL; LIBS="$$LIBS -ldnnl"
@@ -211,6 +214,8 @@ there $(firstword $(MPICC) mpicc) || there mpicc.openmpi || need="$$need mpich l
 header yaml.h || need="$$need libyaml-dev"
 header jansson.h || need="$$need libjansson-dev"
 header xxhash.h || need="$$need libxxhash-dev"
+header utf8proc.h || need="$$need libutf8proc-dev"
+[ -e /usr/include/pcre2.h ] || header pcre2posix.h || need="$$need libpcre2-dev"
 if [ "$(WANT)" = test ]; then header cmocka.h || need="$$need libcmocka-dev"; fi
 if [ "$(WANT)" = reference ]; then python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3 python3-venv"; fi
 header dnnl.h || header cblas.h || wish=libdnnl-dev
@@ -266,7 +271,9 @@ SEED ?= 1
 test-reference:
 	@$(MAKE) packages WANT=reference
 	@$(MAKE) all build/venv/ready
+	@$(MAKE) $(B)/tests/test_tokenizer
 	@build/venv/bin/python tests/reference/live.py --seed $(SEED) --program ./$(PROGRAM)
+	@build/venv/bin/python tests/reference/tokenizing.py live $(B)/tests/test_tokenizer --seed $(SEED)
 build/venv/ready:
 	@echo "making a Python environment with torch and transformers in build/venv"
 	@python3 -m venv build/venv && build/venv/bin/pip install -q torch transformers safetensors numpy && touch $@

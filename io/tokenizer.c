@@ -105,8 +105,8 @@ void tokenizer_close(struct tokenizer *t) {
     if (!t) return;
     bpe_free(&t->bpe);
     for (int i = 0; i < t->n_added; i++) {
-        text_free(&t->added[i].content);
-        text_free(&t->added[i].shown);
+        utf8_text_free(&t->added[i].content);
+        utf8_text_free(&t->added[i].shown);
     }
     free(t->added);
     strings_free(&t->names);
@@ -134,7 +134,7 @@ int32_t tokenizer_id(const struct tokenizer *t, const char *token) {
 const char *tokenizer_token(const struct tokenizer *t, int32_t id, size_t *n) {
     if (id < 0 || id >= t->n_ids || t->built_in) return NULL;
     if (!t->added_of[id]) return bpe_token(&t->bpe, id, n);
-    const struct text *content = &t->added[t->added_of[id] - 1].content;
+    const struct utf8_text *content = &t->added[t->added_of[id] - 1].content;
     *n = content->n;
     return content->at;
 }
@@ -157,21 +157,21 @@ int32_t tokenizer_eos(const struct tokenizer *t) {
 }
 
 /* ----------------------------------------------------------------------------------------- decoding */
-struct decoder {
+struct detokenizer {
     const struct tokenizer *t;
     bool skip_special;
     struct chain_state state;
 };
 
-struct decoder *decoder_make(const struct tokenizer *t, bool skip_special) {
-    struct decoder *d = die_alloc(sizeof *d);
+struct detokenizer *detokenizer_make(const struct tokenizer *t, bool skip_special) {
+    struct detokenizer *d = die_alloc(sizeof *d);
     d->t = t;
     d->skip_special = skip_special;
     chain_begin(&d->state, &t->chain);
     return d;
 }
 
-void decoder_push(struct decoder *d, int32_t id, struct text *to) {
+void detokenizer_push(struct detokenizer *d, int32_t id, struct utf8_text *to) {
     const struct tokenizer *t = d->t;
     if (id < 0 || id >= t->n_ids) return;
     if (t->built_in) {
@@ -184,7 +184,7 @@ void decoder_push(struct decoder *d, int32_t id, struct text *to) {
     if (d->skip_special && t->skipped[id]) return;
     size_t n;
     if (t->added_of[id]) {
-        const struct text *shown_as = &t->added[t->added_of[id] - 1].shown;
+        const struct utf8_text *shown_as = &t->added[t->added_of[id] - 1].shown;
         chain_token(&d->state, shown_as->at, shown_as->n, to);
     } else {
         const char *token = bpe_token(&t->bpe, id, &n);
@@ -192,20 +192,20 @@ void decoder_push(struct decoder *d, int32_t id, struct text *to) {
     }
 }
 
-void decoder_finish(struct decoder *d, struct text *to) {
+void detokenizer_finish(struct detokenizer *d, struct utf8_text *to) {
     chain_finish(&d->state, to);
 }
 
-void decoder_free(struct decoder *d) {
+void detokenizer_free(struct detokenizer *d) {
     if (!d) return;
     chain_state_free(&d->state);
     free(d);
 }
 
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
-                      struct text *to) {
-    struct decoder *d = decoder_make(t, skip_special);
-    for (int64_t i = 0; i < n; i++) decoder_push(d, ids[i], to);
-    decoder_finish(d, to);
-    decoder_free(d);
+                      struct utf8_text *to) {
+    struct detokenizer *d = detokenizer_make(t, skip_special);
+    for (int64_t i = 0; i < n; i++) detokenizer_push(d, ids[i], to);
+    detokenizer_finish(d, to);
+    detokenizer_free(d);
 }

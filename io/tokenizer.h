@@ -14,10 +14,10 @@
 #include <stdint.h>
 
 struct mistakes;
-struct text;
+struct utf8_text;
 struct tokenizer;
 struct encoder;
-struct decoder;
+struct detokenizer;
 
 /* Token ids that grow. */
 struct ids {
@@ -65,13 +65,13 @@ int tokenizer_encode_threads(const struct tokenizer *t, int threads, const char 
 
 /* Adds the text of ids: valid UTF-8, U+FFFD for bytes that are none. Ids that no token has are left out. */
 void tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
-                      struct text *to);
+                      struct utf8_text *to);
 
 /* The same id by id, for showing text while it is made. What cannot change any more is added to `to`: never half a
  * character. What all pushes and the finish add together is what tokenizer_decode adds. */
-struct decoder *decoder_make(const struct tokenizer *t, bool skip_special);
-void decoder_push(struct decoder *d, int32_t id, struct text *to);
-void decoder_finish(struct decoder *d, struct text *to); /* and begins anew */
-void decoder_free(struct decoder *d);
+struct detokenizer *detokenizer_make(const struct tokenizer *t, bool skip_special);
+void detokenizer_push(struct detokenizer *d, int32_t id, struct utf8_text *to);
+void detokenizer_finish(struct detokenizer *d, struct utf8_text *to); /* and begins anew */
+void detokenizer_free(struct detokenizer *d);
 
 #endif

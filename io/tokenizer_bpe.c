@@ -84,16 +84,16 @@ static void find_joined(struct bpe *b) {
 }
 
 /* The token of one character, with what goes around it. */
-static int32_t symbol(const struct bpe *b, struct text *buffer, const char *at, size_t n,
+static int32_t symbol(const struct bpe *b, struct utf8_text *buffer, const char *at, size_t n,
                       bool continues, bool last) {
     buffer->n = 0;
-    if (continues) text_add(buffer, b->prefix.at, b->prefix.n);
-    text_add(buffer, at, n);
-    if (last) text_add(buffer, b->suffix.at, b->suffix.n);
+    if (continues) utf8_text_add(buffer, b->prefix.at, b->prefix.n);
+    utf8_text_add(buffer, at, n);
+    if (last) utf8_text_add(buffer, b->suffix.at, b->suffix.n);
     return strings_find(&b->tokens, buffer->at, buffer->n);
 }
 
-static void find_raw(struct bpe *b, struct text *buffer) {
+static void find_raw(struct bpe *b, struct utf8_text *buffer) {
     for (uint32_t i = 0; i < b->tokens.n; i++) {
         const uint8_t *s = (const uint8_t *)b->tokens.bytes.at + b->tokens.entry[i].at;
         size_t n = b->tokens.entry[i].n, at = 0;
@@ -101,14 +101,14 @@ static void find_raw(struct bpe *b, struct text *buffer) {
         for (int bytes, byte; at < n && (byte = byte_of_character(utf8_at(s + at, &bytes))) >= 0;
              at += (size_t)bytes) {
             char c = (char)byte;
-            text_add(buffer, &c, 1);
+            utf8_text_add(buffer, &c, 1);
         }
         if (at == n) strings_add(&b->raw, buffer->at, buffer->n, b->tokens.entry[i].id);
     }
 }
 
 void bpe_finish(struct bpe *b) {
-    struct text buffer = {0};
+    struct utf8_text buffer = {0};
     char at[8];
     b->entry_of = die_alloc(((size_t)b->n_ids + 1) * sizeof *b->entry_of);
     b->character = die_alloc(CODE_POINTS * sizeof *b->character);
@@ -132,14 +132,14 @@ void bpe_finish(struct bpe *b) {
     b->cuts = !b->prefix.n && !b->suffix.n;
     if (b->cuts) find_joined(b);
     if (b->bytes && b->ignore_merges) find_raw(b, &buffer);
-    text_free(&buffer);
+    utf8_text_free(&buffer);
 }
 
 void bpe_free(struct bpe *b) {
     strings_free(&b->tokens);
     strings_free(&b->raw);
-    text_free(&b->prefix);
-    text_free(&b->suffix);
+    utf8_text_free(&b->prefix);
+    utf8_text_free(&b->suffix);
     free(b->entry_of);
     free(b->merges);
     free(b->character);
@@ -176,7 +176,7 @@ struct bpe_scratch {
     size_t heap_n, heap_room;
     int32_t *first_ids;
     size_t n_first, first_room;
-    struct text buffer, characters;
+    struct utf8_text buffer, characters;
 };
 
 struct bpe_scratch *bpe_scratch_make(void) {
@@ -193,8 +193,8 @@ void bpe_scratch_free(struct bpe_scratch *w) {
     free(w->symbols);
     free(w->heap);
     free(w->first_ids);
-    text_free(&w->buffer);
-    text_free(&w->characters);
+    utf8_text_free(&w->buffer);
+    utf8_text_free(&w->characters);
     free(w);
 }
 

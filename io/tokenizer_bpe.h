@@ -31,7 +31,7 @@ struct bpe {
     struct merge *merges;
     uint32_t merge_mask;
     bool fuse_unk, byte_fallback, ignore_merges;
-    struct text prefix, suffix; /* of characters that continue a word, of the last one */
+    struct utf8_text prefix, suffix; /* of characters that continue a word, of the last one */
     int32_t unk;                /* NO_ID: unknown characters vanish */
     bool bytes;                 /* words are bytes that stand for characters */
     bool bytes_known;           /* every such byte is a token */

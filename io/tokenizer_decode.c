@@ -20,7 +20,7 @@ static int hex(char c) {
 }
 
 /* The byte that a token <0x0A> means, or -1. (A plus sign is a digit of value nothing to Rust.) */
-static int fallback_byte(const struct text *t) {
+static int fallback_byte(const struct utf8_text *t) {
     if (t->n != 6 || memcmp(t->at, "<0x", 3) != 0 || t->at[5] != '>') return -1;
     int high = t->at[3] == '+' ? 0 : hex(t->at[3]), low = hex(t->at[4]);
     return high < 0 || low < 0 ? -1 : high << 4 | low;
@@ -28,7 +28,7 @@ static int fallback_byte(const struct text *t) {
 
 /* What is held are bytes: complete characters go on, the rest waits. */
 static void flush_bytes(struct chain_state *s, int i, bool all) {
-    struct text *held = &s->machines[i].held;
+    struct utf8_text *held = &s->machines[i].held;
     const uint8_t *at = (const uint8_t *)held->at;
     size_t done = 0, good = 0;
     while (done < held->n) {
@@ -51,18 +51,18 @@ static void flush_bytes(struct chain_state *s, int i, bool all) {
 
 /* Tokens whose characters all stand for bytes are these bytes, others their own text. */
 static void bytes_token(struct chain_state *s, int i) {
-    struct text *token = &s->machines[i].spare, *held = &s->machines[i].held;
+    struct utf8_text *token = &s->machines[i].spare, *held = &s->machines[i].held;
     size_t before = held->n;
     for (size_t at = 0; at < token->n;) {
         int bytes, byte = byte_of_character(utf8_at((const uint8_t *)token->at + at, &bytes));
         at += (size_t)bytes;
         char c = (char)byte;
         if (byte >= 0) {
-            text_add(held, &c, 1);
+            utf8_text_add(held, &c, 1);
             continue;
         }
         held->n = before;
-        text_add(held, token->at, token->n);
+        utf8_text_add(held, token->at, token->n);
         break;
     }
     flush_bytes(s, i, false);
@@ -70,22 +70,22 @@ static void bytes_token(struct chain_state *s, int i) {
 
 /* Runs of byte tokens are one token if they are text together; else U+FFFD for each. */
 static void fallback_end(struct chain_state *s, int i) {
-    struct text *run = &s->machines[i].held;
-    struct text ignored = {0};
+    struct utf8_text *run = &s->machines[i].held;
+    struct utf8_text ignored = {0};
     if (!run->n) return;
-    if (text_repair(run->at, run->n, &ignored)) give_token(s, i + 1, run->at, run->n);
+    if (utf8_text_repair(run->at, run->n, &ignored)) give_token(s, i + 1, run->at, run->n);
     else
         for (size_t j = 0; j < run->n; j++) give_token(s, i + 1, "\xEF\xBF\xBD", 3);
-    text_free(&ignored);
+    utf8_text_free(&ignored);
     run->n = 0;
 }
 
 static void fallback_token(struct chain_state *s, int i) {
-    struct text *token = &s->machines[i].spare;
+    struct utf8_text *token = &s->machines[i].spare;
     int byte = fallback_byte(token);
     char c = (char)byte;
     if (byte >= 0) {
-        text_add(&s->machines[i].held, &c, 1);
+        utf8_text_add(&s->machines[i].held, &c, 1);
         return;
     }
     fallback_end(s, i);
@@ -94,7 +94,7 @@ static void fallback_token(struct chain_state *s, int i) {
 
 static void replace_token(struct chain_state *s, int i) {
     const struct machine *m = &s->chain->machines[i];
-    struct text *token = &s->machines[i].spare;
+    struct utf8_text *token = &s->machines[i].spare;
     size_t done = 0, start, end;
     if (token->n) finder_begin(&s->finder, m->pattern, s->matcher, token->at, token->n);
     while (token->n && finder_next(&s->finder, &start, &end) > 0) {
@@ -108,7 +108,7 @@ static void replace_token(struct chain_state *s, int i) {
 
 static void metaspace_token(struct chain_state *s, int i) {
     const struct machine *m = &s->chain->machines[i];
-    struct text *token = &s->machines[i].spare;
+    struct utf8_text *token = &s->machines[i].spare;
     bool drop = m->drop_first && s->machines[i].token == 0;
     for (size_t at = 0; at < token->n;) {
         int bytes;
@@ -122,7 +122,7 @@ static void metaspace_token(struct chain_state *s, int i) {
 
 /* The suffix becomes a space, or nothing in the last token. */
 static void bpe_token_out(struct chain_state *s, int i, bool last) {
-    const struct text *suffix = &s->chain->machines[i].content, *token = &s->machines[i].held;
+    const struct utf8_text *suffix = &s->chain->machines[i].content, *token = &s->machines[i].held;
     size_t done = 0;
     if (!s->machines[i].token) return;
     while (suffix->n && done < token->n) {
@@ -150,13 +150,13 @@ static void strip_fragment(struct chain_state *s, int i, const char *at, size_t 
         at += bytes;
         n -= (size_t)bytes;
     }
-    if (m->stop) text_add(&s->machines[i].held, at, n);
+    if (m->stop) utf8_text_add(&s->machines[i].held, at, n);
     else give(s, i + 1, at, n);
 }
 
 static void strip_end(struct chain_state *s, int i) {
     const struct machine *m = &s->chain->machines[i];
-    struct text *held = &s->machines[i].held;
+    struct utf8_text *held = &s->machines[i].held;
     for (int k = 0; k < m->stop && held->n; k++) {
         size_t last = held->n - 1;
         int bytes;
@@ -172,15 +172,15 @@ static void strip_end(struct chain_state *s, int i) {
 
 static void give(struct chain_state *s, int i, const char *at, size_t n) {
     if (!n) return;
-    if (i == s->chain->n) text_add(s->to, at, n);
+    if (i == s->chain->n) utf8_text_add(s->to, at, n);
     else if (s->chain->machines[i].kind == MACHINE_FUSE) give(s, i + 1, at, n);
     else if (s->chain->machines[i].kind == MACHINE_STRIP) strip_fragment(s, i, at, n);
-    else text_add(&s->machines[i].spare, at, n);
+    else utf8_text_add(&s->machines[i].spare, at, n);
 }
 
 static void end_token(struct chain_state *s, int i) {
     if (i == s->chain->n) return;
-    struct text *token = &s->machines[i].spare;
+    struct utf8_text *token = &s->machines[i].spare;
     switch (s->chain->machines[i].kind) {
     case MACHINE_FUSE: break;
     case MACHINE_STRIP: strip_end(s, i); break;
@@ -195,7 +195,7 @@ static void end_token(struct chain_state *s, int i) {
     case MACHINE_BPE:
         bpe_token_out(s, i, false);
         s->machines[i].held.n = 0;
-        text_add(&s->machines[i].held, token->at, token->n);
+        utf8_text_add(&s->machines[i].held, token->at, token->n);
         break;
     }
     s->machines[i].token++;
@@ -223,12 +223,12 @@ void chain_begin(struct chain_state *s, const struct chain *c) {
         if (c->machines[i].pattern && !s->matcher) s->matcher = matcher_make();
 }
 
-void chain_token(struct chain_state *s, const char *token, size_t n, struct text *to) {
+void chain_token(struct chain_state *s, const char *token, size_t n, struct utf8_text *to) {
     s->to = to;
     give_token(s, 0, token, n);
 }
 
-void chain_finish(struct chain_state *s, struct text *to) {
+void chain_finish(struct chain_state *s, struct utf8_text *to) {
     s->to = to;
     end_all(s, 0);
     for (int i = 0; i < s->chain->n; i++) {
@@ -240,8 +240,8 @@ void chain_finish(struct chain_state *s, struct text *to) {
 
 void chain_state_free(struct chain_state *s) {
     for (int i = 0; i < MOST_MACHINES; i++) {
-        text_free(&s->machines[i].held);
-        text_free(&s->machines[i].spare);
+        utf8_text_free(&s->machines[i].held);
+        utf8_text_free(&s->machines[i].spare);
     }
     finder_free(&s->finder);
     matcher_free(s->matcher);
@@ -250,6 +250,6 @@ void chain_state_free(struct chain_state *s) {
 void chain_free(struct chain *c) {
     for (int i = 0; i < c->n; i++) {
         pattern_free(c->machines[i].pattern);
-        text_free(&c->machines[i].content);
+        utf8_text_free(&c->machines[i].content);
     }
 }

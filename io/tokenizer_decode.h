@@ -25,7 +25,7 @@ enum machine_kind {
 struct machine {
     enum machine_kind kind;
     struct pattern *pattern; /* REPLACE */
-    struct text content;     /* REPLACE; BPE: the suffix */
+    struct utf8_text content;     /* REPLACE; BPE: the suffix */
     uint32_t character;      /* STRIP, METASPACE */
     int start, stop;         /* STRIP: at most so many characters */
     bool drop_first;         /* METASPACE: its character vanishes from the first token */
@@ -42,17 +42,17 @@ struct chain_state {
     const struct chain *chain;
     struct matcher *matcher;
     struct finder finder;
-    struct text *to;
+    struct utf8_text *to;
     struct {
-        struct text held, spare;
+        struct utf8_text held, spare;
         int stripped;  /* STRIP: so far; -1: no more */
         int64_t token; /* how many ended */
     } machines[MOST_MACHINES];
 };
 
 void chain_begin(struct chain_state *s, const struct chain *c);
-void chain_token(struct chain_state *s, const char *token, size_t n, struct text *to);
-void chain_finish(struct chain_state *s, struct text *to); /* and begins anew */
+void chain_token(struct chain_state *s, const char *token, size_t n, struct utf8_text *to);
+void chain_finish(struct chain_state *s, struct utf8_text *to); /* and begins anew */
 void chain_state_free(struct chain_state *s);
 void chain_free(struct chain *c);
 

@@ -27,7 +27,7 @@ void encoder_free(struct encoder *e) {
     normalise_scratch_free(&e->normalise);
     split_scratch_free(&e->split);
     bpe_scratch_free(e->bpe);
-    text_free(&e->repaired);
+    utf8_text_free(&e->repaired);
     free(e);
 }
 
@@ -70,7 +70,7 @@ int encoder_run(struct encoder *e, const char *text, size_t n, bool add_special,
     bool good = true;
     e->to = to;
     e->why = NULL;
-    if (!text_repair(text, n, &e->repaired)) {
+    if (!utf8_text_repair(text, n, &e->repaired)) {
         text = e->repaired.at;
         n = e->repaired.n;
     }

@@ -17,7 +17,7 @@ struct encoder {
     struct normalise_scratch normalise;
     struct split_scratch split;
     struct bpe_scratch *bpe;
-    struct text repaired;
+    struct utf8_text repaired;
     struct ids *to;
     const char *why;
     struct helpers *helpers; /* NULL: works alone */

@@ -126,7 +126,7 @@ static void load_normaliser(struct loader *l, struct normaliser *to, const char 
         size_t n;
         const char *content =
             take_string(l, field, o, s->kind == STEP_REPLACE ? "content" : "prepend", &n);
-        text_add(&s->content, content, n);
+        utf8_text_add(&s->content, content, n);
     }
     if (s->kind != STEP_STRIP) return;
     s->left = take_bool(l, field, o, "strip_left", -1);
@@ -272,7 +272,7 @@ static void load_chain(struct loader *l, struct chain *to, const char *field, co
     case MACHINE_BPE:
         if (m->kind == MACHINE_REPLACE) m->pattern = take_pattern(l, field, o);
         content = take_string(l, field, o, m->kind == MACHINE_REPLACE ? "content" : "suffix", &n);
-        text_add(&m->content, content, n);
+        utf8_text_add(&m->content, content, n);
         break;
     case MACHINE_STRIP:
         m->character = take_character(l, field, o, "content");

@@ -14,7 +14,7 @@
 struct added_token {
     int32_t id;
     bool special;
-    struct text content,
+    struct utf8_text content,
         shown; /* shown: what decoding takes, the normalised form where it is found by that */
 };
 

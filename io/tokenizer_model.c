@@ -36,25 +36,25 @@ static void load_vocabulary(struct loader *l, struct bpe *b, const json_t *vocab
 }
 
 /* The two halves of a merge: ["a", "b"] or "a b". */
-static bool halves(const json_t *v, struct text *left, struct text *right) {
+static bool halves(const json_t *v, struct utf8_text *left, struct utf8_text *right) {
     left->n = right->n = 0;
     if (json_is_array(v)) {
         const json_t *a = json_array_get(v, 0), *b = json_array_get(v, 1);
         if (json_array_size(v) != 2 || !json_is_string(a) || !json_is_string(b)) return false;
-        text_add(left, json_string_value(a), json_string_length(a));
-        text_add(right, json_string_value(b), json_string_length(b));
+        utf8_text_add(left, json_string_value(a), json_string_length(a));
+        utf8_text_add(right, json_string_value(b), json_string_length(b));
         return true;
     }
     if (!json_is_string(v)) return false;
     const char *s = json_string_value(v), *space = strchr(s, ' ');
     if (!space || strchr(space + 1, ' ')) return false;
-    text_add(left, s, (size_t)(space - s));
-    text_add(right, space + 1, strlen(space + 1));
+    utf8_text_add(left, s, (size_t)(space - s));
+    utf8_text_add(right, space + 1, strlen(space + 1));
     return true;
 }
 
 static void load_merges(struct loader *l, struct bpe *b, const json_t *merges) {
-    struct text left = {0}, right = {0};
+    struct utf8_text left = {0}, right = {0};
     size_t n = json_array_size(merges);
     uint32_t rank = 0;
     if (!json_is_array(merges)) {
@@ -74,7 +74,7 @@ static void load_merges(struct loader *l, struct bpe *b, const json_t *merges) {
         }
         int32_t a = strings_find(&b->tokens, left.at, left.n),
                 c = strings_find(&b->tokens, right.at, right.n);
-        text_add(&left, right.at + b->prefix.n, right.n - b->prefix.n);
+        utf8_text_add(&left, right.at + b->prefix.n, right.n - b->prefix.n);
         int32_t made = strings_find(&b->tokens, left.at, left.n);
         if (a == NO_ID || c == NO_ID || made == NO_ID)
             complain(l, field, "names a token that is not in the vocabulary (%.60s)",
@@ -82,16 +82,16 @@ static void load_merges(struct loader *l, struct bpe *b, const json_t *merges) {
                                        : json_string_value(json_array_get(v, a == NO_ID ? 0 : 1)));
         else bpe_merge_add(b, a, c, rank++, made);
     }
-    text_free(&left);
-    text_free(&right);
+    utf8_text_free(&left);
+    utf8_text_free(&right);
 }
 
 static void optional_string(struct loader *l, const json_t *model, const char *key,
-                            struct text *to) {
+                            struct utf8_text *to) {
     const json_t *v = json_object_get(model, key);
     if (!v || json_is_null(v)) return;
     if (!json_is_string(v)) complain(l, "model", "%s must be a string or null", key);
-    else text_add(to, json_string_value(v), json_string_length(v));
+    else utf8_text_add(to, json_string_value(v), json_string_length(v));
 }
 
 static bool optional_bool(struct loader *l, const json_t *model, const char *key) {
@@ -103,7 +103,7 @@ void load_model(struct loader *l, struct tokenizer *t, const json_t *model) {
     struct bpe *b = &t->bpe;
     const json_t *type = json_object_get(model, "type"),
                  *dropout = json_object_get(model, "dropout");
-    struct text unk = {0};
+    struct utf8_text unk = {0};
     /* Old files do not name the type; only BPE has merges. */
     if (!json_is_object(model) ||
         (type ? !json_is_string(type) || strcmp(json_string_value(type), "BPE") != 0
@@ -134,7 +134,7 @@ void load_model(struct loader *l, struct tokenizer *t, const json_t *model) {
         }
         if (!needless) complain(l, "model.unk_token", "%.60s is not in the vocabulary", unk.at);
     }
-    text_free(&unk);
+    utf8_text_free(&unk);
 }
 
 /* ------------------------------------------------------------------------------------- added tokens */
@@ -165,8 +165,8 @@ static void load_one(struct loader *l, struct tokenizer *t, const char *field, c
     t->added = die_realloc(t->added, (size_t)(t->n_added + 1) * sizeof *t->added);
     struct added_token *k = &t->added[t->n_added++];
     *k = (struct added_token){.id = a.id, .special = special};
-    text_add(&k->content, content, n);
-    text_add(&k->shown, p.at, p.n);
+    utf8_text_add(&k->content, content, n);
+    utf8_text_add(&k->shown, p.at, p.n);
     if (!words_add(normalized ? &t->after : &t->before, p.at, p.n, a))
         complain(l, field, "\"%.60s\" is empty, or the same as another, once it is normalised",
                  content);

@@ -18,9 +18,9 @@ int byte_of_character(uint32_t c) {
     return (int)(c <= 32 ? c : c < 67 ? c - 33 + 127 : 0xAD);
 }
 
-void add_byte_characters(struct text *to, const char *text, size_t n) {
-    text_reserve(to, 2 * n);
-    for (size_t i = 0; i < n; i++) text_add_point(to, byte_character((uint8_t)text[i]));
+void add_byte_characters(struct utf8_text *to, const char *text, size_t n) {
+    utf8_text_reserve(to, 2 * n);
+    for (size_t i = 0; i < n; i++) utf8_text_add_point(to, byte_character((uint8_t)text[i]));
 }
 
 /* ------------------------------------------------------------------------------------- normal forms */
@@ -59,7 +59,7 @@ static void order_marks(int32_t *points, size_t n) {
 
 /* Characters that may interact, normalised: everything between two that never do. */
 static void normal_form(struct normalise_scratch *w, enum step_kind kind, const uint8_t *s,
-                        size_t n, struct text *to) {
+                        size_t n, struct utf8_text *to) {
     bool compose = kind == STEP_NFC || kind == STEP_NFKC;
     int options = UTF8PROC_STABLE | (compose ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
     if (kind == STEP_NFKC || kind == STEP_NFKD) options |= UTF8PROC_COMPAT;
@@ -76,13 +76,13 @@ static void normal_form(struct normalise_scratch *w, enum step_kind kind, const 
     long m = (long)w->n_points;
     if (compose) m = utf8proc_normalize_utf32(w->points, m, (utf8proc_option_t)options);
     if (m < 0) bug("utf8proc: %s", utf8proc_errmsg(m));
-    for (long i = 0; i < m; i++) text_add_point(to, (uint32_t)w->points[i]);
+    for (long i = 0; i < m; i++) utf8_text_add_point(to, (uint32_t)w->points[i]);
 }
 
 /* Characters below the limit are left alone by the form and nothing that follows joins those before them, so a text is
  * worked on from one of them to the next, and runs of them are copied. */
 static void step_form(struct normalise_scratch *w, enum step_kind kind, struct piece *p,
-                      struct text *to) {
+                      struct utf8_text *to) {
     static const uint32_t limits[] = {
         [STEP_NFC] = 0x300, [STEP_NFD] = 0xC0, [STEP_NFKC] = 0xA0, [STEP_NFKD] = 0xA0};
     const uint8_t *s = (const uint8_t *)p->at;
@@ -96,13 +96,13 @@ static void step_form(struct normalise_scratch *w, enum step_kind kind, struct p
             at += (size_t)(s[at] < 0x80 ? 1 : bytes);
         }
         if (at == p->n) safe = at;
-        text_add(to, s + begin, safe - begin);
+        utf8_text_add(to, s + begin, safe - begin);
         if (begin < p->first) first = to->n < p->first ? to->n : p->first;
         if (at == p->n) break;
         uint32_t c = utf8_at(s + at, &bytes);
         if (unicode_inert(c)) {
             normal_form(w, kind, s + safe, at - safe, to);
-            text_add(to, s + at, (size_t)bytes);
+            utf8_text_add(to, s + at, (size_t)bytes);
             at += (size_t)bytes;
         } else {
             while (at < p->n && (c = utf8_at(s + at, &bytes)) >= limit && !unicode_inert(c))
@@ -122,16 +122,16 @@ static void step_form(struct normalise_scratch *w, enum step_kind kind, struct p
 }
 
 /* -------------------------------------------------------------------------------------- other steps */
-static void step_points(enum step_kind kind, struct piece *p, struct text *to) {
+static void step_points(enum step_kind kind, struct piece *p, struct utf8_text *to) {
     const uint8_t *s = (const uint8_t *)p->at;
     size_t first = 0;
-    text_reserve(to, p->n);
+    utf8_text_reserve(to, p->n);
     for (size_t at = 0; at < p->n;) {
         int bytes, n = 1;
         uint32_t c = utf8_at(s + at, &bytes), many[2] = {c};
         if (kind == STEP_LOWER) n = unicode_lower(c, many);
         else if (unicode_accent(c)) n = 0;
-        for (int i = 0; i < n; i++) text_add_point(to, many[i]);
+        for (int i = 0; i < n; i++) utf8_text_add_point(to, many[i]);
         if (at < p->first) first = to->n;
         at += (size_t)bytes;
     }
@@ -139,25 +139,25 @@ static void step_points(enum step_kind kind, struct piece *p, struct text *to) {
 }
 
 static bool step_replace(struct normalise_scratch *w, const struct step *k, struct piece *p,
-                         struct text *to) {
+                         struct utf8_text *to) {
     size_t done = 0, first = 0, start, end;
     int r = 0;
     if (!p->n) return true;
     finder_begin(&w->finder, k->pattern, w->matcher, p->at, p->n);
     while ((r = finder_next(&w->finder, &start, &end)) > 0) {
-        text_add(to, p->at + done, start - done);
+        utf8_text_add(to, p->at + done, start - done);
         if (done < p->first) first = to->n - (start > p->first ? start - p->first : 0);
-        text_add(to, k->content.at, k->content.n);
+        utf8_text_add(to, k->content.at, k->content.n);
         if (end <= p->first && end > 0) first = to->n;
         done = end;
     }
-    text_add(to, p->at + done, p->n - done);
+    utf8_text_add(to, p->at + done, p->n - done);
     if (done < p->first) first = to->n - (p->n - p->first);
     p->first = first;
     return r == 0;
 }
 
-static void step_strip(const struct step *k, struct piece *p, struct text *to) {
+static void step_strip(const struct step *k, struct piece *p, struct utf8_text *to) {
     const uint8_t *s = (const uint8_t *)p->at;
     size_t begin = 0, end = p->n;
     int bytes;
@@ -169,12 +169,12 @@ static void step_strip(const struct step *k, struct piece *p, struct text *to) {
         if (!unicode_space(utf8_at(s + last, &bytes))) break;
         end = last;
     }
-    text_add(to, s + begin, end - begin);
+    utf8_text_add(to, s + begin, end - begin);
     p->first = p->first > begin ? p->first - begin : 0;
     if (p->first > to->n) p->first = to->n;
 }
 
-static void step_bytes(struct piece *p, struct text *to) {
+static void step_bytes(struct piece *p, struct utf8_text *to) {
     add_byte_characters(to, p->at, p->first);
     size_t first = to->n;
     add_byte_characters(to, p->at + p->first, p->n - p->first);
@@ -182,7 +182,7 @@ static void step_bytes(struct piece *p, struct text *to) {
 }
 
 static bool step_do(struct normalise_scratch *w, const struct step *k, struct piece *p,
-                    struct text *to) {
+                    struct utf8_text *to) {
     switch (k->kind) {
     case STEP_NFC:
     case STEP_NFD:
@@ -194,8 +194,8 @@ static bool step_do(struct normalise_scratch *w, const struct step *k, struct pi
     case STEP_STRIP: step_strip(k, p, to); break;
     case STEP_BYTES: step_bytes(p, to); break;
     case STEP_PREPEND:
-        if (p->n) text_add(to, k->content.at, k->content.n);
-        text_add(to, p->at, p->n);
+        if (p->n) utf8_text_add(to, k->content.at, k->content.n);
+        utf8_text_add(to, p->at, p->n);
         if (p->first) p->first += k->content.n;
         break;
     }
@@ -204,7 +204,7 @@ static bool step_do(struct normalise_scratch *w, const struct step *k, struct pi
 
 bool normalise(const struct normaliser *k, struct normalise_scratch *w, struct piece *p) {
     for (int i = 0; i < k->n; i++) {
-        struct text *to = &w->texts[i & 1];
+        struct utf8_text *to = &w->texts[i & 1];
         to->n = 0;
         if (!step_do(w, &k->steps[i], p, to)) return false;
         p->at = to->at;
@@ -214,8 +214,8 @@ bool normalise(const struct normaliser *k, struct normalise_scratch *w, struct p
 }
 
 void normalise_scratch_free(struct normalise_scratch *w) {
-    text_free(&w->texts[0]);
-    text_free(&w->texts[1]);
+    utf8_text_free(&w->texts[0]);
+    utf8_text_free(&w->texts[1]);
     finder_free(&w->finder);
     free(w->points);
 }
@@ -223,7 +223,7 @@ void normalise_scratch_free(struct normalise_scratch *w) {
 void normaliser_free(struct normaliser *k) {
     for (int i = 0; i < k->n; i++) {
         pattern_free(k->steps[i].pattern);
-        text_free(&k->steps[i].content);
+        utf8_text_free(&k->steps[i].content);
     }
     free(k->steps);
 }

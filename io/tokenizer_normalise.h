@@ -27,7 +27,7 @@ enum step_kind {
 struct step {
     enum step_kind kind;
     struct pattern *pattern; /* REPLACE */
-    struct text content;     /* REPLACE, PREPEND */
+    struct utf8_text content;     /* REPLACE, PREPEND */
     bool left, right;        /* STRIP */
 };
 
@@ -43,7 +43,7 @@ struct piece {
 };
 
 struct normalise_scratch {
-    struct text texts[2];
+    struct utf8_text texts[2];
     struct finder finder;
     struct matcher *matcher; /* borrowed */
     int32_t *points;
@@ -61,6 +61,6 @@ uint32_t byte_character(uint8_t byte);
 int byte_of_character(uint32_t c);
 
 /* Adds the text with every byte written as its character. */
-void add_byte_characters(struct text *to, const char *text, size_t n);
+void add_byte_characters(struct utf8_text *to, const char *text, size_t n);
 
 #endif

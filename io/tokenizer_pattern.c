@@ -58,33 +58,33 @@ static bool classes_make(struct classes *k, const struct syntax *s, uint8_t *cla
 }
 
 /* The pattern with its sets written as sets of classes. */
-static void render(const struct syntax *s, const struct classes *k, struct text *to) {
+static void render(const struct syntax *s, const struct classes *k, struct utf8_text *to) {
     for (size_t i = 0; i < s->out.n; i++) {
         char c = s->out.at[i];
         if (c != SET_MARK) {
-            text_add(to, &c, 1);
+            utf8_text_add(to, &c, 1);
             continue;
         }
         int set = (uint8_t)s->out.at[++i] - 1, members = 0;
         size_t begin = to->n;
-        text_add(to, "[", 1);
+        utf8_text_add(to, "[", 1);
         for (int j = 1; j < k->n; j++) {
             if (!(k->member[j] >> set & 1)) continue;
             char hex[8] = {'\\', 'x', "0123456789abcdef"[j >> 4], "0123456789abcdef"[j & 15]};
-            text_add(to, hex, 4);
+            utf8_text_add(to, hex, 4);
             members++;
         }
-        text_add(to, "]", 1);
+        utf8_text_add(to, "]", 1);
         if (members) continue;
         to->n = begin;
-        text_add(to, "(?!)", 4);
+        utf8_text_add(to, "(?!)", 4);
     }
 }
 
 static bool compile(struct pattern *p, const struct syntax *s, char *why, size_t n_why) {
     p->class_of = die_alloc(CODE_POINTS);
     struct classes *k = die_alloc(sizeof *k);
-    struct text out = {0};
+    struct utf8_text out = {0};
     bool good = classes_make(k, s, p->class_of);
     if (!good) snprintf(why, n_why, "tells more than 255 kinds of characters apart");
     if (good) {
@@ -101,7 +101,7 @@ static bool compile(struct pattern *p, const struct syntax *s, char *why, size_t
             pcre2_jit_compile(p->code,
                               PCRE2_JIT_COMPLETE); /* where there is none it is interpreted */
     }
-    text_free(&out);
+    utf8_text_free(&out);
     free(k);
     return good;
 }
@@ -112,7 +112,7 @@ struct pattern *pattern_compile(const char *text, size_t n, bool literal, char *
     if (literal) {
         good = n > 0;
         if (!good) snprintf(why, n_why, "is empty");
-        text_add(&p->literal, text, n);
+        utf8_text_add(&p->literal, text, n);
     } else {
         struct syntax *s = syntax_read(text, n, why, n_why);
         good = s && compile(p, s, why, n_why);
@@ -128,7 +128,7 @@ void pattern_free(struct pattern *p) {
     if (!p) return;
     pcre2_code_free(p->code);
     free(p->class_of);
-    text_free(&p->literal);
+    utf8_text_free(&p->literal);
     free(p);
 }
 
@@ -169,7 +169,7 @@ void finder_begin(struct finder *f, const struct pattern *p, struct matcher *m, 
     f->last = SIZE_MAX;
     f->classes.n = 0;
     if (!p->code) return;
-    text_reserve(&f->classes, n + 1);
+    utf8_text_reserve(&f->classes, n + 1);
     char *to = f->classes.at;
     for (size_t at = 0; at < n;) {
         int bytes;
@@ -181,7 +181,7 @@ void finder_begin(struct finder *f, const struct pattern *p, struct matcher *m, 
 }
 
 void finder_free(struct finder *f) {
-    text_free(&f->classes);
+    utf8_text_free(&f->classes);
 }
 
 static size_t place(struct finder *f, size_t character) {
@@ -191,7 +191,7 @@ static size_t place(struct finder *f, size_t character) {
 }
 
 static int next_literal(struct finder *f, size_t *start, size_t *end) {
-    const struct text *l = &f->pattern->literal;
+    const struct utf8_text *l = &f->pattern->literal;
     const uint8_t *found =
         f->n - f->from < l->n ? NULL : memmem(f->text + f->from, f->n - f->from, l->at, l->n);
     if (!found) return 0;

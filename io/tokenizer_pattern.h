@@ -23,7 +23,7 @@ struct pattern {
     void *code;                /* pcre2_code over classes; NULL for a literal */
     uint8_t *class_of;         /* [CODE_POINTS] */
     const struct known *known; /* the same by hand, or NULL */
-    struct text literal;       /* what to look for, as it is, if code is NULL */
+    struct utf8_text literal;       /* what to look for, as it is, if code is NULL */
 };
 
 /* NULL with a reason in why[n_why]. Literal: the characters themselves. */
@@ -40,7 +40,7 @@ struct finder {
     struct matcher *matcher;
     const uint8_t *text;
     size_t n;
-    struct text classes; /* the text as class numbers */
+    struct utf8_text classes; /* the text as class numbers */
     bool ascii;          /* places in classes are places in text */
     size_t from;         /* where to search on, in characters */
     size_t char_at, at;  /* a place known in both */

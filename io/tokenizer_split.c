@@ -175,20 +175,20 @@ static bool by_whitespace(const struct splitter *k, struct split_scratch *w, int
 
 static bool by_metaspace(const struct splitter *k, struct split_scratch *w, int i, struct piece p) {
     const struct stage *s = &k->stages[i];
-    struct text *to = &w->stages[i].text;
+    struct utf8_text *to = &w->stages[i].text;
     char mark[4];
     size_t n_mark = (size_t)utf8_put(s->character, mark), first = 0;
     to->n = 0;
     bool begins = p.at[0] == ' ' || (p.n >= n_mark && !memcmp(p.at, mark, n_mark));
     bool prepended = !begins && (s->prepend == ALWAYS || (s->prepend == FIRST && p.first > 0));
-    if (prepended) text_add(to, mark, n_mark);
+    if (prepended) utf8_text_add(to, mark, n_mark);
     for (size_t at = 0; at < p.n;) {
         const char *space = memchr(p.at + at, ' ', p.n - at);
         size_t end = space ? (size_t)(space - p.at) : p.n;
-        text_add(to, p.at + at, end - at);
+        utf8_text_add(to, p.at + at, end - at);
         if (at < p.first) first = to->n - (end > p.first ? end - p.first : 0);
         if (space) {
-            text_add(to, mark, n_mark);
+            utf8_text_add(to, mark, n_mark);
             if (end < p.first) first = to->n;
         }
         at = end + 1;
@@ -199,11 +199,11 @@ static bool by_metaspace(const struct splitter *k, struct split_scratch *w, int 
 
 static bool by_bytes(const struct splitter *k, struct split_scratch *w, int i, struct piece p) {
     const struct stage *s = &k->stages[i];
-    struct text *to = &w->stages[i].text;
+    struct utf8_text *to = &w->stages[i].text;
     if (s->prefix_space && p.at[0] != ' ') {
         to->n = 0;
-        text_add(to, " ", 1);
-        text_add(to, p.at, p.n);
+        utf8_text_add(to, " ", 1);
+        utf8_text_add(to, p.at, p.n);
         p = (struct piece){to->at, to->n, p.first ? p.first + 1 : 0};
     }
     /* Where other stages follow, the loader has put one behind this that writes the characters. */
@@ -225,7 +225,7 @@ static bool stage_do(const struct splitter *k, struct split_scratch *w, int i, s
     case STAGE_WHITESPACE_SPLIT: return by_character(k, w, i, p, REMOVED);
     case STAGE_PUNCTUATION: return by_character(k, w, i, p, s->behaviour);
     case STAGE_WRITE_BYTES: {
-        struct text *to = &w->stages[i].text;
+        struct utf8_text *to = &w->stages[i].text;
         to->n = 0;
         add_byte_characters(to, p.at, p.first);
         size_t first = to->n;
@@ -255,7 +255,7 @@ bool split_part(const struct splitter *k, struct split_scratch *w, struct piece 
 void split_scratch_free(struct split_scratch *w) {
     for (int i = 0; i < MOST_STAGES; i++) {
         finder_free(&w->stages[i].finder);
-        text_free(&w->stages[i].text);
+        utf8_text_free(&w->stages[i].text);
     }
 }
 

@@ -47,7 +47,7 @@ struct splitter {
 struct split_scratch {
     struct {
         struct finder finder;
-        struct text text;
+        struct utf8_text text;
     } stages[MOST_STAGES];
     struct matcher *matcher; /* borrowed */
     void (*word)(void *to, const char *word, size_t n);

@@ -43,8 +43,8 @@ bool strings_add(struct strings *s, const char *at, size_t n, int32_t id) {
     s->entry[s->n].at = s->bytes.n;
     s->entry[s->n].n = (uint32_t)n;
     s->entry[s->n].id = id;
-    text_add(&s->bytes, at, n);
-    text_reserve(&s->bytes, 1);
+    utf8_text_add(&s->bytes, at, n);
+    utf8_text_reserve(&s->bytes, 1);
     s->slots[slot] = ++s->n;
     return true;
 }
@@ -56,7 +56,7 @@ int32_t strings_find(const struct strings *s, const char *at, size_t n) {
 }
 
 void strings_free(struct strings *s) {
-    text_free(&s->bytes);
+    utf8_text_free(&s->bytes);
     free(s->entry);
     free(s->slots);
     *s = (struct strings){0};

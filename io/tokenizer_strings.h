@@ -9,7 +9,7 @@
 enum { NO_ID = -1 };
 
 struct strings {
-    struct text bytes;
+    struct utf8_text bytes;
     struct {
         uint64_t at;
         uint32_t n;

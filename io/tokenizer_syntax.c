@@ -46,7 +46,7 @@ static bool take(struct reader *r, const char *word) {
 }
 
 static void say(struct reader *r, const char *words) {
-    text_add(&r->to->out, words, strlen(words));
+    utf8_text_add(&r->to->out, words, strlen(words));
 }
 
 static uint32_t take_point(struct reader *r) {
@@ -72,7 +72,7 @@ static void put_set(struct reader *r, struct set *s) {
         *s = (struct set){0};
     }
     char mark[2] = {SET_MARK, (char)(i + 1)};
-    if (!r->failed) text_add(&to->out, mark, 2);
+    if (!r->failed) utf8_text_add(&to->out, mark, 2);
     set_free(s);
 }
 
@@ -390,8 +390,8 @@ static void read_repeat(struct reader *r, size_t begin, bool may) {
         if (!braces) say(r, "+");
         else {
             /* Not possessive to Oniguruma: one or more times the counted repeat. */
-            struct text *out = &r->to->out;
-            text_add(out, "(?:", 3);
+            struct utf8_text *out = &r->to->out;
+            utf8_text_add(out, "(?:", 3);
             memmove(out->at + begin + 3, out->at + begin, out->n - 3 - begin);
             memcpy(out->at + begin, "(?:", 3);
             say(r, ")+");
@@ -431,7 +431,7 @@ struct syntax *syntax_read(const char *pattern, size_t n, char *why, size_t n_wh
 
 void syntax_free(struct syntax *s) {
     if (!s) return;
-    text_free(&s->out);
+    utf8_text_free(&s->out);
     for (int i = 0; i < s->n_sets; i++) set_free(&s->sets[i]);
     free(s);
 }

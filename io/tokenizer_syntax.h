@@ -18,7 +18,7 @@ struct set {
 };
 
 struct syntax {
-    struct text out; /* SET_MARK is followed by the set's number + 1 */
+    struct utf8_text out; /* SET_MARK is followed by the set's number + 1 */
     struct set sets[MAX_SETS];
     int n_sets;
 };

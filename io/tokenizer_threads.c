@@ -18,7 +18,7 @@ struct helpers {
     int n;
     struct encoder **encoders; /* one a thread */
     struct ids results[RESULTS];
-    struct text bytes; /* of items */
+    struct utf8_text bytes; /* of items */
     struct item *items;
     size_t n_items, item_room;
 };
@@ -94,7 +94,7 @@ static void item_add(struct encoder *e, const char *at, size_t n, int32_t id, bo
         h->items = die_realloc(h->items, h->item_room * sizeof *h->items);
     }
     h->items[h->n_items++] = (struct item){h->bytes.n, n, id, part};
-    text_add(&h->bytes, at, n);
+    utf8_text_add(&h->bytes, at, n);
     if (h->bytes.n >= BATCH_BYTES) items_do(e);
 }
 
@@ -142,7 +142,7 @@ int tokenizer_encode_threads(const struct tokenizer *t, int threads, const char 
     for (int i = 0; h.encoders && i < threads; i++) encoder_free(h.encoders[i]);
     for (int i = 0; i < RESULTS; i++) ids_free(&h.results[i]);
     free(h.encoders);
-    text_free(&h.bytes);
+    utf8_text_free(&h.bytes);
     free(h.items);
     encoder_free(e);
     return r;

@@ -8,27 +8,27 @@
 #include "io/unicode_table.h"
 #include "kernels/die.h"
 
-void text_reserve(struct text *t, size_t more) {
+void utf8_text_reserve(struct utf8_text *t, size_t more) {
     if (t->room - t->n >= more) return;
     size_t room = t->room + t->room / 2 + more + 64;
     t->at = die_realloc(t->at, room);
     t->room = room;
 }
 
-void text_add(struct text *t, const void *bytes, size_t n) {
-    text_reserve(t, n);
+void utf8_text_add(struct utf8_text *t, const void *bytes, size_t n) {
+    utf8_text_reserve(t, n);
     if (n) memcpy(t->at + t->n, bytes, n);
     t->n += n;
 }
 
-void text_add_point(struct text *t, uint32_t c) {
-    text_reserve(t, 4);
+void utf8_text_add_point(struct utf8_text *t, uint32_t c) {
+    utf8_text_reserve(t, 4);
     t->n += (size_t)utf8_put(c, t->at + t->n);
 }
 
-void text_free(struct text *t) {
+void utf8_text_free(struct utf8_text *t) {
     free(t->at);
-    *t = (struct text){0};
+    *t = (struct utf8_text){0};
 }
 
 int utf8_put(uint32_t c, char to[4]) {
@@ -77,19 +77,19 @@ static size_t valid_until(const uint8_t *s, size_t n) {
     return n;
 }
 
-bool text_repair(const char *bytes, size_t n, struct text *to) {
+bool utf8_text_repair(const char *bytes, size_t n, struct utf8_text *to) {
     const uint8_t *s = (const uint8_t *)bytes;
     size_t good = valid_until(s, n);
     if (good == n) return true;
     to->n = 0;
     for (size_t at = 0; at < n; good = valid_until(s + at, n - at)) {
-        text_add(to, s + at, good);
+        utf8_text_add(to, s + at, good);
         at += good;
         if (at == n) break;
         int broken;
         bool cut;
         utf8_check(s + at, n - at, &broken, &cut);
-        text_add(to, "\xEF\xBF\xBD", 3);
+        utf8_text_add(to, "\xEF\xBF\xBD", 3);
         at += (size_t)broken;
     }
     return false;

@@ -1,6 +1,6 @@
 /* unicode: UTF-8 text and what kind of character each code point is.
  *
- * Text from outside may be anything; inside, a text is valid UTF-8 because text_repair() came first.  Questions about
+ * Text from outside may be anything; inside, a text is valid UTF-8 because utf8_text_repair() came first.  Questions about
  * code points are answered from one flat table a byte each (1.1 MB, made at first use; a text touches a few pages of
  * it), so that asking costs a load.  Which version of Unicode answers: unicode_table.h. */
 #ifndef IO_UNICODE_H
@@ -47,20 +47,20 @@ enum category {
 };
 
 /* Bytes that grow. Not closed by a NUL. */
-struct text {
+struct utf8_text {
     char *at;
     size_t n, room;
 };
 
-void text_reserve(struct text *t, size_t more); /* room for so many more bytes */
-void text_add(struct text *t, const void *bytes, size_t n);
-void text_add_point(struct text *t, uint32_t c); /* a code point as UTF-8 */
-void text_free(struct text *t);
+void utf8_text_reserve(struct utf8_text *t, size_t more); /* room for so many more bytes */
+void utf8_text_add(struct utf8_text *t, const void *bytes, size_t n);
+void utf8_text_add_point(struct utf8_text *t, uint32_t c); /* a code point as UTF-8 */
+void utf8_text_free(struct utf8_text *t);
 
 /* True if the bytes are valid UTF-8. Else false, and `to` holds the text with U+FFFD for every broken part: the longest
  * beginnings of sequences that are cut off, single bytes otherwise, as Python's errors='replace' and Rust's lossy
  * conversion do. */
-bool text_repair(const char *bytes, size_t n, struct text *to);
+bool utf8_text_repair(const char *bytes, size_t n, struct utf8_text *to);
 
 /* Length of the valid UTF-8 sequence at s[0..n), or 0; then *broken is how many bytes one U+FFFD stands for, and
  * *cut says that more bytes could have made it valid. */

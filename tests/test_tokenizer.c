@@ -49,43 +49,43 @@ static char *whole_file(const char *path, int64_t *n) {
 }
 
 /* ------------------------------------------------------------------------------------------- answers */
-static void add_number(struct text *to, int64_t n) {
+static void add_number(struct utf8_text *to, int64_t n) {
     int32_t x = (int32_t)n;
-    text_add(to, &x, 4);
+    utf8_text_add(to, &x, 4);
 }
 
 /* Decoded at once; the same given id by id must agree, and never give half a character. */
 static void answer_text(const struct tokenizer *t, const int32_t *ids, int64_t n, bool skip,
-                        struct text *to) {
-    struct text once = {0}, slowly = {0}, ignored = {0};
-    struct decoder *d = decoder_make(t, skip);
+                        struct utf8_text *to) {
+    struct utf8_text once = {0}, slowly = {0}, ignored = {0};
+    struct detokenizer *d = detokenizer_make(t, skip);
     tokenizer_decode(t, ids, n, skip, &once);
     for (int64_t i = 0; i <= n; i++) {
         size_t before = slowly.n;
-        if (i < n) decoder_push(d, ids[i], &slowly);
-        else decoder_finish(d, &slowly);
-        if (slowly.n > before && !text_repair(slowly.at + before, slowly.n - before, &ignored))
+        if (i < n) detokenizer_push(d, ids[i], &slowly);
+        else detokenizer_finish(d, &slowly);
+        if (slowly.n > before && !utf8_text_repair(slowly.at + before, slowly.n - before, &ignored))
             die("half a character was given out");
     }
     if (once.n != slowly.n || (once.n && memcmp(once.at, slowly.at, once.n) != 0))
         die("decoding id by id differs");
     add_number(to, (int64_t)once.n);
-    text_add(to, once.at, once.n);
-    decoder_free(d);
-    text_free(&once);
-    text_free(&slowly);
-    text_free(&ignored);
+    utf8_text_add(to, once.at, once.n);
+    detokenizer_free(d);
+    utf8_text_free(&once);
+    utf8_text_free(&slowly);
+    utf8_text_free(&ignored);
 }
 
 static void answer(const struct tokenizer *t, struct encoder *e, const char *at, size_t n,
-                   struct text *to) {
+                   struct utf8_text *to) {
     struct ids ids = {0};
     char *copy = die_alloc(n ? n : 1); /* of its own, so that a sanitizer sees the ends */
     memcpy(copy, at, n);
     if (tokenizer_encode(e, copy, n, true, &ids) != 0) die("%s", encoder_why(e));
     free(copy);
     add_number(to, ids.n);
-    text_add(to, ids.at, (size_t)ids.n * sizeof *ids.at);
+    utf8_text_add(to, ids.at, (size_t)ids.n * sizeof *ids.at);
     answer_text(t, ids.at, ids.n, false, to);
     answer_text(t, ids.at, ids.n, true, to);
     ids_free(&ids);
@@ -97,7 +97,7 @@ static uint32_t number_at(const char *at) {
     return n;
 }
 
-static void answers(const char *folder, const char *strings, size_t n, struct text *to) {
+static void answers(const char *folder, const char *strings, size_t n, struct utf8_text *to) {
     struct tokenizer *t = opened(folder);
     if (!t) exit(2);
     struct encoder *e = encoder_make(t);
@@ -108,7 +108,7 @@ static void answers(const char *folder, const char *strings, size_t n, struct te
 }
 
 static int live(int argc, char **argv) {
-    struct text to = {0};
+    struct utf8_text to = {0};
     int64_t n;
     char *s = whole_file(argv[3], &n);
     answers(argv[2], s, (size_t)n, &to);
@@ -128,7 +128,7 @@ static int live(int argc, char **argv) {
         tokenizer_close(t);
     }
     fwrite(to.at, 1, to.n, stdout);
-    text_free(&to);
+    utf8_text_free(&to);
     return 0;
 }
 
@@ -151,13 +151,13 @@ static int bench(int argc, char **argv) {
     if (tokenizer_encode_threads(t, threads, s, (size_t)n, false, &ids) != 0)
         die("a pattern ran wild");
     double encode_s = now() - before;
-    struct text text = {0};
+    struct utf8_text text = {0};
     before = now();
     tokenizer_decode(t, ids.at, ids.n, false, &text);
     printf("%.1f MB/s by %d threads, decoding %.1f MB/s, opened in %.3f s, %lld ids\n",
            (double)n / encode_s * 1e-6, threads, (double)text.n / (now() - before) * 1e-6, open_s,
            (long long)ids.n);
-    text_free(&text);
+    utf8_text_free(&text);
     ids_free(&ids);
     free(s);
     tokenizer_close(t);
@@ -180,7 +180,7 @@ static void each_fixture(void (*test)(const char *folder)) {
 
 /* The file `cases`: the bytes of all strings, the strings, and the right answers. */
 static void fixture_equal(const char *folder) {
-    struct text got = {0};
+    struct utf8_text got = {0};
     int64_t n;
     char *path = die_format("%s/cases", folder), *s = whole_file(path, &n);
     size_t strings = number_at(s), want = (size_t)n - 4 - strings;
@@ -189,7 +189,7 @@ static void fixture_equal(const char *folder) {
     while (same < got.n && same < want && got.at[same] == s[4 + strings + same]) same++;
     if (same != got.n || same != want)
         fail_msg("%s: answers differ at byte %zu of %zu (%zu)", folder, same, want, got.n);
-    text_free(&got);
+    utf8_text_free(&got);
     free(s);
     free(path);
 }
@@ -200,7 +200,7 @@ static void test_fixtures(void **unused) {
 }
 
 /* Text of many kinds, long enough to be shared out. */
-static void strange_text(struct text *to, size_t n) {
+static void strange_text(struct utf8_text *to, size_t n) {
     static const char *const parts[] = {" the",
                                         " of\n",
                                         "int",
@@ -232,14 +232,14 @@ static void strange_text(struct text *to, size_t n) {
                                         "\xC5\xBF"};
     while (to->n < n) {
         const char *p = parts[draw(sizeof parts / sizeof *parts)];
-        for (uint32_t k = draw(16) ? 1 : draw(300); k > 0; k--) text_add(to, p, strlen(p));
+        for (uint32_t k = draw(16) ? 1 : draw(300); k > 0; k--) utf8_text_add(to, p, strlen(p));
     }
 }
 
 static void threads_equal(const char *folder) {
     struct tokenizer *t = opened(folder);
     struct encoder *e = encoder_make(t);
-    struct text text = {0};
+    struct utf8_text text = {0};
     struct ids one = {0}, many = {0};
     strange_text(&text, 900000);
     assert_int_equal(tokenizer_encode(e, text.at, text.n, true, &one), 0);
@@ -248,7 +248,7 @@ static void threads_equal(const char *folder) {
         fail_msg("%s", folder);
     ids_free(&one);
     ids_free(&many);
-    text_free(&text);
+    utf8_text_free(&text);
     encoder_free(e);
     tokenizer_close(t);
 }
@@ -265,12 +265,12 @@ static void one_known(const struct known *k, const struct pattern *p, struct fin
         ' ',  ' ',  '\n',   '\r',   '\'', 's',   'S',    't',     'l',   'L',    'r',   'e',
         'v',  'd',  'M',    '/',    '.',  '1',   'a',    'Z',     0x17F, 0x301,  0x1C5, 0x2B0,
         0xE9, 0xC9, 0x4E00, 0x3000, 0x85, 0x660, 0x2167, 0x1F600, 0x903, 0x20DD, 0xAA};
-    struct text s = {0};
+    struct utf8_text s = {0};
     for (uint32_t i = draw(24); i > 0; i--) {
         uint32_t c = draw(4)   ? some[draw(sizeof some / sizeof *some)]
                      : draw(8) ? draw(0x3000)
                                : draw(0x20000);
-        if (c < 0xD800 || c > 0xDFFF) text_add_point(&s, c);
+        if (c < 0xD800 || c > 0xDFFF) utf8_text_add_point(&s, c);
     }
     size_t at = 0, start, end;
     finder_begin(f, p, m, s.n ? s.at : "", s.n);
@@ -282,7 +282,7 @@ static void one_known(const struct known *k, const struct pattern *p, struct fin
         at = end;
     }
     assert_int_equal(at, s.n);
-    text_free(&s);
+    utf8_text_free(&s);
 }
 
 static void test_known_patterns(void **unused) {
@@ -352,17 +352,17 @@ static void file_write(const char *path, const char *text, size_t n) {
 /* before, then `n` times open, middle, n times close, after: deep nesting does not tire anyone. */
 static void refused_deep(const char *path, const char *before, const char *open, const char *close,
                          const char *after, int n, const char *said) {
-    struct text t = {0};
+    struct utf8_text t = {0};
     struct mistakes m = {0};
-    text_add(&t, before, strlen(before));
-    for (int i = 0; i < n; i++) text_add(&t, open, strlen(open));
-    for (int i = 0; i < n; i++) text_add(&t, close, strlen(close));
-    text_add(&t, after, strlen(after));
+    utf8_text_add(&t, before, strlen(before));
+    for (int i = 0; i < n; i++) utf8_text_add(&t, open, strlen(open));
+    for (int i = 0; i < n; i++) utf8_text_add(&t, close, strlen(close));
+    utf8_text_add(&t, after, strlen(after));
     file_write(path, t.at, t.n);
     assert_null(tokenizer_open(path, &m));
     assert_true(m.n == 1 && strstr(m.text[0], said));
     mistakes_free(&m);
-    text_free(&t);
+    utf8_text_free(&t);
 }
 
 #define MODEL(more)                                                                                \
@@ -474,9 +474,9 @@ static void damage(const char *folder) {
                                       "\xFF", "(",        "+",       "{3}"};
     close(mkstemp(path));
     for (int i = 0; i < (getenv("LONG") ? 400 : 12); i++) {
-        struct text t = {0}, out = {0};
+        struct utf8_text t = {0}, out = {0};
         struct mistakes m = {0};
-        text_add(&t, s, (size_t)n);
+        utf8_text_add(&t, s, (size_t)n);
         for (uint32_t k = 1 + draw(3); k > 0; k--) {
             /* Half of them near the beginning, where the structure is. */
             size_t at = draw(2) ? draw((uint32_t)t.n) : draw((uint32_t)(t.n < 4000 ? t.n : 4000));
@@ -491,18 +491,18 @@ static void damage(const char *folder) {
         if (k) {
             struct encoder *e = encoder_make(k);
             struct ids ids = {0};
-            struct text text = {0};
+            struct utf8_text text = {0};
             strange_text(&text, 300);
             tokenizer_encode(e, text.at, text.n, true, &ids);
             tokenizer_decode(k, ids.at, ids.n, false, &out);
-            text_free(&text);
+            utf8_text_free(&text);
             ids_free(&ids);
             encoder_free(e);
             tokenizer_close(k);
         }
         mistakes_free(&m);
-        text_free(&t);
-        text_free(&out);
+        utf8_text_free(&t);
+        utf8_text_free(&out);
     }
     unlink(path);
     free(s);
@@ -520,7 +520,7 @@ static void test_bytes(void **unused) {
     struct tokenizer *t = opened("bytes");
     struct encoder *e = encoder_make(t);
     struct ids ids = {0};
-    struct text text = {0};
+    struct utf8_text text = {0};
     assert_int_equal(tokenizer_size(t), 257);
     assert_int_equal(tokenizer_eos(t), 256);
     assert_int_equal(tokenizer_encode(e, "a\0\xC3\xA9\xFF\xE2\x82", 7, true, &ids), 0);
@@ -531,7 +531,7 @@ static void test_bytes(void **unused) {
     assert_int_equal(text.n, 10);
     assert_memory_equal(text.at, "a\0\xC3\xA9\xEF\xBF\xBD\xEF\xBF\xBD", 10);
     ids_free(&ids);
-    text_free(&text);
+    utf8_text_free(&text);
     encoder_free(e);
     tokenizer_close(t);
 }
