@@ -85,6 +85,7 @@ char *lastwords_of_before(const char *folder) {
     fprintf(f, "the earlier run here did not end by itself (%d of %d ranks); the first to stop was\n", unended, size);
     describe(f, &first, newest > first.heartbeat ? newest : first.heartbeat);
     fclose(f);
+    text[strlen(text) - 1] = 0;         /* without the last newline */
     return text;
 }
 

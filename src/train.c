@@ -88,7 +88,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
 static void save(struct training *r, int64_t step) {
     lastwords_at(step, "checkpoint");
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
-    r->stop.last_save = resume_save(r->e, &r->o, step);
+    r->stop.last_save = resume_save(r->e, &r->o, step, r->feed.corpus.identity);
     timer_leave(r->c->timer);
     show_did(&r->show, 'c', NULL);
 }
@@ -141,7 +141,11 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     if (comm_max(r->comm->world, m->n)) return false;
     if (engine_init(e, r->comm, r->shape, false, true, true, m)) return false;
     if (t->resume.found && resume_read(&t->resume, e, m)) return false;
-    return !feed_init(&t->feed, e, m);
+    if (feed_init(&t->feed, e, m)) return false;
+    if (t->resume.found && t->resume.data && t->resume.data != t->feed.corpus.identity)
+        deck_mistake(d, m, "data.path", "the text is not what it was when the run in %s began; with checkpoint.resume: never it begins anew",
+                     d->run.output);
+    return !comm_max(r->comm->world, m->n);
 }
 
 int mode_train(struct run *r, struct mistakes *m) {
@@ -158,7 +162,9 @@ int mode_train(struct run *r, struct mistakes *m) {
         if (before) say(&t.o, "NOTE      %s", before);
         free(before);
         if (!e->config->folder) settle_new(e->config);
-        if (t.resume.found) say(&t.o, "NOTE      continues after step %ld, from %s", (long)t.resume.step, t.resume.folder);
+        if (t.resume.found) say(&t.o, "NOTE      %s after step %ld, from %s",
+                                t.resume.step < t.steps ? "continues" : "had finished, and there is nothing left to do", (long)t.resume.step,
+                                t.resume.folder);
         code = train(&t);
         output_end(&t.o);
         lastwords_end();
