@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <yaml.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { LARGEST = 1 << 20, MOST_ENTRIES = 10000, RETRIES = 50 };

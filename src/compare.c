@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/engine.h"
 #include "src/modes.h"

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/deck_table.h"

@@ -2,7 +2,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"

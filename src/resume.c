@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"
 #include "src/engine.h"

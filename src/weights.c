@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { MOST_SMALL_FILE = 64 << 20 };

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/config_json.h"

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "parallel/mesh.h"

@@ -18,7 +18,7 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "io/tokenizer_known.h"
 #include "io/tokenizer_pattern.h"
