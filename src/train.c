@@ -98,6 +98,8 @@ static int train(struct training *r) {
     double seconds = 0;
     enum stop_wish wish = STOP_NO;
     if (every && !r->steps && !r->resume.found) save(r, 0);
+    if (step < r->steps) wish = stop_agree(&r->stop, r->c, 0);         /* asked while it was starting */
+    if (wish && every && !r->resume.found) save(r, 0);                  /* so that it can go on from the beginning */
     while (step < r->steps && !wish) {
         if (!train_step(r, ++step, &seconds)) {
             show_line(&r->show, true);
@@ -110,7 +112,7 @@ static int train(struct training *r) {
     if (!wish) return show_end(&r->show, "finished", 0);
     if (r->o.speaks) stop_clear(&r->stop);
     char *why = die_format("early, by %s; %s", stop_reason(wish),
-                           every ? "the same command continues" : "nothing is saved (checkpoint.interval is 0)");
+                           every ? "the same command continues" : "nothing is saved");
     int code = show_end(&r->show, why, every ? 3 : 1);
     free(why);
     return code;
