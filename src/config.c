@@ -205,8 +205,6 @@ static void check_all_layers(struct settling *s) {
     RULE("residual_in_fp32", k->residual_in_fp32, "only false is built");
     RULE("attention_dropout", k->attention_dropout > 0, "only 0 is built");
     RULE("sliding_window", k->sliding_window > 0, "only 0 (no window) is built");
-    RULE("tokenizer", *k->tokenizer && strcmp(k->tokenizer, "bytes"),
-         "'%.60s' is not built; there is only bytes", k->tokenizer);
     RULE("time_step_min", k->time_step_min > k->time_step_max, "%g is above time_step_max, %g",
          k->time_step_min, k->time_step_max);
     RULE("time_step_limit", s->c->dt_min > s->c->dt_max, "low %g is above high %g", s->c->dt_min,
@@ -295,6 +293,11 @@ int config_settle(struct config *c, struct deck *d, struct mistakes *m) {
     int before = m->n;
     *c = (struct config){0};
     struct settling s = {.c = c, .d = d, .m = m};
+    if (vocabulary_only(d)) {
+        c->keys = d->model;
+        vocabulary_settle(c, d, m);
+        return m->n > before ? -1 : 0;
+    }
     bool preset = *d->model.preset, from = *d->model.from;
     if (preset && from)
         wrong(&s, "from", "model.preset is given too (%s); a model has one source",
@@ -315,6 +318,7 @@ int config_settle(struct config *c, struct deck *d, struct mistakes *m) {
     check_all_layers(&s);
     if (c->kinds && m->n == before) check_kinds(&s), check_size(&s);
     c->keys = d->model;
+    vocabulary_settle(c, d, m);
     const char *saved = d->precision.parameters;
     if (!c->kept)
         c->dtype = !strcmp(saved, "bf16")   ? "bfloat16"
@@ -340,5 +344,6 @@ void config_free(struct config *c) {
     free(c->mtp_kinds);
     free(c->folder);
     json_decref(c->kept);
+    vocabulary_free(&c->vocabulary);
     *c = (struct config){0};
 }

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "src/deck.h"
+#include "src/vocabulary.h"
 
 struct mistakes;
 
@@ -29,6 +30,7 @@ struct config {
                               newest checkpoint); NULL without */
     json_t *kept;          /* its config.json as read; NULL without */
     const char *dtype;     /* what config_json writes as dtype, "float32"; NULL: leave as it was */
+    struct vocabulary vocabulary; /* the tokenizer that keys.tokenizer names */
     int n_unused;
     char **unused; /* keys of that config.json that nothing here reads; kept and written back */
 };

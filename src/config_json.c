@@ -43,7 +43,7 @@ enum { ALIASES = sizeof aliases / sizeof *aliases };
  * */
 static const char *const housekeeping[] = {"model_type",  "architectures",        "dtype",
                                            "torch_dtype", "transformers_version", "_name_or_path",
-                                           "auto_map"};
+                                           "auto_map",    "mestar_tokenizer"};
 
 static bool among(const char *word, const char *const *list, size_t n) {
     for (size_t i = 0; i < n; i++)

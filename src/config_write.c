@@ -118,6 +118,25 @@ static void put_rows(const struct config *c, json_t *root) {
     }
 }
 
+static json_t *id_json(int32_t id) {
+    return id < 0 ? json_null() : json_integer(id);
+}
+
+/* The ids of a tokenizer that the model did not come with. Nothing in the folder would tell later that
+ * texts are bytes, so the key mestar_tokenizer does, which other programs keep without reading it. */
+static void put_tokenizer(const struct config *c, json_t *root) {
+    const struct vocabulary *v = &c->vocabulary;
+    bool bytes = !strcmp(c->keys.tokenizer, "bytes");
+    bool known = bytes || (v->tokenizer && v->end >= 0);
+    if (bytes) json_object_set_new(root, "mestar_tokenizer", json_string("bytes"));
+    else json_object_del(root, "mestar_tokenizer");
+    if (c->kept && (!known || v->own)) return;
+    /* Without a tokenizer, what transformers would assume. */
+    json_object_set_new(root, "bos_token_id", bytes ? json_integer(256) : known ? id_json(v->begin) : json_integer(1));
+    json_object_set_new(root, "eos_token_id", json_integer(bytes ? 256 : known ? v->end : 2));
+    json_object_set_new(root, "pad_token_id", known ? json_null() : json_integer(0));
+}
+
 json_t *config_json(const struct config *c) {
     json_t *root = c->kept ? json_deep_copy(c->kept) : json_object();
     if (!root) die("no memory for a config.json");
@@ -132,14 +151,8 @@ json_t *config_json(const struct config *c) {
     put_kinds(c, root, false);
     put_rows(c, root);
     if (c->n_mtp) put_kinds(c, root, true);
-    if (!c->kept) {
-        /* With bytes, 256 ends a document; otherwise what transformers would assume. */
-        bool bytes = !strcmp(c->keys.tokenizer, "bytes");
-        json_object_set_new(root, "bos_token_id", json_integer(bytes ? 256 : 1));
-        json_object_set_new(root, "eos_token_id", json_integer(bytes ? 256 : 2));
-        json_object_set_new(root, "pad_token_id", bytes ? json_null() : json_integer(0));
-        json_object_set_new(root, "use_cache", json_true());
-    }
+    put_tokenizer(c, root);
+    if (!c->kept) json_object_set_new(root, "use_cache", json_true());
     return root;
 }
 

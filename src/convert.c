@@ -1,8 +1,10 @@
-/* convert: a model's folder written again, in another format or under other names. */
+/* convert: a model's folder written again, in another format or under other names; or texts as tokens. */
 #include <string.h>
 #include <sys/stat.h>
 
+#include "io/files.h"
 #include "kernels/mistakes.h"
+#include "src/convert_tokens.h"
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"
@@ -19,7 +21,29 @@ static void set_formats(struct engine *e) {
     }
 }
 
+/* Rank 0 does it with its threads; it needs no model. */
+static int tokens(struct run *r, struct mistakes *m) {
+    const struct deck *d = r->engine->deck;
+    const struct vocabulary *v = &r->engine->config->vocabulary;
+    struct output o;
+    struct token_counts n;
+    int bad = 0, before = m->n;
+    double began = seconds_now();
+    if (file_exists(d->convert.to)) mistake(m, NULL, 0, "convert.to: %s exists already", d->convert.to);
+    if (comm_max(r->comm->world, m->n > before)) return 2;
+    if (r->comm->rank == 0) bad = convert_tokens(d, v->tokenizer, engine_threads(d, r->comm->host_cores, r->comm->host_ranks), &n, m);
+    if (comm_max(r->comm->world, bad != 0)) return 2;
+    output_begin(&o, d, r->comm, r->argc, r->argv, -1);
+    if (o.speaks)
+        say(&o, "wrote      %s: %ld texts of %ld bytes as %ld tokens of %s, in %.1f s", d->convert.to, (long)n.lines, (long)n.bytes,
+            (long)n.ids, v->name, seconds_now() - began);
+    output_summary(&o, r->comm, "finished", 0, 0, NULL);
+    output_end(&o);
+    return 0;
+}
+
 int mode_convert(struct run *r, struct mistakes *m) {
+    if (vocabulary_only(r->engine->deck)) return tokens(r, m);
     struct engine *e = r->engine;
     const struct deck *d = e->deck;
     struct stat st;

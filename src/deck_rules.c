@@ -64,6 +64,7 @@ static void check_generate(const struct deck *d, struct mistakes *m) {
 void deck_check(const struct deck *d, struct mistakes *m) {
     const char *mode = d->run.mode, *from = d->model.from;
     bool train = is(mode, "train"), compare = is(mode, "compare"), convert = is(mode, "convert");
+    bool tokens = convert && is(d->convert.what, "tokens");
     bool evaluate = is(mode, "evaluate"), text = (train || evaluate) && is(d->data.kind, "text");
     const struct deck_optimizer *o = &d->optimizer;
     const struct deck_schedule *s = &d->schedule;
@@ -74,8 +75,11 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     if (is(mode, "generate")) check_generate(d, m);
     RULE("compare.reference", compare && !*d->compare.reference,
          "mode compare needs the safetensors file to compare with");
-    RULE("convert.to", convert && !*d->convert.to, "mode convert needs the folder to write");
-    RULE("model.from", convert && !*from, "mode convert needs the folder of a model");
+    RULE("convert.to", convert && !*d->convert.to, "mode convert needs the %s to write",
+         tokens ? "file" : "folder");
+    RULE("model.from", convert && !tokens && !*from, "mode convert needs the folder of a model");
+    RULE("data.path", tokens && !d->data.path.n,
+         "convert.what tokens needs files with a JSON string in each line");
     RULE("convert.to", convert && *from && *d->convert.to && same_place(from, d->convert.to),
          "is the folder that is read; give another");
     RULE("model.from", evaluate && !*from, "mode evaluate needs the folder of a model");
@@ -110,11 +114,6 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     RULE("data.blend", text && d->data.blend.n && weights <= 0,
          "all weights are 0; at least one must be more");
     RULE("data.cache", text && !*d->data.cache, "is empty; leave it out for cache");
-    RULE("model.tokenizer", text && !is(d->model.tokenizer, "bytes"),
-         "data.kind text needs tokenizer: bytes");
-    RULE("model.vocab_size", text && is(d->model.tokenizer, "bytes") && d->model.vocab_size < 257,
-         "%" N " is too few for bytes; 257 is the least (256 bytes and the end of a document)",
-         d->model.vocab_size);
     RULE("optimizer.min_learning_rate", train && o->min_learning_rate > o->learning_rate,
          "%g is above learning_rate, %g", o->min_learning_rate, o->learning_rate);
     RULE("schedule.warmup_steps",

@@ -5,12 +5,15 @@
 #include <string.h>
 
 #include "kernels/mistakes.h"
-#include "io/token_source.h"
+#include "io/token_pool.h"
 #include "kernels/die.h"
 #include "src/engine.h"
 
 static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *m) {
     const struct deck *d = e->deck;
+    const struct vocabulary *v = &e->config->vocabulary;
+    bool is_text = !strcmp(d->data.kind, "text"), bytes = !v->name || !strcmp(v->name, "bytes");
+    if (is_text && !bytes) f->pool = token_pool_make(v->tokenizer, v->name, v->end);
     const struct corpus_text text = {.seed = (uint64_t)d->run.seed,
                                      .length = (int)f->length,
                                      .mask_documents = d->data.mask_documents,
@@ -19,12 +22,12 @@ static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *
                                      .n_weights = d->data.blend.n,
                                      .weights = d->data.blend.v,
                                      .split = d->data.split,
-                                     .tokens = &token_source_bytes,
+                                     .tokens = f->pool ? token_pool_source(f->pool) : &token_source_bytes,
                                      .cache = d->data.cache,
                                      .threads = e->device.threads};
-    int bad = strcmp(d->data.kind, "text")
-                  ? corpus_mock(&f->corpus, text.seed, e->config->keys.vocab_size, text.length)
-                  : corpus_text(&f->corpus, &text, e->comm->world, m);
+    int bad = is_text
+                  ? corpus_text(&f->corpus, &text, e->comm->world, m)
+                  : corpus_mock(&f->corpus, text.seed, e->config->keys.vocab_size, text.length);
     if (bad) return -1;
     f->corpus.mask_documents = d->data.mask_documents;
     corpus_validation(&f->corpus, &f->measured);
@@ -69,6 +72,7 @@ void feed_free(struct feed *f) {
     free(f->tokens);
     free(f->counts);
     if (f->corpus.kind) corpus_free(&f->corpus);
+    token_pool_free(f->pool);
     *f = (struct feed){0};
 }
 

@@ -15,8 +15,10 @@
 struct engine;
 struct host_batch;
 struct mistakes;
+struct token_pool;
 
 struct feed {
+    struct token_pool *pool; /* of a tokenizer other than bytes; else NULL */
     struct corpus corpus;
     struct corpus measured;  /* by validation and evaluation: what is held out, or everything */
     int64_t validation;      /* its samples that are measured */

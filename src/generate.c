@@ -159,8 +159,9 @@ static struct pace run_round(struct work *w, const struct round *r) {
     if (!r->own_n) return pace;
     double began = seconds_now();
     for (int64_t i = 0; i < r->own_n; i++) {
-        answer_init(&w->answer[i], w->g->ending.most);
-        pace.prompt_tokens += w->g->prompts.prompt[r->own_first + i].n;
+        const struct prompt *p = &w->g->prompts.prompt[r->own_first + i];
+        answer_init(&w->answer[i], &w->g->ending, p->ids, p->n);
+        pace.prompt_tokens += p->n;
     }
     if (w->streams) show_prompt(w);
     begin_round(w->g, &w->decoder, r);

@@ -5,12 +5,17 @@
 #include <string.h>
 
 #include "kernels/mistakes.h"
+#include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/generate.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
     struct engine e;
     struct model model;
+    if (vocabulary_only(d)) {
+        printf("tokenizer: %s\nids: %d\n", c->vocabulary.name, tokenizer_size(c->vocabulary.tokenizer));
+        return 0;
+    }
     int bad = engine_open(&e, d, c, m);
     if (bad) return 2;
     if (!strcmp(d->run.mode, "generate") && strcmp(d->generate.prompts, "-")) {

@@ -55,13 +55,15 @@ static void add_ids(struct reading *r, const char *text, size_t bytes, int32_t *
 }
 
 static void add_text(struct reading *r, const char *s, size_t n) {
+    const char *why = NULL;
     int64_t n_ids;
     if (!text_known(r->text)) {
-        wrong(r, "is text, and the model has no tokenizer; give model.tokenizer (bytes), or ids");
+        wrong(r, "is text, and the model has no tokenizer; give model.tokenizer, or ids");
         return;
     }
-    int32_t *ids = text_encode(r->text, s, n, &n_ids);
-    add_ids(r, s, n, ids, n_ids);
+    int32_t *ids = text_encode(r->text, s, n, &n_ids, &why);
+    if (ids) add_ids(r, s, n, ids, n_ids);
+    else wrong(r, why);
 }
 
 static void add_json(struct reading *r, const char *s, size_t n) {

@@ -6,11 +6,12 @@
 
 #include "io/files.h"
 #include "kernels/mistakes.h"
+#include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/config_json.h"
 
-enum { END_OF_BYTES = 256, LARGEST = 16 << 20 };
+enum { LARGEST = 16 << 20 };
 
 /* ---- ends ---- */
 
@@ -46,39 +47,39 @@ static int generation_config(const char *folder, json_t **root, char **path, str
     return *root ? 0 : -1;
 }
 
+static void end_of_tokenizer(struct text *x, const struct vocabulary *v) {
+    if (v->end < 0) return;
+    x->ends = die_realloc(x->ends, sizeof *x->ends);
+    x->ends[x->n_ends++] = v->end;
+}
+
 int text_init(struct text *x, const struct config *c, struct mistakes *m) {
-    memset(x, 0, sizeof *x);
-    x->bytes = !strcmp(c->keys.tokenizer, "bytes");
-    if (x->bytes) {
-        x->ends = die_alloc(sizeof *x->ends);
-        x->ends[x->n_ends++] = END_OF_BYTES;
-        return 0;
-    }
-    if (*c->keys.tokenizer) {
-        mistake(m, NULL, 0, "model.tokenizer: '%.60s' is not built; there is only bytes",
-                c->keys.tokenizer);
-        return -1;
-    }
-    if (!c->folder) return 0;
+    const struct vocabulary *v = &c->vocabulary;
+    *x = (struct text){.tokenizer = v->tokenizer};
+    if (x->tokenizer) x->encoder = encoder_make(x->tokenizer);
     json_t *root = NULL;
-    char *path;
-    int bad = generation_config(c->folder, &root, &path, m);
-    const json_t *own = json_object_get(root, "eos_token_id");
-    if (!bad)
-        bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"),
-                        own ? path : c->folder, m);
+    char *path = NULL;
+    int bad = 0;
+    if (c->folder && !(v->name && !strcmp(v->name, "bytes"))) {
+        bad = generation_config(c->folder, &root, &path, m);
+        const json_t *own = json_object_get(root, "eos_token_id");
+        if (!bad)
+            bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"), own ? path : c->folder, m);
+    }
+    if (!x->n_ends) end_of_tokenizer(x, v);
     json_decref(root);
     free(path);
     return bad;
 }
 
 void text_free(struct text *x) {
+    encoder_free(x->encoder);
     free(x->ends);
     memset(x, 0, sizeof *x);
 }
 
 bool text_known(const struct text *x) {
-    return x->bytes;
+    return x->tokenizer != NULL;
 }
 
 bool text_ends(const struct text *x, int64_t id) {
@@ -87,20 +88,17 @@ bool text_ends(const struct text *x, int64_t id) {
     return false;
 }
 
-/* ---- bytes ---- */
-
-int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids) {
-    if (!x->bytes) bug("a text without a tokenizer");
-    int32_t *ids = die_alloc((n + 1) * sizeof *ids);
-    for (size_t i = 0; i < n; i++) ids[i] = (unsigned char)s[i];
-    *n_ids = (int64_t)n;
-    return ids;
-}
-
-size_t text_decode(const struct text *x, int32_t id, char to[TEXT_TOKEN]) {
-    if (!x->bytes || id < 0 || id >= END_OF_BYTES) return 0;
-    to[0] = (char)id;
-    return 1;
+int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids, const char **why) {
+    if (!x->tokenizer) bug("a text without a tokenizer");
+    struct ids ids = {0};
+    ids_reserve(&ids, 1);
+    if (tokenizer_encode(x->encoder, s, n, true, &ids)) {
+        *why = encoder_why(x->encoder);
+        ids_free(&ids);
+        return NULL;
+    }
+    *n_ids = ids.n;
+    return ids.at;
 }
 
 /* ---- UTF-8 ---- */
@@ -123,16 +121,6 @@ static size_t utf8_begin(const unsigned char *s, size_t left, size_t *need) {
         low = 0x80;
         high = 0xbf;
         n++;
-    }
-    return n;
-}
-
-size_t utf8_complete(const char *s, size_t n) {
-    size_t need;
-    for (size_t back = 1; back <= 3 && back <= n; back++) {
-        const unsigned char *at = (const unsigned char *)s + n - back;
-        if ((*at & 0xc0) == 0x80) continue;
-        return utf8_begin(at, back, &need) == back && need > back ? n - back : n;
     }
     return n;
 }

@@ -1,11 +1,7 @@
-/* text: between texts and token ids, and what is needed to show a text that is still being made.
+/* text: between texts and token ids while prompts are continued, and what is needed to show a text that is still being made.
  *
- * A model's tokenizer is behind three functions: ids of a text, the bytes of an id, the ids that
- * end a document. There is one tokenizer so far, `bytes`: ids 0 to 255 are bytes, 256 ends a
- * document. A model without one is driven by ids alone.
- *
- * A token may be part of a character. Bytes are therefore collected, and shown up to the last
- * complete character. */
+ * Around the model's tokenizer (src/vocabulary.h, io/tokenizer.h): ids of a prompt, as the tokenizers package would give them;
+ * the ids that end an answer; and the text of an answer, token by token. A model without a tokenizer is driven by ids alone. */
 #ifndef SRC_TEXT_H
 #define SRC_TEXT_H
 
@@ -14,35 +10,31 @@
 #include <stdint.h>
 
 struct config;
+struct encoder;
 struct mistakes;
+struct tokenizer;
 
 struct text {
-    bool bytes; /* false: no tokenizer */
+    const struct tokenizer *tokenizer; /* the model's, borrowed; NULL: none */
+    struct encoder *encoder;
     int n_ends;
     int64_t *ends; /* ids that end a document */
 };
 
-/* The tokenizer that the model names, and its ends: eos_token_id of generation_config.json, else of
- * config.json (a number or a list). -1 after telling m. Every rank on its own. */
+/* The model's tokenizer, and its ends: 256 with bytes; else eos_token_id of generation_config.json, else of config.json (a
+ * number or a list), else what the tokenizer says. -1 after telling m. Every rank on its own. */
 int text_init(struct text *x, const struct config *c, struct mistakes *m);
 void text_free(struct text *x);
 
 /* Whether texts can be read and written at all. */
 bool text_known(const struct text *x);
 
-/* The ids of n bytes of text, malloc'd; their number in *n_ids. */
-int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids);
-
-/* The bytes that an id stands for in the middle of a text, at most TEXT_TOKEN of them; special ids
- * stand for none. */
-enum { TEXT_TOKEN = 1024 };
-size_t text_decode(const struct text *x, int32_t id, char to[TEXT_TOKEN]);
+/* The ids of n bytes of text, malloc'd, with what the tokenizer puts around every text; their number in *n_ids. NULL, and a
+ * reason in *why (borrowed), if the tokenizer cannot take this text. */
+int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids, const char **why);
 
 /* Whether an id ends a document. */
 bool text_ends(const struct text *x, int64_t id);
-
-/* How many of n bytes can be shown: all but a character at the end that is not complete yet. */
-size_t utf8_complete(const char *s, size_t n);
 
 /* n bytes as UTF-8, malloc'd, *n updated: what is no character becomes U+FFFD, as in Python's
  * decode("utf-8", "replace"). */

@@ -236,9 +236,10 @@ static int small_files(const struct weights *w, const struct params *s, struct n
     int n = 0;
     char *text = config_text(s->config);
     files[n++] = (struct new_file){"config.json", text, (int64_t)strlen(text)};
-    for (int i = 0; w && i < BESIDE; i++) {
-        char *path = die_format("%s/%s", w->checkpoint.folder, beside[i]);
+    for (int i = 0; i < BESIDE; i++) {
+        char *path = vocabulary_file(&s->config->vocabulary, beside[i], w ? w->checkpoint.folder : NULL);
         struct stat st;
+        if (!path) continue;
         FILE *f = fopen(path, "rb");
         free(path);
         if (!f) continue;

@@ -36,7 +36,7 @@ int weights_match(struct weights *w, struct params *s, struct mistakes *m);
 int weights_read(const struct weights *w, const struct params *s, struct device *d, enum dtype real, struct group *g,
                  struct mistakes *m);
 
-/* Writes a folder with all tensors, config.json and what else the source had (w may be NULL: a new model). Formats are the table's.
+/* Writes a folder with all tensors, config.json, the tokenizer's files and what else the source had (w may be NULL: a new model). Formats are the table's.
  * transformers_names: as transformers holds them in memory, experts stacked. Collective over g. */
 void weights_write(const char *folder, const struct weights *w, const struct params *s, struct device *d, enum dtype real,
                    bool transformers_names, struct group *g);

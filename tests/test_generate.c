@@ -15,6 +15,7 @@
 #include "src/answer.h"
 #include "src/decoder.h"
 #include "src/sample.h"
+#include "io/tokenizer.h"
 #include "src/text.h"
 
 /* ---- drawing ---- */
@@ -112,31 +113,28 @@ static void characters(void **state) {
     (void)state;
     static const struct {
         const char *in, *out;
-        size_t complete;
     } all[] = {
-        {"", "", 0},
-        {"abc", "abc", 3},
-        {"a\xc3\xa9", "a\xc3\xa9", 3},
-        {"a\xc3", "a\xef\xbf\xbd", 1},
-        {"\xe2\x82", "\xef\xbf\xbd", 0},
-        {"\xf0\x9f\x98", "\xef\xbf\xbd", 0},
-        {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80", 4},
-        {"\xf0\x9f\x98z", "\xef\xbf\xbdz", 4},
-        {"\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd", 2},
-        {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd", 2},
-        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 3},
+        {"", ""},
+        {"abc", "abc"},
+        {"a\xc3\xa9", "a\xc3\xa9"},
+        {"a\xc3", "a\xef\xbf\xbd"},
+        {"\xe2\x82", "\xef\xbf\xbd"},
+        {"\xf0\x9f\x98", "\xef\xbf\xbd"},
+        {"\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80"},
+        {"\xf0\x9f\x98z", "\xef\xbf\xbdz"},
+        {"\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xc0\xaf", "\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
         {"\xff"
          "a",
          "\xef\xbf\xbd"
-         "a",
-         2},
-        {"x\xe0", "x\xef\xbf\xbd", 1},
-        {"x\xe0\x80", "x\xef\xbf\xbd\xef\xbf\xbd", 3},
-        {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd", 4},
+         "a"},
+        {"x\xe0", "x\xef\xbf\xbd"},
+        {"x\xe0\x80", "x\xef\xbf\xbd\xef\xbf\xbd"},
+        {"\xf4\x90\x80\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         size_t n = strlen(all[i].in);
-        assert_int_equal(utf8_complete(all[i].in, n), all[i].complete);
         char *good = utf8_repair(all[i].in, &n);
         assert_int_equal(n, strlen(all[i].out));
         assert_memory_equal(good, all[i].out, n);
@@ -146,17 +144,21 @@ static void characters(void **state) {
 
 /* ---- answers ---- */
 
-/* Feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is
+/* After the bytes of a prompt, feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is
  * there and why it ended. */
-static void answered(const char *in, int most, int n_stops, char **stops, const char *shown,
+static void answered(const char *prompt, const char *in, int most, int n_stops, char **stops, const char *shown,
                      const char *there, enum stop why) {
     int64_t end = 256;
-    const struct text text = {.bytes = true, .n_ends = 1, .ends = &end};
+    struct mistakes none = {0};
+    struct tokenizer *bytes = tokenizer_open("bytes", &none);
+    const struct text text = {.tokenizer = bytes, .n_ends = 1, .ends = &end};
     const struct ending ending = {&text, most, n_stops, stops};
     struct answer a;
     char seen[512] = "";
     int64_t n = 0;
-    answer_init(&a, most);
+    int32_t ids[8];
+    for (size_t i = 0; i < strlen(prompt); i++) ids[i] = (unsigned char)prompt[i];
+    answer_init(&a, &ending, ids, (int64_t)strlen(prompt));
     for (const char *c = in; *c && !a.stop; c++, n++) {
         const char *from;
         answer_add(&a, &ending, *c == 1 ? 256 : *c == 2 ? -1 : (unsigned char)*c);
@@ -170,24 +172,28 @@ static void answered(const char *in, int most, int n_stops, char **stops, const 
     if (a.n_bytes) assert_memory_equal(a.bytes, there, strlen(there));
     assert_int_equal(a.n_ids, n - (why == STOP_NOT_FINITE));
     answer_free(&a);
+    tokenizer_close(bytes);
 }
 
 static void answers(void **state) {
     (void)state;
     char *end[] = {"END"}, *two[] = {"abab", "ba"}, *line[] = {"\n", "\n\n"};
-    answered("abc", 9, 0, NULL, "a|b|c|", "abc", GOING_ON);
-    answered("abc", 3, 0, NULL, "a|b|c|", "abc", STOP_LENGTH);
-    answered("ab\x01z", 9, 0, NULL, "a|b||", "ab", STOP_END);
-    answered("ab\x01", 3, 0, NULL, "a|b||", "ab", STOP_END);
-    answered("ab\x02", 9, 0, NULL, "a|b||", "ab", STOP_NOT_FINITE);
-    answered("xENDy", 9, 1, end, "x||||", "x", STOP_TEXT);
-    answered("xENEND", 9, 1, end, "x|||EN|||", "xEN", STOP_TEXT);
-    answered("xEN", 3, 1, end, "x||EN|", "xEN", STOP_LENGTH);
-    answered("xEN\x01", 9, 1, end, "x|||EN|", "xEN", STOP_END);
-    answered("aabbab", 9, 2, two, "|a||ab||", "aab", STOP_TEXT);
-    answered("x\ny", 9, 2, line, "x||", "x", STOP_TEXT);
-    answered("\xc3\xa9\xc3", 9, 0, NULL, "|\xc3\xa9||", "\xc3\xa9\xc3", GOING_ON);
-    answered("\xc3\xa9\xc3", 3, 0, NULL, "|\xc3\xa9|\xc3|", "\xc3\xa9\xc3", STOP_LENGTH);
+    answered("", "abc", 9, 0, NULL, "a|b|c|", "abc", GOING_ON);
+    answered("", "abc", 3, 0, NULL, "a|b|c|", "abc", STOP_LENGTH);
+    answered("", "ab\x01z", 9, 0, NULL, "a|b||", "ab", STOP_END);
+    answered("", "ab\x01", 3, 0, NULL, "a|b||", "ab", STOP_END);
+    answered("", "ab\x02", 9, 0, NULL, "a|b||", "ab", STOP_NOT_FINITE);
+    answered("", "xENDy", 9, 1, end, "x||||", "x", STOP_TEXT);
+    answered("", "xENEND", 9, 1, end, "x|||EN|||", "xEN", STOP_TEXT);
+    answered("", "xEN", 3, 1, end, "x||EN|", "xEN", STOP_LENGTH);
+    answered("", "xEN\x01", 9, 1, end, "x|||EN|", "xEN", STOP_END);
+    answered("", "aabbab", 9, 2, two, "|a||ab||", "aab", STOP_TEXT);
+    answered("", "x\ny", 9, 2, line, "x||", "x", STOP_TEXT);
+    answered("", "\xc3\xa9\xc3", 9, 0, NULL, "|\xc3\xa9||", "\xc3\xa9", GOING_ON);
+    answered("", "\xc3\xa9\xc3", 3, 0, NULL, "|\xc3\xa9|\xef\xbf\xbd|", "\xc3\xa9\xef\xbf\xbd", STOP_LENGTH);
+    /* A character that the prompt began. */
+    answered("\xc3", "\xa9!", 9, 0, NULL, "\xc3\xa9|!|", "\xc3\xa9!", GOING_ON);
+    answered("a\xc3", "\x01", 9, 0, NULL, "|", "", STOP_END);
 }
 
 /* ---- decoding ---- */

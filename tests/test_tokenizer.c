@@ -2,6 +2,7 @@
  * hand-written patterns against compiled ones, several threads against one, files that must be refused, and files that are
  * damaged at random.
  *   test_tokenizer live FOLDER STRINGS [IDS]     ids and texts of length-prefixed strings, as 32-bit numbers, for comparing
+ *   test_tokenizer cases FOLDER STRINGS TOKENS   the fixture's strings as lines of JSON, and what `mestar` is to make of them
  *   test_tokenizer bench FOLDER TEXT [THREADS]   the speed on one text */
 #include <glob.h>
 #include <setjmp.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "io/files.h"
 #include "kernels/mistakes.h"
@@ -130,6 +132,35 @@ static int live(int argc, char **argv) {
     fwrite(to.at, 1, to.n, stdout);
     utf8_text_free(&to);
     return 0;
+}
+
+/* The fixture's strings that JSON can spell, a line each, and {ids, text} for each as convert.what tokens writes it. */
+static int cases_as_lines(char **argv) {
+    int64_t n;
+    char *path = die_format("%s/cases", argv[2]), *s = whole_file(path, &n);
+    FILE *in = fopen(argv[3], "w"), *out = fopen(argv[4], "w");
+    if (!in || !out) die("cannot write %s and %s", argv[3], argv[4]);
+    const char *string = s + 4, *end = string + number_at(s), *answer = end;
+    for (; string < end; string += 4 + number_at(string)) {
+        json_t *text = json_stringn(string + 4, number_at(string));
+        uint32_t ids = number_at(answer);
+        const char *at = answer + 4, *whole = at + 4 * (size_t)ids, *skipped = whole + 4 + number_at(whole);
+        answer = skipped + 4 + number_at(skipped);
+        if (!text) continue;
+        json_dumpf(text, in, JSON_ENCODE_ANY);
+        fprintf(in, "\n");
+        fprintf(out, "{\"ids\": [");
+        for (uint32_t i = 0; i < ids; i++) fprintf(out, i ? ", %u" : "%u", number_at(at + 4 * (size_t)i));
+        fprintf(out, "], \"text\": ");
+        json_t *decoded = json_stringn(skipped + 4, number_at(skipped));
+        json_dumpf(decoded, out, JSON_ENCODE_ANY);
+        fprintf(out, "}\n");
+        json_decref(decoded);
+        json_decref(text);
+    }
+    free(s);
+    free(path);
+    return fclose(in) || fclose(out);
 }
 
 static double now(void) {
@@ -554,6 +585,7 @@ static void test_asking(void **unused) {
 int main(int argc, char **argv) {
     if (argc > 3 && !strcmp(argv[1], "live")) return live(argc, argv);
     if (argc > 3 && !strcmp(argv[1], "bench")) return bench(argc, argv);
+    if (argc > 4 && !strcmp(argv[1], "cases")) return cases_as_lines(argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fixtures),       cmocka_unit_test(test_threads),
         cmocka_unit_test(test_known_patterns), cmocka_unit_test(test_bad_patterns),
