@@ -276,7 +276,7 @@ test-reference:
 	@$(MAKE) all build/venv/ready
 	@$(MAKE) $(B)/tests/test_tokenizer
 	@build/venv/bin/python tests/reference/live.py --seed $(SEED) --program ./$(PROGRAM)
-	@build/venv/bin/python tests/reference/tokenizing.py live $(B)/tests/test_tokenizer --seed $(SEED)
+	@build/venv/bin/python tests/reference/tokenizing.py live $(B)/tests/test_tokenizer --seed $(SEED) --mestar ./$(PROGRAM)
 build/venv/ready:
 	@echo "making a Python environment with torch and transformers in build/venv"
 	@python3 -m venv build/venv && build/venv/bin/pip install -q torch transformers safetensors numpy && touch $@

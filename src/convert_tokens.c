@@ -42,7 +42,7 @@ static void answer(struct line *l, const struct tokenizer *t, const struct ids *
     struct utf8_text text = {0}, out = {0};
     tokenizer_decode(t, ids->at, ids->n, true, &text);
     json_t *value = json_stringn(text.n ? text.at : "", text.n);
-    char *spelled = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
+    char *spelled = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
     if (!spelled) bug("a decoded text is not UTF-8");
     utf8_text_add(&out, "{\"ids\": [", 9);
     add_ids(&out, ids);

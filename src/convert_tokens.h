@@ -2,7 +2,8 @@
  *
  * Reads files that have a JSON string in each line, and writes for each a line {"ids": [...], "text": ...}: the ids as the
  * tokenizers package gives them by default, with what the tokenizer puts around every text, and the text that they are decoded
- * to, without special tokens. Lines are taken in blocks, which the threads of one rank share. */
+ * to, without special tokens, spelled in ASCII so that no line separator of Unicode cuts a line. Lines are taken in blocks,
+ * which the threads of one rank share. */
 #ifndef SRC_CONVERT_TOKENS_H
 #define SRC_CONVERT_TOKENS_H
 

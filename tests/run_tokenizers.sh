@@ -28,7 +28,7 @@ go tokens-two 0 1 "$TMP/tokens.yaml" "model.tokenizer=$llama/tokenizer.json" "da
     "convert.to=$TMP/two" && is tokens-two "$(wc -l <"$TMP/two")" "$(cat "$TMP/llama3.jsonl" "$TMP/gpt2.jsonl" | wc -l)"
 printf '"\303\251a"\n' >"$TMP/bytes.jsonl"
 go tokens-bytes 0 1 "$TMP/tokens.yaml" model.tokenizer=bytes "data.path=$TMP/bytes.jsonl" "convert.to=$TMP/bytes.out" &&
-    is tokens-bytes "$(cat "$TMP/bytes.out")" '{"ids": [195, 169, 97], "text": "éa"}'
+    is tokens-bytes "$(cat "$TMP/bytes.out")" '{"ids": [195, 169, 97], "text": "\u00E9a"}'
 printf '"good"\n"cut\n7\n\n' >"$TMP/bad.jsonl"
 bad="model.from=$llama data.path=$TMP/bad.jsonl convert.to=$TMP/not-made"
 refused bad-line "bad.jsonl:2: is not a JSON string" "$TMP/tokens.yaml" $bad

@@ -153,7 +153,7 @@ static int cases_as_lines(char **argv) {
         for (uint32_t i = 0; i < ids; i++) fprintf(out, i ? ", %u" : "%u", number_at(at + 4 * (size_t)i));
         fprintf(out, "], \"text\": ");
         json_t *decoded = json_stringn(skipped + 4, number_at(skipped));
-        json_dumpf(decoded, out, JSON_ENCODE_ANY);
+        json_dumpf(decoded, out, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
         fprintf(out, "}\n");
         json_decref(decoded);
         json_decref(text);

@@ -1,8 +1,9 @@
 """Tokenizers: compares io/tokenizer*.c with the `tokenizers` package, and makes what `make test` has of it.
 
-    tokenizing.py live PROGRAM [--seed N] [--strings N] [--only NAME] [--keep FOLDER]
+    tokenizing.py live PROGRAM [--seed N] [--strings N] [--only NAME] [--keep FOLDER] [--mestar PROGRAM]
         trains tokenizers of the shapes of released models on this machine's text, sends hostile strings through them and
-        through PROGRAM (build/tests/test_tokenizer), and compares ids and decoded texts; exits 1 at any difference
+        through PROGRAM (build/tests/test_tokenizer), and compares ids and decoded texts; with --mestar also what its convert.what tokens
+        writes; exits 1 at any difference
     tokenizing.py bench PROGRAM [--megabytes N] [--threads N]   the speed of both on one core
     tokenizing.py fixtures FOLDER    writes tests/tokenizers: small tokenizers, strings, and what the package makes of them
     tokenizing.py unicode FILE       writes io/unicode_table.c from what the package says of every code point
@@ -462,6 +463,24 @@ def compare(program, folder, t, strings, seed):
     return differences(strings + lists, unpack_answers(run.stdout), want, 3)
 
 
+def compare_command(mestar, folder, t, strings):
+    """The same strings as lines of JSON through `mestar` itself."""
+    texts = [s.decode("utf-8", "replace") for s in strings]
+    path = {x: os.path.join(folder, "tokens." + x) for x in ("yaml", "jsonl", "made", "run")}
+    write(path["jsonl"], "".join(json.dumps(s) + "\n" for s in texts))
+    write(path["yaml"], "run:\n  mode: convert\nconvert:\n  what: tokens\n")
+    if os.path.exists(path["made"]):
+        os.remove(path["made"])
+    run = subprocess.run([mestar, path["yaml"], "model.from=" + folder, "data.path=" + path["jsonl"], "convert.to=" + path["made"],
+                          "run.output=" + path["run"]], stdout=subprocess.DEVNULL)
+    if run.returncode:
+        print("  %s ended with code %d" % (mestar, run.returncode))
+        return len(texts)
+    with open(path["made"], encoding="utf-8") as f:
+        got = [(o["ids"], o["text"]) for o in map(json.loads, f.read().splitlines())]
+    return differences(texts, got, [(ids, skipped) for ids, _, skipped in expected(t, strings)], 3)
+
+
 def live(args):
     text = real_text(3_000_000) + strange_text(args.seed, 100_000)
     shapes = [f for f in SHAPES if not args.only or f.__name__ in args.only.split(",")]
@@ -478,6 +497,8 @@ def live(args):
             t.save(os.path.join(folder, "tokenizer.json"))
         strings = hostile(args.seed * 1000 + i, args.strings, t)
         bad = compare(args.program, folder, t, strings, args.seed)
+        if args.mestar:
+            bad += compare_command(args.mestar, folder, t, strings)
         failed += bad != 0
         print("%s tokenizer %s: %d of %d strings differ" % ("FAIL" if bad else "ok", name, bad, len(strings)), flush=True)
         if not args.keep and not isinstance(shape, str):
@@ -662,6 +683,7 @@ def main():
     p.add_argument("--strings", type=int, default=600)
     p.add_argument("--vocabulary", type=int, default=2000)
     p.add_argument("--only")
+    p.add_argument("--mestar", help="live: the program itself, ./mestar")
     p.add_argument("--keep")
     p.add_argument("--megabytes", type=int, default=100)
     p.add_argument("--threads", type=int, default=1)
