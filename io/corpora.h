@@ -58,8 +58,8 @@ int corpus_text(struct corpus *c, const struct corpus_text *t, struct group *g, 
 
 /* What of c is measured: the documents held out, or all if split is 0, in an order that is always
  * the same, every token once: the last sample of a source is filled up with a document that does
- * not count. Beyond v->samples it begins again. Mock data: endless, samples that training never comes
- * to. Freed before c. */
+ * not count. Beyond v->samples it begins again. Mock data: endless, samples that training never
+ * comes to. Freed before c. */
 void corpus_validation(const struct corpus *c, struct corpus *v);
 
 /* Sample number i (any i >= 0; beyond one pass the next pass has another order). tokens: length +

@@ -75,7 +75,8 @@ static char *unicode(struct span *s, char *to) {
     return to;
 }
 
-/* A string after its first quote, undone in place (no escape is shorter than what it stands for). */
+/* A string after its first quote, undone in place (no escape is shorter than what it stands for).
+ */
 static char *string(struct span *s, int64_t *n) {
     static const char escape[] = "\"\\/bfnrt", meaning[] = "\"\\/\b\f\n\r\t";
     char *begin = s->at, *to = begin;

@@ -37,7 +37,8 @@ int text_files_list(struct text_files *t, int n_paths, char **paths, struct grou
 void text_files_free(struct text_files *t);
 
 /* Of a document of n bytes that begins with these (its first DOCUMENT_HEAD at least, or all): by
- * its size and beginning alone, so that no file that comes or goes moves another across the split. */
+ * its size and beginning alone, so that no file that comes or goes moves another across the split.
+ */
 uint64_t document_hash(const char *text, int64_t n);
 
 /* Documents with a hash below this are held out, a share `split` of them. */

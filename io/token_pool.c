@@ -26,7 +26,8 @@ static struct encoder *take(struct token_pool *p) {
 static void put_back(struct token_pool *p, struct encoder *e) {
     pthread_mutex_lock(&p->lock);
     if (p->n_free == p->room)
-        p->free = die_realloc(p->free, (unsigned long)(p->room = 2 * p->room + 8) * sizeof *p->free);
+        p->free =
+            die_realloc(p->free, (unsigned long)(p->room = 2 * p->room + 8) * sizeof *p->free);
     p->free[p->n_free++] = e;
     pthread_mutex_unlock(&p->lock);
 }
@@ -36,8 +37,8 @@ static int64_t encode(const void *own, const char *text, int64_t n, int32_t **id
     struct ids to = {*ids, 0, *room};
     struct encoder *e = take(p);
     if (tokenizer_encode(e, text, (size_t)n, false, &to))
-        die("the tokenizer %s cannot take a document of %ld bytes that begins \"%.*s\": %s", p->name, (long)n,
-            n < 40 ? (int)n : 40, text, encoder_why(e));
+        die("the tokenizer %s cannot take a document of %ld bytes that begins \"%.*s\": %s",
+            p->name, (long)n, n < 40 ? (int)n : 40, text, encoder_why(e));
     put_back(p, e);
     *ids = to.at;
     *room = to.room;
@@ -48,7 +49,8 @@ struct token_pool *token_pool_make(const struct tokenizer *t, const char *name, 
     struct token_pool *p = die_alloc(sizeof *p);
     p->tokenizer = t;
     p->name = die_strdup(name);
-    p->source = (struct token_source){p->name, tokenizer_hash(t), tokenizer_size(t), end, p, encode};
+    p->source =
+        (struct token_source){p->name, tokenizer_hash(t), tokenizer_size(t), end, p, encode};
     pthread_mutex_init(&p->lock, NULL);
     return p;
 }

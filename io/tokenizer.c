@@ -7,9 +7,9 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "kernels/mistakes.h"
 #include "io/tokenizer_load.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 enum { END_OF_BYTES = 256 };
 
@@ -30,7 +30,8 @@ void ids_add_all(struct ids *to, const struct ids *from) {
     to->n += from->n;
 }
 
-/* --------------------------------------------------------------------------------- opening and asking */
+/* --------------------------------------------------------------------------------- opening and
+ * asking */
 /* What both kinds of file say of a token: "name" or {"content": "name", ...}. */
 static void read_special(struct tokenizer *t, const json_t *root, const char *key, int32_t *id) {
     const json_t *v = json_object_get(root, key);
@@ -67,7 +68,8 @@ static void tables_make(struct tokenizer *t) {
         if (t->added[i].special)
             strings_add(&special, t->added[i].content.at, t->added[i].content.n, 0);
     }
-    /* By what is shown, as the package does: a special token that normalisation changes is not left out. */
+    /* By what is shown, as the package does: a special token that normalisation changes is not left
+     * out. */
     for (int i = 0; i < t->n_added; i++)
         t->skipped[t->added[i].id] =
             strings_find(&special, t->added[i].shown.at, t->added[i].shown.n) != NO_ID;
@@ -156,7 +158,8 @@ int32_t tokenizer_eos(const struct tokenizer *t) {
     return t->eos;
 }
 
-/* ----------------------------------------------------------------------------------------- decoding */
+/* -----------------------------------------------------------------------------------------
+ * decoding */
 struct detokenizer {
     const struct tokenizer *t;
     bool skip_special;

@@ -1,8 +1,9 @@
 /* tokenizer_added: tokens that are found in the text before anything else is done to it.
  *
- * A set of words is looked for from left to right, the longest at each place, by a tree of bytes; two first bytes
- * decide at most places that no word begins there.  Around a match, `lstrip` and `rstrip` swallow the space beside it
- * and `single_word` lets it count only between non-words, in just the way the `tokenizers` package does. */
+ * A set of words is looked for from left to right, the longest at each place, by a tree of bytes;
+ * two first bytes decide at most places that no word begins there.  Around a match, `lstrip` and
+ * `rstrip` swallow the space beside it and `single_word` lets it count only between non-words, in
+ * just the way the `tokenizers` package does. */
 #ifndef IO_TOKENIZER_ADDED_H
 #define IO_TOKENIZER_ADDED_H
 

@@ -14,7 +14,8 @@ const char *bpe_token(const struct bpe *b, int32_t id, size_t *n) {
     return b->tokens.bytes.at + b->tokens.entry[i].at;
 }
 
-/* ------------------------------------------------------------------------------------------ merges */
+/* ------------------------------------------------------------------------------------------ merges
+ */
 void bpe_merges_begin(struct bpe *b, size_t n) {
     uint32_t room = 1024;
     while (room < 2 * n) room *= 2;
@@ -42,7 +43,8 @@ static inline const struct merge *merge_of(const struct bpe *b, int32_t left, in
     return m->pair == pair ? m : NULL;
 }
 
-/* -------------------------------------------------------------------------------------- what is derived */
+/* -------------------------------------------------------------------------------------- what is
+ * derived */
 static void joined_add(struct bpe *b, uint32_t left, uint32_t right) {
     uint64_t key = ((uint64_t)left << 32 | right) + 1, slot = mix(key) >> 20 & b->joined_mask;
     while (b->joined[slot] && b->joined[slot] != key) slot = (slot + 1) & b->joined_mask;
@@ -206,7 +208,8 @@ static void first_add(struct bpe_scratch *w, int32_t id) {
     w->first_ids[w->n_first++] = id;
 }
 
-/* The tokens of characters, before any merge. An unknown one waits for what follows, as the package has it. */
+/* The tokens of characters, before any merge. An unknown one waits for what follows, as the package
+ * has it. */
 static void first_characters(const struct bpe *b, struct bpe_scratch *w, const uint8_t *s,
                              size_t n) {
     bool plain = !b->prefix.n && !b->suffix.n, unknown = false;

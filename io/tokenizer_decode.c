@@ -4,7 +4,8 @@
 
 #include "io/tokenizer_normalise.h"
 
-/* Machine i is given a fragment of its current token, or told that the token ends, or that there are no more. */
+/* Machine i is given a fragment of its current token, or told that the token ends, or that there
+ * are no more. */
 static void give(struct chain_state *s, int i, const char *at, size_t n);
 static void end_token(struct chain_state *s, int i);
 

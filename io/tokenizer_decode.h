@@ -1,9 +1,9 @@
 /* tokenizer_decode: from tokens back to text, as a chain of small machines.
  *
- * Each takes tokens, one after the other in fragments, and hands on tokens; the last one's fragments are the text.  A
- * machine holds back only what later tokens can still change: the bytes of an unfinished character, a token whose end
- * has to be seen, the token that may be the last.  So decoding while a model generates is the same code as decoding
- * at once. */
+ * Each takes tokens, one after the other in fragments, and hands on tokens; the last one's
+ * fragments are the text.  A machine holds back only what later tokens can still change: the bytes
+ * of an unfinished character, a token whose end has to be seen, the token that may be the last.  So
+ * decoding while a model generates is the same code as decoding at once. */
 #ifndef IO_TOKENIZER_DECODE_H
 #define IO_TOKENIZER_DECODE_H
 
@@ -24,11 +24,11 @@ enum machine_kind {
 
 struct machine {
     enum machine_kind kind;
-    struct pattern *pattern; /* REPLACE */
-    struct utf8_text content;     /* REPLACE; BPE: the suffix */
-    uint32_t character;      /* STRIP, METASPACE */
-    int start, stop;         /* STRIP: at most so many characters */
-    bool drop_first;         /* METASPACE: its character vanishes from the first token */
+    struct pattern *pattern;  /* REPLACE */
+    struct utf8_text content; /* REPLACE; BPE: the suffix */
+    uint32_t character;       /* STRIP, METASPACE */
+    int start, stop;          /* STRIP: at most so many characters */
+    bool drop_first;          /* METASPACE: its character vanishes from the first token */
 };
 
 enum { MOST_MACHINES = 16 };

@@ -1,9 +1,10 @@
 /* tokenizer_encode: the way of a text through the parts of a tokenizer, by one thread or several.
  *
- * Several threads give the same ids as one.  Where the first cut is made by a pattern that is known by hand, the text is
- * divided at places where that pattern begins anew whatever came before, and each part goes its way alone.  Otherwise one
- * thread cuts the text into words, and the others merge them; words that are long are divided where no merge
- * reaches across.  For tokenizer_encode.c and tokenizer_threads.c alone. */
+ * Several threads give the same ids as one.  Where the first cut is made by a pattern that is known
+ * by hand, the text is divided at places where that pattern begins anew whatever came before, and
+ * each part goes its way alone.  Otherwise one thread cuts the text into words, and the others
+ * merge them; words that are long are divided where no merge reaches across.  For
+ * tokenizer_encode.c and tokenizer_threads.c alone. */
 #ifndef IO_TOKENIZER_ENCODE_H
 #define IO_TOKENIZER_ENCODE_H
 

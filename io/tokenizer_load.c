@@ -9,8 +9,8 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 enum { FIELD = 160, DEEPEST = 8, MOST_STEPS = 64 };
 static const int64_t most_bytes = (int64_t)1 << 30;
@@ -66,7 +66,8 @@ static struct pattern *take_pattern(struct loader *l, const char *field, const j
     return k;
 }
 
-/* The type of one link of a chain. If it is a Sequence, `items` is its list. NULL after a complaint. */
+/* The type of one link of a chain. If it is a Sequence, `items` is its list. NULL after a
+ * complaint. */
 static const char *take_type(struct loader *l, const char *field, const json_t *o, int depth,
                              const char *list_key, const json_t **items) {
     size_t n;
@@ -91,7 +92,8 @@ static int word_in(const char *word, int n, const char *const *words) {
     return -1;
 }
 
-/* ---------------------------------------------------------------------------------------- normaliser */
+/* ----------------------------------------------------------------------------------------
+ * normaliser */
 static void load_normaliser(struct loader *l, struct normaliser *to, const char *field,
                             const json_t *o, int depth) {
     static const char *const kinds[] = {"NFC",     "NFD",     "NFKC",  "NFKD",         "Lowercase",
@@ -133,7 +135,8 @@ static void load_normaliser(struct loader *l, struct normaliser *to, const char 
     s->right = take_bool(l, field, o, "strip_right", -1);
 }
 
-/* ------------------------------------------------------------------------------------ pre-tokeniser */
+/* ------------------------------------------------------------------------------------
+ * pre-tokeniser */
 static enum behaviour take_behaviour(struct loader *l, const char *field, const json_t *o,
                                      bool needed) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious",
@@ -227,7 +230,8 @@ static void load_splitter(struct loader *l, struct splitter *to, const char *fie
     }
 }
 
-/* ------------------------------------------------------------------------------------------ decoder */
+/* ------------------------------------------------------------------------------------------
+ * decoder */
 static int take_count(struct loader *l, const char *field, const json_t *o, const char *key) {
     const json_t *v = json_object_get(o, key);
     json_int_t n = json_integer_value(v);
@@ -287,7 +291,8 @@ static void load_chain(struct loader *l, struct chain *to, const char *field, co
     }
 }
 
-/* ------------------------------------------------------------------------------------------- the file */
+/* ------------------------------------------------------------------------------------------- the
+ * file */
 static const json_t *part(const json_t *root, const char *key) {
     const json_t *v = json_object_get(root, key);
     return json_is_null(v) ? NULL : v;

@@ -1,8 +1,9 @@
 /* tokenizer_load: a tokenizer.json, read with suspicion.
  *
- * Fills the parts of a tokenizer from the file, each field checked as it is taken.  What the program does not do (another
- * kind of model, a normaliser it lacks, a pattern beyond tokenizer_syntax.h) is a mistake that names the field, never
- * passed over.  For tokenizer.c alone. */
+ * Fills the parts of a tokenizer from the file, each field checked as it is taken.  What the
+ * program does not do (another kind of model, a normaliser it lacks, a pattern beyond
+ * tokenizer_syntax.h) is a mistake that names the field, never passed over.  For tokenizer.c alone.
+ */
 #ifndef IO_TOKENIZER_LOAD_H
 #define IO_TOKENIZER_LOAD_H
 
@@ -51,7 +52,8 @@ void load_model(struct loader *l, struct tokenizer *t, const struct json_t *mode
 void load_added(struct loader *l, struct tokenizer *t, const struct json_t *list);
 void load_post(struct loader *l, struct tokenizer *t, const struct json_t *post);
 
-/* Fields of an object: with a complaint and something harmless if they are absent or of another type. */
+/* Fields of an object: with a complaint and something harmless if they are absent or of another
+ * type. */
 bool take_bool(struct loader *l, const char *field, const struct json_t *o, const char *key,
                int missing);
 const char *take_string(struct loader *l, const char *field, const struct json_t *o,

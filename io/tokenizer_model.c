@@ -137,7 +137,8 @@ void load_model(struct loader *l, struct tokenizer *t, const json_t *model) {
     utf8_text_free(&unk);
 }
 
-/* ------------------------------------------------------------------------------------- added tokens */
+/* ------------------------------------------------------------------------------------- added
+ * tokens */
 static void load_one(struct loader *l, struct tokenizer *t, const char *field, const json_t *o,
                      int32_t *next, struct normalise_scratch *scratch) {
     size_t n;
@@ -152,7 +153,8 @@ static void load_one(struct loader *l, struct tokenizer *t, const char *field, c
     if (!n || l->bad) return; /* the package passes over empty ones */
     a.id = strings_find(&t->bpe.tokens, content, n);
     if (a.id == NO_ID) a.id = (*next)++;
-    /* The package numbers tokens as they come, whatever the file says; a file that says otherwise is misunderstood. */
+    /* The package numbers tokens as they come, whatever the file says; a file that says otherwise
+     * is misunderstood. */
     if (json_integer_value(id) != a.id)
         complain(l, field, "\"%.60s\" has the id %lld, by its place it has %d", content,
                  (long long)json_integer_value(id), a.id);
@@ -186,7 +188,8 @@ void load_added(struct loader *l, struct tokenizer *t, const json_t *list) {
     normalise_scratch_free(&scratch);
 }
 
-/* ----------------------------------------------------------------------------------- post-processor */
+/* -----------------------------------------------------------------------------------
+ * post-processor */
 static void put_id(struct loader *l, struct ids *to, const json_t *id) {
     json_int_t v = json_integer_value(id);
     if (!json_is_integer(id) || v < 0 || v >= MOST_IDS)

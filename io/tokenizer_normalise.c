@@ -23,7 +23,8 @@ void add_byte_characters(struct utf8_text *to, const char *text, size_t n) {
     for (size_t i = 0; i < n; i++) utf8_text_add_point(to, byte_character((uint8_t)text[i]));
 }
 
-/* ------------------------------------------------------------------------------------- normal forms */
+/* ------------------------------------------------------------------------------------- normal
+ * forms */
 static void point_add(struct normalise_scratch *w, int32_t c) {
     if (w->n_points == w->room) {
         w->room = w->room ? 2 * w->room : 256;
@@ -32,8 +33,8 @@ static void point_add(struct normalise_scratch *w, int32_t c) {
     w->points[w->n_points++] = c;
 }
 
-/* Marks behind a letter, put in the order of their combining classes: a stable counting sort, since a hostile text may
- * have a million of them. */
+/* Marks behind a letter, put in the order of their combining classes: a stable counting sort, since
+ * a hostile text may have a million of them. */
 static void order_marks(int32_t *points, size_t n) {
     int32_t *copy = NULL;
     for (size_t i = 0; i < n;) {
@@ -79,8 +80,8 @@ static void normal_form(struct normalise_scratch *w, enum step_kind kind, const 
     for (long i = 0; i < m; i++) utf8_text_add_point(to, (uint32_t)w->points[i]);
 }
 
-/* Characters below the limit are left alone by the form and nothing that follows joins those before them, so a text is
- * worked on from one of them to the next, and runs of them are copied. */
+/* Characters below the limit are left alone by the form and nothing that follows joins those before
+ * them, so a text is worked on from one of them to the next, and runs of them are copied. */
 static void step_form(struct normalise_scratch *w, enum step_kind kind, struct piece *p,
                       struct utf8_text *to) {
     static const uint32_t limits[] = {
@@ -121,7 +122,8 @@ static void step_form(struct normalise_scratch *w, enum step_kind kind, struct p
     p->first = first;
 }
 
-/* -------------------------------------------------------------------------------------- other steps */
+/* -------------------------------------------------------------------------------------- other
+ * steps */
 static void step_points(enum step_kind kind, struct piece *p, struct utf8_text *to) {
     const uint8_t *s = (const uint8_t *)p->at;
     size_t first = 0;

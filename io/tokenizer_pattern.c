@@ -10,7 +10,8 @@
 #include "io/tokenizer_syntax.h"
 #include "kernels/die.h"
 
-/* The classes: two characters are of one class if every set of the pattern holds both or neither. */
+/* The classes: two characters are of one class if every set of the pattern holds both or neither.
+ */
 struct classes {
     int n;
     uint64_t member[256]; /* [class]: the sets it is in */
@@ -21,7 +22,8 @@ static int cmp_u32(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-/* Class 0 is never given, so that no class is the byte 0. Returns false if there are more than a byte can say. */
+/* Class 0 is never given, so that no class is the byte 0. Returns false if there are more than a
+ * byte can say. */
 static bool classes_make(struct classes *k, const struct syntax *s, uint8_t *class_of) {
     size_t n = 1;
     for (int i = 0; i < s->n_sets; i++) n += 2 * s->sets[i].n;
@@ -132,7 +134,8 @@ void pattern_free(struct pattern *p) {
     free(p);
 }
 
-/* ----------------------------------------------------------------------------------------- matching */
+/* -----------------------------------------------------------------------------------------
+ * matching */
 struct matcher {
     pcre2_match_data *data;
     pcre2_match_context *context;

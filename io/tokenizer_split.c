@@ -8,9 +8,10 @@
 
 static bool stage_do(const struct splitter *k, struct split_scratch *w, int i, struct piece p);
 
-/* -------------------------------------------------------------------------------- what becomes of matches */
-/* Matches and what is between them come in order; out go the pieces. One is held back until it is known whether the next
- * belongs to it. */
+/* -------------------------------------------------------------------------------- what becomes of
+ * matches */
+/* Matches and what is between them come in order; out go the pieces. One is held back until it is
+ * known whether the next belongs to it. */
 struct joiner {
     const struct splitter *splitter;
     struct split_scratch *scratch;
@@ -78,7 +79,8 @@ static struct joiner joiner_of(const struct splitter *k, struct split_scratch *w
                            .good = true};
 }
 
-/* ------------------------------------------------------------------------------------------ stages */
+/* ------------------------------------------------------------------------------------------ stages
+ */
 static bool keeps_matches(const struct stage *s) {
     return s->behaviour == ISOLATED || (s->behaviour == REMOVED && s->invert);
 }

@@ -1,7 +1,8 @@
 /* tokenizer_split: cutting a text into the words that a model then takes one by one.
  *
- * A list of stages.  Each cuts every piece the stage before gave, some change it on the way, and what leaves the last
- * one goes to the caller's `word`.  Pieces go down the stages one at a time, so nothing is stored. */
+ * A list of stages.  Each cuts every piece the stage before gave, some change it on the way, and
+ * what leaves the last one goes to the caller's `word`.  Pieces go down the stages one at a time,
+ * so nothing is stored. */
 #ifndef IO_TOKENIZER_SPLIT_H
 #define IO_TOKENIZER_SPLIT_H
 
@@ -37,11 +38,10 @@ enum { MOST_STAGES = 16 };
 struct splitter {
     int n;
     struct stage stages[MOST_STAGES];
-    bool
-        bytes_last; /* the words are bytes that stand for characters (the last stage is BYTES), not yet written as such */
-    bool
-        exact; /* the first stage's pattern is known by hand and keeps all it matches: a text may be cut where
-                        known_may_cut() says so */
+    bool bytes_last; /* the words are bytes that stand for characters (the last stage is BYTES), not
+                        yet written as such */
+    bool exact; /* the first stage's pattern is known by hand and keeps all it matches: a text may
+                   be cut where known_may_cut() says so */
 };
 
 struct split_scratch {
@@ -60,7 +60,8 @@ void splitter_finish(struct splitter *k);
 /* Cuts the piece. False: a pattern failed. */
 bool split(const struct splitter *k, struct split_scratch *w, struct piece p);
 
-/* Of an exact splitter: the words that begin in [from, to) of the piece, both places where it may be cut. */
+/* Of an exact splitter: the words that begin in [from, to) of the piece, both places where it may
+ * be cut. */
 bool split_part(const struct splitter *k, struct split_scratch *w, struct piece p, size_t from,
                 size_t to);
 

@@ -1,6 +1,7 @@
 /* tokenizer_strings: strings with a number each, found by hashing.
  *
- * The bytes of all lie one after the other; a table of places, at most half full, leads from hash to string. */
+ * The bytes of all lie one after the other; a table of places, at most half full, leads from hash
+ * to string. */
 #ifndef IO_TOKENIZER_STRINGS_H
 #define IO_TOKENIZER_STRINGS_H
 

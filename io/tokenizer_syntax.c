@@ -56,7 +56,8 @@ static uint32_t take_point(struct reader *r) {
     return c;
 }
 
-/* ------------------------------------------------------------------------------------------- sets */
+/* ------------------------------------------------------------------------------------------- sets
+ */
 /* A set gets a number and its mark goes to the output. The set is ours afterwards. */
 static void put_set(struct reader *r, struct set *s) {
     struct syntax *to = r->to;
@@ -76,8 +77,8 @@ static void put_set(struct reader *r, struct set *s) {
     set_free(s);
 }
 
-/* Characters first to last, and under (?i) their other case as Unicode folds: the long s is an s, the Kelvin sign
- * a k. */
+/* Characters first to last, and under (?i) their other case as Unicode folds: the long s is an s,
+ * the Kelvin sign a k. */
 static void set_add_points(struct reader *r, struct set *s, uint32_t first, uint32_t last) {
     set_add(s, first, last);
     if (!r->fold) return;
@@ -207,7 +208,8 @@ static bool read_member(struct reader *r, struct set *s, uint32_t *point) {
     return true;
 }
 
-/* After the opening bracket, up to and with the closing one. && binds weaker than everything else. */
+/* After the opening bracket, up to and with the closing one. && binds weaker than everything else.
+ */
 static void read_set(struct reader *r, struct set *s) {
     struct set now = {0}, before = {0};
     bool inverted = take(r, "^"), has_before = false, first = true;
@@ -247,7 +249,8 @@ static void read_set(struct reader *r, struct set *s) {
     r->depth--;
 }
 
-/* ----------------------------------------------------------------------------------------- the rest */
+/* ----------------------------------------------------------------------------------------- the
+ * rest */
 static void read_alternatives(struct reader *r);
 
 static void put_named(struct reader *r, const char *before, const char *name, const char *after) {

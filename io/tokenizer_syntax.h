@@ -1,9 +1,10 @@
 /* tokenizer_syntax: reading a regular expression in the syntax of Oniguruma (Ruby).
  *
- * Every character, escape and [set] of the pattern becomes a set of code points with a number; the rest (groups,
- * repeats, alternatives, looking ahead and behind) is put in the words of PCRE2, with a mark where each set stands.  What
- * means something else to the two (`{1,3}+` is no possessive repeat to Oniguruma, `(?i)` folds as Unicode does, nested
- * sets, &&) is said so that it means what Oniguruma means.  For tokenizer_pattern.c alone. */
+ * Every character, escape and [set] of the pattern becomes a set of code points with a number; the
+ * rest (groups, repeats, alternatives, looking ahead and behind) is put in the words of PCRE2, with
+ * a mark where each set stands.  What means something else to the two (`{1,3}+` is no possessive
+ * repeat to Oniguruma, `(?i)` folds as Unicode does, nested sets, &&) is said so that it means what
+ * Oniguruma means.  For tokenizer_pattern.c alone. */
 #ifndef IO_TOKENIZER_SYNTAX_H
 #define IO_TOKENIZER_SYNTAX_H
 

@@ -31,7 +31,8 @@ static void collect(struct encoder *e) {
     }
 }
 
-/* ------------------------------------------------------------------------------ a text divided at safe places */
+/* ------------------------------------------------------------------------------ a text divided at
+ * safe places */
 static size_t next_cut(struct piece p, size_t at) {
     while (at < p.n && !known_may_cut((const uint8_t *)p.at, at)) at++;
     return at < p.n ? at : p.n;
@@ -62,7 +63,8 @@ static bool piece_parts(struct encoder *e, struct piece p) {
     return good;
 }
 
-/* ------------------------------------------------------------------------------------ words handed out */
+/* ------------------------------------------------------------------------------------ words handed
+ * out */
 static void items_do(struct encoder *e) {
     struct helpers *h = e->helpers;
     const struct bpe *b = &e->t->bpe;

@@ -49,7 +49,8 @@ int utf8_check(const uint8_t *s, size_t n, int *broken, bool *cut) {
     if (c < 0x80) return 1;
     int length = c >= 0xF0 ? 4 : c >= 0xE0 ? 3 : 2;
     if (c < 0xC2 || c > 0xF4) return 0;
-    /* The second byte is limited further: no longer form than needed, no surrogates, nothing above U+10FFFF. */
+    /* The second byte is limited further: no longer form than needed, no surrogates, nothing above
+     * U+10FFFF. */
     uint8_t low = c == 0xE0 ? 0xA0 : c == 0xF0 ? 0x90 : 0x80;
     uint8_t high = c == 0xED ? 0x9F : c == 0xF4 ? 0x8F : 0xBF;
     for (int i = 1; i < length; i++, low = 0x80, high = 0xBF) {
@@ -95,7 +96,8 @@ bool utf8_text_repair(const char *bytes, size_t n, struct utf8_text *to) {
     return false;
 }
 
-/* ----------------------------------------------------------------------------------------- the table */
+/* ----------------------------------------------------------------------------------------- the
+ * table */
 static struct unicode *table;
 
 static bool inside(const struct range *r, int n, uint32_t c) {

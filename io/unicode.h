@@ -1,8 +1,9 @@
 /* unicode: UTF-8 text and what kind of character each code point is.
  *
- * Text from outside may be anything; inside, a text is valid UTF-8 because utf8_text_repair() came first.  Questions about
- * code points are answered from one flat table a byte each (1.1 MB, made at first use; a text touches a few pages of
- * it), so that asking costs a load.  Which version of Unicode answers: unicode_table.h. */
+ * Text from outside may be anything; inside, a text is valid UTF-8 because utf8_text_repair() came
+ * first.  Questions about code points are answered from one flat table a byte each (1.1 MB, made at
+ * first use; a text touches a few pages of it), so that asking costs a load.  Which version of
+ * Unicode answers: unicode_table.h. */
 #ifndef IO_UNICODE_H
 #define IO_UNICODE_H
 
@@ -57,13 +58,13 @@ void utf8_text_add(struct utf8_text *t, const void *bytes, size_t n);
 void utf8_text_add_point(struct utf8_text *t, uint32_t c); /* a code point as UTF-8 */
 void utf8_text_free(struct utf8_text *t);
 
-/* True if the bytes are valid UTF-8. Else false, and `to` holds the text with U+FFFD for every broken part: the longest
- * beginnings of sequences that are cut off, single bytes otherwise, as Python's errors='replace' and Rust's lossy
- * conversion do. */
+/* True if the bytes are valid UTF-8. Else false, and `to` holds the text with U+FFFD for every
+ * broken part: the longest beginnings of sequences that are cut off, single bytes otherwise, as
+ * Python's errors='replace' and Rust's lossy conversion do. */
 bool utf8_text_repair(const char *bytes, size_t n, struct utf8_text *to);
 
-/* Length of the valid UTF-8 sequence at s[0..n), or 0; then *broken is how many bytes one U+FFFD stands for, and
- * *cut says that more bytes could have made it valid. */
+/* Length of the valid UTF-8 sequence at s[0..n), or 0; then *broken is how many bytes one U+FFFD
+ * stands for, and *cut says that more bytes could have made it valid. */
 int utf8_check(const uint8_t *s, size_t n, int *broken, bool *cut);
 
 /* The code point at s in valid UTF-8, and its bytes. */

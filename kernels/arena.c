@@ -10,7 +10,7 @@
 enum { GRAIN = 64, GUARD = 0xA5, FILL = 0xFF, GUARD_MOST = 4096 };
 
 struct piece {
-    size_t at, size, bytes;     /* bytes: what was asked for; guards begin there */
+    size_t at, size, bytes; /* bytes: what was asked for; guards begin there */
     int used;
     const char *label;
     struct piece *next, *prev;
@@ -28,7 +28,8 @@ void arena_init(struct arena *a, const char *name, struct device *d) {
     size_t bytes = d->dry ? (size_t)1 << 50 : 4 * memory;
     while (!(a->base = device_reserve(d, bytes)) && bytes > ((size_t)1 << 28)) bytes /= 2;
     if (!a->base)
-        die("no address space for the arena '%s'; is there a limit on virtual memory (ulimit -v)?", name);
+        die("no address space for the arena '%s'; is there a limit on virtual memory (ulimit -v)?",
+            name);
     a->reserved = bytes;
 }
 
@@ -71,7 +72,8 @@ static void check_guards(const struct arena *a, const struct piece *p) {
     const unsigned char *g = guards(a, p, &n);
     for (size_t i = 0; i < n; i++)
         if (g[i] != GUARD)
-            bug("arena %s: '%s' of %zu bytes was written %zu bytes past its end", a->name, p->label, p->size, i);
+            bug("arena %s: '%s' of %zu bytes was written %zu bytes past its end", a->name, p->label,
+                p->size, i);
 }
 
 struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void **address) {
@@ -82,7 +84,7 @@ struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void 
         last = p;
     }
     if (!best) {
-        best = node(a);                         /* the last piece is never free: see arena_give */
+        best = node(a); /* the last piece is never free: see arena_give */
         best->at = a->top;
         best->size = size;
         best->prev = last;
@@ -90,8 +92,8 @@ struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void 
         else a->first = best;
         a->top += size;
         if (a->top * spread(a) > a->reserved)
-            die("arena '%s' wants %zu bytes for '%s' beyond the %zu that could be reserved", a->name, size, label,
-                a->reserved);
+            die("arena '%s' wants %zu bytes for '%s' beyond the %zu that could be reserved",
+                a->name, size, label, a->reserved);
         if (a->top > a->peak) a->peak = a->top;
     } else if (best->size > size) {
         struct piece *rest = node(a);
@@ -133,7 +135,7 @@ void arena_give(struct arena *a, struct piece *p) {
         p = p->prev;
         merge_with_next(a, p);
     }
-    if (!p->next) {                             /* the free end goes back to the untouched part */
+    if (!p->next) { /* the free end goes back to the untouched part */
         a->top = p->at;
         if (p->prev) p->prev->next = NULL;
         else a->first = NULL;

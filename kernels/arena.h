@@ -1,12 +1,13 @@
 /* arena: all tensor memory, in a few regions that are planned before a run and measured during it.
  *
- * An arena hands out pieces of one region of address space of a device. Best fit, lowest address, neighbours merged
- * when freed: the same calls give the same addresses on every device, so the peak of a dry run is the peak of
- * the real one to the byte. The peak is the highest end of any piece. Pieces are multiples of 64
- * bytes and carry a label, so that a leak or a broken guard has a name.
+ * An arena hands out pieces of one region of address space of a device. Best fit, lowest address,
+ * neighbours merged when freed: the same calls give the same addresses on every device, so the peak
+ * of a dry run is the peak of the real one to the byte. The peak is the highest end of any piece.
+ * Pieces are multiples of 64 bytes and carry a label, so that a leak or a broken guard has a name.
  *
- * On a debug device every piece is filled with NaN when taken and when given back, and followed by guard bytes that are
- * checked; the guards lie outside what is counted: real addresses are twice the counted ones. */
+ * On a debug device every piece is filled with NaN when taken and when given back, and followed by
+ * guard bytes that are checked; the guards lie outside what is counted: real addresses are twice
+ * the counted ones. */
 #ifndef KERNELS_ARENA_H
 #define KERNELS_ARENA_H
 
@@ -18,14 +19,15 @@ struct piece;
 struct arena {
     const char *name;
     struct device *device;
-    char *base;                 /* device address */
-    size_t reserved;            /* bytes of address space */
-    struct piece *first;        /* all pieces by address, free ones too */
-    struct piece *spare;        /* nodes for reuse */
-    size_t top, peak, live;     /* end of the last piece; highest top ever; bytes in use */
+    char *base;             /* device address */
+    size_t reserved;        /* bytes of address space */
+    struct piece *first;    /* all pieces by address, free ones too */
+    struct piece *spare;    /* nodes for reuse */
+    size_t top, peak, live; /* end of the last piece; highest top ever; bytes in use */
 };
 
-/* Reserves address space (four times the machine's memory, less if the system refuses). Dies if none is to be had. */
+/* Reserves address space (four times the machine's memory, less if the system refuses). Dies if
+ * none is to be had. */
 void arena_init(struct arena *a, const char *name, struct device *d);
 void arena_free_all(struct arena *a);
 

@@ -1,11 +1,12 @@
 /* device: a table of operations, and memory whose addresses only the device may follow.
  *
- * Each row of ops.def is one operation: a struct of arguments (made here from the row), a kernel per room, and
- * its operand counts, work and tolerance as data. Two rooms: `cpu` computes, by a plain definition of every
- * operation in float and in double and by faster versions where there are any; `dry` computes
- * nothing and counts everything, so that the real program can be planned. Callers fill the
- * struct and call device_run; they never follow a pointer into device memory themselves. To make sure of that, a
- * debug device hands out addresses that fault when the host reads them, and checks what kernels leave behind. */
+ * Each row of ops.def is one operation: a struct of arguments (made here from the row), a kernel
+ * per room, and its operand counts, work and tolerance as data. Two rooms: `cpu` computes, by a
+ * plain definition of every operation in float and in double and by faster versions where there are
+ * any; `dry` computes nothing and counts everything, so that the real program can be planned.
+ * Callers fill the struct and call device_run; they never follow a pointer into device memory
+ * themselves. To make sure of that, a debug device hands out addresses that fault when the host
+ * reads them, and checks what kernels leave behind. */
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 
@@ -22,11 +23,13 @@ enum op {
     N_OPS
 };
 
-/* struct rms_norm_args { const void *x, *w; void *y, *rstd; int64_t T, H; double eps; }; and so on. Real operands
- * are float or double, as device_run is told. */
+/* struct rms_norm_args { const void *x, *w; void *y, *rstd; int64_t T, H; double eps; }; and so on.
+ * Real operands are float or double, as device_run is told. */
 #define IN(x, n) const void *x;
 #define OUT(x, n) void *x;
-#define ADD(x, n) void *x; int x##_add;
+#define ADD(x, n)                                                                                  \
+    void *x;                                                                                       \
+    int x##_add;
 #define INOUT(x, n) void *x;
 #define INI(x, n) const int32_t *x;
 #define OUTI(x, n) int32_t *x;
@@ -35,7 +38,10 @@ enum op {
 #define ACC(x) void *x;
 #define N(T) int64_t T;
 #define R(eps) double eps;
-#define OP(name, operands, sizes, reals, work, tolerance) struct name##_args { operands sizes reals };
+#define OP(name, operands, sizes, reals, work, tolerance)                                          \
+    struct name##_args {                                                                           \
+        operands sizes reals                                                                       \
+    };
 #include "kernels/ops.def"
 #include "kernels/ops_undef.h"
 
@@ -46,31 +52,34 @@ struct operand_row {
     const char *name;
     enum operand_kind kind;
     enum operand_type type;
-    size_t at;              /* offset of the pointer in the args struct */
-    size_t add_at;          /* offset of x_add, for OPERAND_ADD */
+    size_t at;     /* offset of the pointer in the args struct */
+    size_t add_at; /* offset of x_add, for OPERAND_ADD */
 };
 struct op_row {
     const char *name;
     size_t args_size;
     int n_operands;
     const struct operand_row *operands;
-    void (*counts)(const void *args, int64_t *n);     /* elements of each operand */
-    double (*work)(const void *args);                 /* multiply-adds as two */
+    void (*counts)(const void *args, int64_t *n); /* elements of each operand */
+    double (*work)(const void *args);             /* multiply-adds as two */
     double tolerance;
 };
 const struct op_row *op_row(enum op op);
 
 /* Counters of one device, by operation. */
-struct op_count { int64_t calls; double work, bytes; };
+struct op_count {
+    int64_t calls;
+    double work, bytes;
+};
 
 struct device {
-    const char *name;                /* "cpu", "dry" */
+    const char *name; /* "cpu", "dry" */
     bool dry, debug;
     int threads;
-    uintptr_t disguise;              /* debug: added to every address given out */
-    uintptr_t next;                  /* dry: where the next made-up region begins */
+    uintptr_t disguise; /* debug: added to every address given out */
+    uintptr_t next;     /* dry: where the next made-up region begins */
     struct op_count count[N_OPS];
-    bool plain;                      /* use the plain definitions even where a faster version exists */
+    bool plain; /* use the plain definitions even where a faster version exists */
 };
 
 /* A device that computes on `threads` host threads. debug: see above. */
@@ -78,8 +87,8 @@ void device_cpu(struct device *d, int threads, bool debug);
 /* A device that counts. debug must not change what it counts. */
 void device_dry(struct device *d);
 
-/* Reserves address space for up to `bytes` (physical memory comes as it is touched); NULL if the system refuses. On dry: a
- * made-up address. Page-aligned. */
+/* Reserves address space for up to `bytes` (physical memory comes as it is touched); NULL if the
+ * system refuses. On dry: a made-up address. Page-aligned. */
 void *device_reserve(struct device *d, size_t bytes);
 void device_release(struct device *d, void *p, size_t bytes);
 
@@ -91,10 +100,13 @@ void device_write(struct device *d, void *to, const void *host, size_t bytes);
 void device_read(struct device *d, void *host, const void *from, size_t bytes);
 void device_zero(struct device *d, void *p, size_t bytes);
 
-/* Runs one operation. `real` is F32 or F64: the type of its real operands. args: the row's struct. */
+/* Runs one operation. `real` is F32 or F64: the type of its real operands. args: the row's struct.
+ */
 void device_run(struct device *d, enum op op, enum dtype real, const void *args);
 
-/* device_run with the struct written in place: DEVICE_RUN(d, add, F32, .a = x, .b = y, .y = z, .n = 3). */
-#define DEVICE_RUN(d, name, real, ...) device_run(d, OP_##name, real, &(struct name##_args){__VA_ARGS__})
+/* device_run with the struct written in place: DEVICE_RUN(d, add, F32, .a = x, .b = y, .y = z, .n =
+ * 3). */
+#define DEVICE_RUN(d, name, real, ...)                                                             \
+    device_run(d, OP_##name, real, &(struct name##_args){__VA_ARGS__})
 
 #endif

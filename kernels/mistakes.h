@@ -13,8 +13,8 @@ struct mistakes {
     char **text; /* owned; complete lines without the newline */
 };
 
-/* Adds "where:line: <text>", "where: <text>" if line is 0, or "<text>" if where is NULL. The same line
- * is not added twice. */
+/* Adds "where:line: <text>", "where: <text>" if line is 0, or "<text>" if where is NULL. The same
+ * line is not added twice. */
 void mistake(struct mistakes *m, const char *where, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 

@@ -2,17 +2,20 @@
 
 #include <stddef.h>
 
-/* What backward needs of an op is written beside it: reads_in, reads_out and weights are bits by operand number. */
+/* What backward needs of an op is written beside it: reads_in, reads_out and weights are bits by
+ * operand number. */
 #define BIT(i) (1u << (i))
 
-static struct layout layout_linear(const char *op, struct tensor *x, struct tensor *w, bool grouped) {
+static struct layout layout_linear(const char *op, struct tensor *x, struct tensor *w,
+                                   bool grouped) {
     struct layout l = x->layout;
     op_require(!x->missing && x->data, op, x, "was dropped, or left out of a replay, but is read");
     for (int a = 0; a < N_AXES; a++) {
         enum state xs = x->layout.state[a], ws = w->layout.state[a];
         int xby = x->layout.by[a], wby = w->layout.by[a];
         if (ws == SPLIT && grouped && a == AXIS_EXPERT) {
-            op_require(xs == SPLIT && xby == BY_ROWS, op, x, "is not split by experts as the weight is");
+            op_require(xs == SPLIT && xby == BY_ROWS, op, x,
+                       "is not split by experts as the weight is");
         } else if (ws == SPLIT && wby == BY_ROWS) {
             op_require(xs == ENTERED, op, x, "meets a weight split by rows but was not entered");
             l.state[a] = SPLIT;
@@ -20,14 +23,18 @@ static struct layout layout_linear(const char *op, struct tensor *x, struct tens
             l.n_segments = w->layout.n_segments;
             for (int s = 0; s < l.n_segments; s++) l.segment[s] = w->layout.segment[s];
         } else if (ws == SPLIT) {
-            op_require(xs == SPLIT && xby == BY_COLUMNS, op, x, "meets a weight split by columns but is not split so");
+            op_require(xs == SPLIT && xby == BY_COLUMNS, op, x,
+                       "meets a weight split by columns but is not split so");
             for (int s = 0; s < x->layout.n_segments; s++)
-                op_require(x->layout.segment[s].share == 1, op, x, "is shared by neighbours: a sum would count it twice");
+                op_require(x->layout.segment[s].share == 1, op, x,
+                           "is shared by neighbours: a sum would count it twice");
             l.state[a] = PARTIAL;
             l.n_segments = 0;
         } else {
-            op_require(xs != SPLIT || xby == BY_ROWS, op, x, "is split by features but the weight is not");
-            op_require((xs == WHOLE) == (ws == WHOLE), op, x, "is whole and the weight is entered, or the reverse");
+            op_require(xs != SPLIT || xby == BY_ROWS, op, x,
+                       "is split by features but the weight is not");
+            op_require((xs == WHOLE) == (ws == WHOLE), op, x,
+                       "is whole and the weight is entered, or the reverse");
         }
     }
     return l;
@@ -42,7 +49,8 @@ static void add_adjoint(struct tape *t, struct note *n, unsigned mask) {
 static const struct tape_op op_add = {"add", add_adjoint, 0, 0, 0};
 
 struct tensor *add(struct tape *t, struct tensor *a, struct tensor *b) {
-    op_require(layout_equal(&a->layout, &b->layout), "add", b, "is in another state than what it is added to");
+    op_require(layout_equal(&a->layout, &b->layout), "add", b,
+               "is in another state than what it is added to");
     op_require(a->rows == b->rows && a->width == b->width, "add", b, "has another shape");
     op_require(a->stride == a->width && b->stride == b->width, "add", b, "is a view");
     struct tensor *y;
@@ -51,7 +59,8 @@ struct tensor *add(struct tape *t, struct tensor *a, struct tensor *b) {
         y->missing = true;
     } else {
         y = tensor_new(t, "sum", a->rows, a->width, &a->layout);
-        DEVICE_RUN(t->device, add, t->real, .a = a->data, .b = b->data, .y = y->data, .n = tensor_elements(a));
+        DEVICE_RUN(t->device, add, t->real, .a = a->data, .b = b->data, .y = y->data,
+                   .n = tensor_elements(a));
     }
     tape_note(t, &op_add, 2, (struct tensor *[]){a, b}, 1, &y);
     return y;
@@ -61,8 +70,8 @@ static void add_bias_adjoint(struct tape *t, struct note *n, unsigned mask) {
     int more;
     void *db = tape_grad_in(t, n, 1, mask, &more);
     if (db)
-        DEVICE_RUN(t->device, add_bias_adjoint, t->real, .dy = tape_grad_out(n, 0), .db = db, .db_add = more,
-                   .T = n->out[0]->rows, .W = n->out[0]->width);
+        DEVICE_RUN(t->device, add_bias_adjoint, t->real, .dy = tape_grad_out(n, 0), .db = db,
+                   .db_add = more, .T = n->out[0]->rows, .W = n->out[0]->width);
     tape_grad_pass(t, n, 0, 0, mask);
 }
 static const struct tape_op op_add_bias = {"add_bias", add_bias_adjoint, 0, 0, BIT(1)};
@@ -71,14 +80,17 @@ struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias) {
     struct tensor *b = tape_use(t, bias, x), *y;
     bool missing = x->missing;
     struct tensor *both[] = {x, b};
-    struct layout l = missing ? layout_join_unread("add_bias", 2, both) : layout_join("add_bias", 2, both);
-    op_require(x->width == bias->rows && x->stride == x->width, "add_bias", x, "has not the bias's width");
+    struct layout l =
+        missing ? layout_join_unread("add_bias", 2, both) : layout_join("add_bias", 2, both);
+    op_require(x->width == bias->rows && x->stride == x->width, "add_bias", x,
+               "has not the bias's width");
     if (missing) {
         y = tensor_over(t, "biased", NULL, t->real, x->rows, x->width, &l);
         y->missing = true;
     } else {
         y = tensor_new(t, "biased", x->rows, x->width, &l);
-        DEVICE_RUN(t->device, add_bias, t->real, .x = x->data, .b = b->data, .y = y->data, .T = x->rows, .W = x->width);
+        DEVICE_RUN(t->device, add_bias, t->real, .x = x->data, .b = b->data, .y = y->data,
+                   .T = x->rows, .W = x->width);
     }
     tape_note(t, &op_add_bias, 2, (struct tensor *[]){x, b}, 1, &y);
     return y;
@@ -90,8 +102,9 @@ static void relu2_backward(struct tape *t, struct note *n, unsigned mask) {
     int more;
     void *dx = tape_grad_in(t, n, 0, mask, &more);
     if (dx)
-        DEVICE_RUN(t->device, relu2_adjoint, t->real, .x = n->in[0]->data, .dy = tape_grad_out(n, 0), .dx = dx,
-                   .dx_add = more, .n = tensor_elements(n->in[0]));
+        DEVICE_RUN(t->device, relu2_adjoint, t->real, .x = n->in[0]->data,
+                   .dy = tape_grad_out(n, 0), .dx = dx, .dx_add = more,
+                   .n = tensor_elements(n->in[0]));
 }
 static const struct tape_op op_relu2 = {"relu2", relu2_backward, BIT(0), 0, 0};
 
@@ -111,21 +124,25 @@ static void rms_norm_backward(struct tape *t, struct note *n, unsigned mask) {
     struct tensor *x = n->in[0];
     void *dx = tape_grad_in(t, n, 0, mask, &dx_add), *dw = tape_grad_in(t, n, 1, mask, &dw_add);
     if (dx || dw)
-        DEVICE_RUN(t->device, rms_norm_adjoint, t->real, .x = x->data, .w = n->in[1]->data, .rstd = n->in[2]->data,
-                   .dy = tape_grad_out(n, 0), .dx = dx, .dx_add = dx_add, .dw = dw, .dw_add = dw_add, .T = x->rows,
-                   .H = x->width);
+        DEVICE_RUN(t->device, rms_norm_adjoint, t->real, .x = x->data, .w = n->in[1]->data,
+                   .rstd = n->in[2]->data, .dy = tape_grad_out(n, 0), .dx = dx, .dx_add = dx_add,
+                   .dw = dw, .dw_add = dw_add, .T = x->rows, .H = x->width);
 }
-static const struct tape_op op_rms_norm = {"rms_norm", rms_norm_backward, BIT(0) | BIT(1) | BIT(2), 0, BIT(1)};
+static const struct tape_op op_rms_norm = {"rms_norm", rms_norm_backward, BIT(0) | BIT(1) | BIT(2),
+                                           0, BIT(1)};
 
 struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, double eps) {
     struct tensor *w = tape_use(t, weight, x);
     struct layout l = layout_join("rms_norm", 2, (struct tensor *[]){x, w});
     for (int a = 0; a < N_AXES; a++)
-        op_require(l.state[a] != SPLIT || l.by[a] == BY_ROWS, "rms_norm", x, "is split by features");
-    op_require(x->width == weight->rows && x->stride == x->width, "rms_norm", x, "has not the weight's width");
-    struct tensor *y = tensor_new(t, "norm", x->rows, x->width, &l), *rstd = tensor_new(t, "rstd", x->rows, 1, &l);
-    DEVICE_RUN(t->device, rms_norm, t->real, .x = x->data, .w = w->data, .y = y->data, .rstd = rstd->data, .T = x->rows,
-               .H = x->width, .eps = eps);
+        op_require(l.state[a] != SPLIT || l.by[a] == BY_ROWS, "rms_norm", x,
+                   "is split by features");
+    op_require(x->width == weight->rows && x->stride == x->width, "rms_norm", x,
+               "has not the weight's width");
+    struct tensor *y = tensor_new(t, "norm", x->rows, x->width, &l),
+                  *rstd = tensor_new(t, "rstd", x->rows, 1, &l);
+    DEVICE_RUN(t->device, rms_norm, t->real, .x = x->data, .w = w->data, .y = y->data,
+               .rstd = rstd->data, .T = x->rows, .H = x->width, .eps = eps);
     tape_note(t, &op_rms_norm, 3, (struct tensor *[]){x, w, rstd}, 1, &y);
     tensor_drop(t, rstd);
     return y;
@@ -138,12 +155,14 @@ static void linear_backward(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dy = tape_grad_out(n, 0), *dx = tape_grad_in(t, n, 0, mask, &add);
     if (dx)
-        DEVICE_RUN(t->device, matmul, t->real, .a = dy, .b = w->data, .c = dx, .c_add = add, .M = x->rows, .N = x->width,
-                   .K = y->width, .lda = y->stride, .ldb = w->stride, .ldc = x->stride);
+        DEVICE_RUN(t->device, matmul, t->real, .a = dy, .b = w->data, .c = dx, .c_add = add,
+                   .M = x->rows, .N = x->width, .K = y->width, .lda = y->stride, .ldb = w->stride,
+                   .ldc = x->stride);
     void *dw = tape_grad_in(t, n, 1, mask, &add);
     if (dw)
-        DEVICE_RUN(t->device, matmul, t->real, .a = dy, .ta = 1, .b = x->data, .c = dw, .c_add = add, .M = y->width,
-                   .N = x->width, .K = x->rows, .lda = y->stride, .ldb = x->stride, .ldc = w->stride);
+        DEVICE_RUN(t->device, matmul, t->real, .a = dy, .ta = 1, .b = x->data, .c = dw,
+                   .c_add = add, .M = y->width, .N = x->width, .K = x->rows, .lda = y->stride,
+                   .ldb = x->stride, .ldc = w->stride);
 }
 static const struct tape_op op_linear = {"linear", linear_backward, BIT(0) | BIT(1), 0, BIT(1)};
 
@@ -152,8 +171,9 @@ struct tensor *linear(struct tape *t, struct tensor *x, struct param *weight) {
     struct layout l = layout_linear("linear", x, w, false);
     op_require(x->width == weight->width, "linear", x, "has not the weight's width");
     struct tensor *y = tensor_new(t, weight->name, x->rows, weight->rows, &l);
-    DEVICE_RUN(t->device, matmul, t->real, .a = x->data, .b = w->data, .tb = 1, .c = y->data, .M = x->rows,
-               .N = weight->rows, .K = x->width, .lda = x->stride, .ldb = w->stride, .ldc = y->stride);
+    DEVICE_RUN(t->device, matmul, t->real, .a = x->data, .b = w->data, .tb = 1, .c = y->data,
+               .M = x->rows, .N = weight->rows, .K = x->width, .lda = x->stride, .ldb = w->stride,
+               .ldc = y->stride);
     tape_note(t, &op_linear, 2, (struct tensor *[]){x, w}, 1, &y);
     return y;
 }
@@ -164,24 +184,29 @@ static void grouped_backward(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dy = tape_grad_out(n, 0), *dx = tape_grad_in(t, n, 0, mask, &add);
     if (dx)
-        DEVICE_RUN(t->device, grouped_matmul, t->real, .x = dy, .w = w->data, .offset = n->in[2]->data, .y = dx,
-                   .y_add = add, .S = x->rows, .N = x->width, .K = y->width, .E = experts);
+        DEVICE_RUN(t->device, grouped_matmul, t->real, .x = dy, .w = w->data,
+                   .offset = n->in[2]->data, .y = dx, .y_add = add, .S = x->rows, .N = x->width,
+                   .K = y->width, .E = experts);
     void *dw = tape_grad_in(t, n, 1, mask, &add);
     if (dw)
-        DEVICE_RUN(t->device, grouped_weight, t->real, .dy = dy, .x = x->data, .offset = n->in[2]->data, .dw = dw,
-                   .dw_add = add, .S = x->rows, .N = y->width, .K = x->width, .E = experts);
+        DEVICE_RUN(t->device, grouped_weight, t->real, .dy = dy, .x = x->data,
+                   .offset = n->in[2]->data, .dw = dw, .dw_add = add, .S = x->rows, .N = y->width,
+                   .K = x->width, .E = experts);
 }
-static const struct tape_op op_grouped = {"grouped_linear", grouped_backward, BIT(0) | BIT(1) | BIT(2), 0, BIT(1)};
+static const struct tape_op op_grouped = {"grouped_linear", grouped_backward,
+                                          BIT(0) | BIT(1) | BIT(2), 0, BIT(1)};
 
-struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight, int64_t experts,
-                              struct tensor *offset) {
+struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight,
+                              int64_t experts, struct tensor *offset) {
     struct tensor *w = tape_use(t, weight, x);
     struct layout l = layout_linear("grouped_linear", x, w, true);
-    op_require(x->width == weight->width && x->stride == x->width, "grouped_linear", x, "has not the weight's width");
+    op_require(x->width == weight->width && x->stride == x->width, "grouped_linear", x,
+               "has not the weight's width");
     int64_t width = experts ? weight->rows / experts : 0;
     struct tensor *y = tensor_new(t, weight->name, x->rows, width, &l);
-    DEVICE_RUN(t->device, grouped_matmul, t->real, .x = x->data, .w = w->data, .offset = offset->data, .y = y->data,
-               .S = x->rows, .N = width, .K = x->width, .E = experts, .tb = 1);
+    DEVICE_RUN(t->device, grouped_matmul, t->real, .x = x->data, .w = w->data,
+               .offset = offset->data, .y = y->data, .S = x->rows, .N = width, .K = x->width,
+               .E = experts, .tb = 1);
     struct note *n = tape_note(t, &op_grouped, 3, (struct tensor *[]){x, w, offset}, 1, &y);
     if (n) n->size[0] = experts;
     return y;
@@ -194,8 +219,9 @@ static void embedding_backward(struct tape *t, struct note *n, unsigned mask) {
     struct tensor *y = n->out[0], *w = n->in[1];
     void *dw = tape_grad_in(t, n, 1, mask, &add);
     if (dw)
-        DEVICE_RUN(t->device, embedding_adjoint, t->real, .id = n->in[0]->data, .dy = tape_grad_out(n, 0), .dw = dw,
-                   .dw_add = add, .T = y->rows, .H = y->width, .V = w->rows, .first = n->size[0]);
+        DEVICE_RUN(t->device, embedding_adjoint, t->real, .id = n->in[0]->data,
+                   .dy = tape_grad_out(n, 0), .dw = dw, .dw_add = add, .T = y->rows, .H = y->width,
+                   .V = w->rows, .first = n->size[0]);
 }
 static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT(0), 0, BIT(1)};
 
@@ -204,12 +230,13 @@ struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table
     struct layout l = ids->layout;
     for (int a = 0; a < N_AXES; a++) {
         if (w->layout.state[a] != SPLIT) continue;
-        op_require(l.state[a] != SPLIT, "embedding", ids, "is split along the axis that splits the table");
+        op_require(l.state[a] != SPLIT, "embedding", ids,
+                   "is split along the axis that splits the table");
         l.state[a] = PARTIAL;
     }
     struct tensor *x = tensor_new(t, "embedding", ids->rows, table->width, &l);
-    DEVICE_RUN(t->device, embedding, t->real, .w = w->data, .id = ids->data, .y = x->data, .T = ids->rows,
-               .H = table->width, .V = table->rows, .first = first);
+    DEVICE_RUN(t->device, embedding, t->real, .w = w->data, .id = ids->data, .y = x->data,
+               .T = ids->rows, .H = table->width, .V = table->rows, .first = first);
     struct note *n = tape_note(t, &op_embedding, 2, (struct tensor *[]){ids, w}, 1, &x);
     if (n) n->size[0] = first;
     return x;
@@ -217,10 +244,13 @@ struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table
 
 struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x) {
     struct layout l = layout_join("row_ends", 1, &x);
-    op_require(x->rows == b->rows * b->length, "row_ends", x, "has not as many rows as the batch has tokens");
+    op_require(x->rows == b->rows * b->length, "row_ends", x,
+               "has not as many rows as the batch has tokens");
     op_require(!t->learning || !x->needs_grad, "row_ends", x, "needs a gradient");
     struct tensor *y = tensor_new(t, "last tokens", b->rows, x->width, &l);
-    DEVICE_RUN(t->device, copy, t->real, .x = (char *)x->data + (b->length - 1) * x->stride * dtype_size(t->real), .y = y->data,
-               .T = b->rows, .W = x->width, .ldx = b->length * x->stride, .ldy = x->width);
+    DEVICE_RUN(t->device, copy, t->real,
+               .x = (char *)x->data + (b->length - 1) * x->stride * dtype_size(t->real),
+               .y = y->data, .T = b->rows, .W = x->width, .ldx = b->length * x->stride,
+               .ldy = x->width);
     return y;
 }

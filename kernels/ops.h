@@ -1,9 +1,9 @@
 /* ops: the operations that layers are written with, as calls on a tape.
  *
- * Each function checks the states of what it is given, makes the result, runs the device's kernel (ops.def has
- * the formulas) and notes how to go back. Weights are given as parameters and come onto the tape by tape_use.
- * Activations are [tokens, features]; tokens of a micro-batch are `rows` rows of `length` each. Every function belongs to the rank
- * alone: exchanges are in parallel/. */
+ * Each function checks the states of what it is given, makes the result, runs the device's kernel
+ * (ops.def has the formulas) and notes how to go back. Weights are given as parameters and come
+ * onto the tape by tape_use. Activations are [tokens, features]; tokens of a micro-batch are `rows`
+ * rows of `length` each. Every function belongs to the rank alone: exchanges are in parallel/. */
 #ifndef KERNELS_OPS_H
 #define KERNELS_OPS_H
 
@@ -11,8 +11,8 @@
 
 /* The tokens of one micro-batch on this rank. */
 struct batch {
-    int64_t rows, length;       /* rows * length tokens */
-    struct tensor *start;       /* [tokens, 1] integers: see ops.def */
+    int64_t rows, length; /* rows * length tokens */
+    struct tensor *start; /* [tokens, 1] integers: see ops.def */
 };
 
 /* ops.c: a + b, of one state (partial sums too); x + bias; y = relu(x)^2; root-mean-square norm. */
@@ -21,73 +21,87 @@ struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias);
 struct tensor *relu2(struct tape *t, struct tensor *x);
 struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, double eps);
 
-/* The one door for weights: y[tokens, rows of w] = x w^T. w split by rows takes x entered and gives y split; w split by
- * columns takes x split and gives y partial; a bias is added by add_bias (after leave, where y is partial). */
+/* The one door for weights: y[tokens, rows of w] = x w^T. w split by rows takes x entered and gives
+ * y split; w split by columns takes x split and gives y partial; a bias is added by add_bias (after
+ * leave, where y is partial). */
 struct tensor *linear(struct tape *t, struct tensor *x, struct param *weight);
-/* The same per expert: rows offset[e] .. offset[e+1] of x meet expert e's block of w (`experts` blocks of equal rows). */
-struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight, int64_t experts,
-                              struct tensor *offset);
+/* The same per expert: rows offset[e] .. offset[e+1] of x meet expert e's block of w (`experts`
+ * blocks of equal rows). */
+struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight,
+                              int64_t experts, struct tensor *offset);
 
-/* Rows of the table; ids[tokens,1] integers; `first`: the id of this rank's first row. Partial if the table is split. */
+/* Rows of the table; ids[tokens,1] integers; `first`: the id of this rank's first row. Partial if
+ * the table is split. */
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first);
 
-/* The last token of each row of the batch: x[tokens, width] -> [rows, width]. No gradient flows through it. */
+/* The last token of each row of the batch: x[tokens, width] -> [rows, width]. No gradient flows
+ * through it. */
 struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x);
 
-/* ops_mamba.c. State: state_in and state_out may be NULL; *state_out is made, or if it is a tensor already written; that may be
- * state_in where nothing is learned. conv: x[tokens, channels] (a view), weight[channels, K]; bias may be NULL;
- * states [rows, (K-1)*channels]. */
-struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight, struct param *bias,
-                    struct tensor *state_in, struct tensor **state_out);
+/* ops_mamba.c. State: state_in and state_out may be NULL; *state_out is made, or if it is a tensor
+ * already written; that may be state_in where nothing is learned. conv: x[tokens, channels] (a
+ * view), weight[channels, K]; bias may be NULL; states [rows, (K-1)*channels]. */
+struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
+                    struct param *bias, struct tensor *state_in, struct tensor **state_out);
 
 /* The sizes of a scan on this rank. */
 struct scan_shape {
     int64_t heads, head_dim, groups, state;
-    int64_t chunk;              /* a state is kept every so many tokens for the adjoint, or oftener: memory and speed only */
+    int64_t chunk; /* a state is kept every so many tokens for the adjoint, or oftener: memory and
+                      speed only */
     double dt_min, dt_max;
 };
-/* u[tokens, x|b|c], dt[tokens, heads]; y[tokens, heads*head_dim]. States [rows, heads*head_dim*state]. */
-struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s, struct tensor *u, struct tensor *dt,
-                    struct param *a_log, struct param *d, struct param *dt_bias, struct tensor *state_in,
-                    struct tensor **state_out);
+/* u[tokens, x|b|c], dt[tokens, heads]; y[tokens, heads*head_dim]. States [rows,
+ * heads*head_dim*state]. */
+struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                    struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
+                    struct param *dt_bias, struct tensor *state_in, struct tensor **state_out);
 
-/* Gated norm in two steps, so that a group may go on at a neighbour: g = y silu(z), sums of g^2 per group
- * [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that goes on at share - 1 neighbours are a
- * part, which share_sum (parallel/tensor_parallel.h) must finish. */
-struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups, int share);
-struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares, struct param *weight,
-                         int64_t width, double eps);
+/* Gated norm in two steps, so that a group may go on at a neighbour: g = y silu(z), sums of g^2 per
+ * group [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that goes on at
+ * share - 1 neighbours are a part, which share_sum (parallel/tensor_parallel.h) must finish. */
+struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups,
+                            int share);
+struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
+                         struct param *weight, int64_t width, double eps);
 
-/* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past: NULL, or
- * [rows * past tokens, kv_heads*head_dim], or [rows, past tokens * kv_heads*head_dim] as a view into rows that have room for more. */
-struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k, struct tensor *v,
-                         int64_t head_dim, struct tensor *k_past, struct tensor *v_past);
-/* Writes x (keys or values, as above) behind the `tokens` that each row of `past` holds: a device array whose rows are `stride`
- * numbers apart. No gradient flows through it. */
-void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past, int64_t tokens, int64_t stride);
+/* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past:
+ * NULL, or [rows * past tokens, kv_heads*head_dim], or [rows, past tokens * kv_heads*head_dim] as a
+ * view into rows that have room for more. */
+struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k,
+                         struct tensor *v, int64_t head_dim, struct tensor *k_past,
+                         struct tensor *v_past);
+/* Writes x (keys or values, as above) behind the `tokens` that each row of `past` holds: a device
+ * array whose rows are `stride` numbers apart. No gradient flows through it. */
+void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past,
+                 int64_t tokens, int64_t stride);
 
 /* ops_experts.c. */
 struct routing {
-    int64_t experts, chosen;               /* of all; per token */
+    int64_t experts, chosen; /* of all; per token */
     int64_t groups, kept_groups;
     bool normalise;
     double scale;
 };
-/* logits[tokens, experts] -> index[tokens, chosen] (integers; kept for replays) and weight[tokens, chosen]. bias[experts] is
- * a device array that takes no gradient. */
-struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r, struct tensor **index);
-/* Order of the tokens*chosen slots by expert: order, position (its inverse), offset[experts + 1]. Integers. */
+/* logits[tokens, experts] -> index[tokens, chosen] (integers; kept for replays) and weight[tokens,
+ * chosen]. bias[experts] is a device array that takes no gradient. */
+struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r,
+                     struct tensor **index);
+/* Order of the tokens*chosen slots by expert: order, position (its inverse), offset[experts + 1].
+ * Integers. */
 void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct tensor **order,
                   struct tensor **position, struct tensor **offset);
 /* count[e] += tokens of expert e; not in a replay. count: int64 device array. */
 void count_experts(struct tape *t, struct tensor *offset, void *count);
-struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order, struct tensor *position,
-                           int64_t chosen);
-struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight, struct tensor *position);
+struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order,
+                           struct tensor *position, int64_t chosen);
+struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight,
+                            struct tensor *position);
 
-/* ops_head.c: this rank's words; lse and picked [tokens, 1], split. target[tokens,1] integers, negative: none. */
-void head(struct tape *t, struct tensor *x, struct param *words, int64_t first, struct tensor *target,
-          struct tensor **lse, struct tensor **picked);
+/* ops_head.c: this rank's words; lse and picked [tokens, 1], split. target[tokens,1] integers,
+ * negative: none. */
+void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
+          struct tensor *target, struct tensor **lse, struct tensor **picked);
 /* lse, picked [ranks, tokens] (gathered); weight[tokens] a device array; loss[1, tokens]. */
 struct tensor *word_loss(struct tape *t, struct tensor *lse, struct tensor *picked, void *weight);
 

@@ -11,27 +11,33 @@ static void route_backward(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dl = tape_grad_in(t, n, 0, mask, &add);
     if (dl)
-        DEVICE_RUN(t->device, route_weight_adjoint, t->real, .logits = logits->data, .index = index->data,
-                   .dweight = tape_grad_out(n, 0), .dlogits = dl, .dlogits_add = add, .T = logits->rows,
-                   .E = logits->width, .K = index->width, .normalise = n->size[0], .scale = n->real[0]);
+        DEVICE_RUN(t->device, route_weight_adjoint, t->real, .logits = logits->data,
+                   .index = index->data, .dweight = tape_grad_out(n, 0), .dlogits = dl,
+                   .dlogits_add = add, .T = logits->rows, .E = logits->width, .K = index->width,
+                   .normalise = n->size[0], .scale = n->real[0]);
 }
 static const struct tape_op op_route = {"route", route_backward, BIT(0) | BIT(1), 0, 0};
 
-struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r, struct tensor **index) {
+struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r,
+                     struct tensor **index) {
     struct layout l = layout_join("route", 1, &logits);
     for (int a = 0; a < N_AXES; a++)
-        op_require(l.state[a] != SPLIT || l.by[a] == BY_ROWS, "route", logits, "is split by experts");
-    op_require(logits->width == r->experts && logits->stride == logits->width, "route", logits, "has not a column an expert");
+        op_require(l.state[a] != SPLIT || l.by[a] == BY_ROWS, "route", logits,
+                   "is split by experts");
+    op_require(logits->width == r->experts && logits->stride == logits->width, "route", logits,
+               "has not a column an expert");
     struct tensor *chosen = tape_kept(t);
     if (!chosen) {
         chosen = tensor_new_ints(t, "chosen experts", logits->rows, r->chosen, &l);
-        DEVICE_RUN(t->device, route, t->real, .logits = logits->data, .bias = bias, .index = chosen->data,
-                   .T = logits->rows, .E = r->experts, .K = r->chosen, .groups = r->groups, .kept = r->kept_groups);
+        DEVICE_RUN(t->device, route, t->real, .logits = logits->data, .bias = bias,
+                   .index = chosen->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
+                   .groups = r->groups, .kept = r->kept_groups);
         tape_keep(t, chosen);
     }
     struct tensor *w = tensor_new(t, "expert weights", logits->rows, r->chosen, &l);
-    DEVICE_RUN(t->device, route_weight, t->real, .logits = logits->data, .index = chosen->data, .weight = w->data,
-               .T = logits->rows, .E = r->experts, .K = r->chosen, .normalise = r->normalise, .scale = r->scale);
+    DEVICE_RUN(t->device, route_weight, t->real, .logits = logits->data, .index = chosen->data,
+               .weight = w->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
+               .normalise = r->normalise, .scale = r->scale);
     struct note *n = tape_note(t, &op_route, 2, (struct tensor *[]){logits, chosen}, 1, &w);
     if (n) n->size[0] = r->normalise, n->real[0] = r->scale;
     *index = chosen;
@@ -45,13 +51,14 @@ void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct 
     *position = tensor_new_ints(t, "expert position", index->rows, index->width, &index->layout);
     *offset = tensor_new_ints(t, "expert offset", experts + 1, 1, &index->layout);
     DEVICE_RUN(t->device, sort_experts, t->real, .index = index->data, .order = (*order)->data,
-               .position = (*position)->data, .offset = (*offset)->data, .T = index->rows, .K = index->width,
-               .E = experts);
+               .position = (*position)->data, .offset = (*offset)->data, .T = index->rows,
+               .K = index->width, .E = experts);
 }
 
 void count_experts(struct tape *t, struct tensor *offset, void *count) {
     if (t->replaying) return;
-    DEVICE_RUN(t->device, count_experts, t->real, .offset = offset->data, .count = count, .E = offset->rows - 1);
+    DEVICE_RUN(t->device, count_experts, t->real, .offset = offset->data, .count = count,
+               .E = offset->rows - 1);
 }
 
 /* ---- rows to experts and back ---- */
@@ -61,18 +68,19 @@ static void gather_backward(struct tape *t, struct note *n, unsigned mask) {
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     struct tensor *x = n->in[0];
     if (dx)
-        DEVICE_RUN(t->device, gather_rows_adjoint, t->real, .dy = tape_grad_out(n, 0), .position = n->in[1]->data,
-                   .dx = dx, .dx_add = add, .T = x->rows, .K = n->size[0], .W = x->width);
+        DEVICE_RUN(t->device, gather_rows_adjoint, t->real, .dy = tape_grad_out(n, 0),
+                   .position = n->in[1]->data, .dx = dx, .dx_add = add, .T = x->rows,
+                   .K = n->size[0], .W = x->width);
 }
 static const struct tape_op op_gather = {"gather_rows", gather_backward, BIT(1), 0, 0};
 
-struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order, struct tensor *position,
-                           int64_t chosen) {
+struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order,
+                           struct tensor *position, int64_t chosen) {
     struct layout l = layout_join("gather_rows", 1, &x);
     op_require(x->stride == x->width, "gather_rows", x, "is a view");
     struct tensor *y = tensor_new(t, "rows for experts", x->rows * chosen, x->width, &l);
-    DEVICE_RUN(t->device, gather_rows, t->real, .x = x->data, .order = order->data, .y = y->data, .T = x->rows,
-               .K = chosen, .W = x->width);
+    DEVICE_RUN(t->device, gather_rows, t->real, .x = x->data, .order = order->data, .y = y->data,
+               .T = x->rows, .K = chosen, .W = x->width);
     struct note *n = tape_note(t, &op_gather, 2, (struct tensor *[]){x, position}, 1, &y);
     if (n) n->size[0] = chosen;
     return y;
@@ -84,27 +92,35 @@ static void combine_backward(struct tape *t, struct note *n, unsigned mask) {
     void *dy = tape_grad_in(t, n, 0, mask, &y_add), *dw = tape_grad_in(t, n, 1, mask, &w_add);
     if (dy || dw)
         DEVICE_RUN(t->device, combine_rows_adjoint, t->real, .y = y->data, .weight = w->data,
-                   .position = n->in[2]->data, .go = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add, .dweight = dw,
-                   .dweight_add = w_add, .T = w->rows, .K = w->width, .W = y->width);
+                   .position = n->in[2]->data, .go = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add,
+                   .dweight = dw, .dweight_add = w_add, .T = w->rows, .K = w->width, .W = y->width);
 }
-static const struct tape_op op_combine = {"combine_rows", combine_backward, BIT(0) | BIT(1) | BIT(2), 0, 0};
+static const struct tape_op op_combine = {"combine_rows", combine_backward,
+                                          BIT(0) | BIT(1) | BIT(2), 0, 0};
 
-/* Linear in y, so y may be partial; then the weights' gradient is a part too, and they must have been entered. */
-struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight, struct tensor *position) {
+/* Linear in y, so y may be partial; then the weights' gradient is a part too, and they must have
+ * been entered. */
+struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight,
+                            struct tensor *position) {
     struct layout l = y->layout;
-    op_require(weight->layout.factoring == l.factoring, "combine_rows", weight, "belongs to the other factoring");
+    op_require(weight->layout.factoring == l.factoring, "combine_rows", weight,
+               "belongs to the other factoring");
     for (int a = 0; a < N_AXES; a++) {
         enum state ys = l.state[a], ws = weight->layout.state[a];
         op_require(ws != PARTIAL && (ws == WHOLE) == (ys == WHOLE), "combine_rows", weight,
                    "is whole and the rows are not, or the reverse");
         bool like = ys == SPLIT && y->layout.by[a] == weight->layout.by[a];
-        op_require(ws != SPLIT || like, "combine_rows", weight, "is split, and the rows are not split alike");
+        op_require(ws != SPLIT || like, "combine_rows", weight,
+                   "is split, and the rows are not split alike");
     }
-    op_require(y->data && weight->data && !y->missing && !weight->missing, "combine_rows", y, "or the weights are missing");
-    op_require(y->rows == tensor_elements(weight), "combine_rows", y, "has not a row for each choice");
+    op_require(y->data && weight->data && !y->missing && !weight->missing, "combine_rows", y,
+               "or the weights are missing");
+    op_require(y->rows == tensor_elements(weight), "combine_rows", y,
+               "has not a row for each choice");
     struct tensor *o = tensor_new(t, "experts' sum", weight->rows, y->width, &l);
-    DEVICE_RUN(t->device, combine_rows, t->real, .y = y->data, .weight = weight->data, .position = position->data,
-               .o = o->data, .T = weight->rows, .K = weight->width, .W = y->width);
+    DEVICE_RUN(t->device, combine_rows, t->real, .y = y->data, .weight = weight->data,
+               .position = position->data, .o = o->data, .T = weight->rows, .K = weight->width,
+               .W = y->width);
     tape_note(t, &op_combine, 3, (struct tensor *[]){y, weight, position}, 1, &o);
     return o;
 }

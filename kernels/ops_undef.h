@@ -1,4 +1,5 @@
-/* Undefines the row macros of ops.def, after each reading of it. (No guard: included many times.) */
+/* Undefines the row macros of ops.def, after each reading of it. (No guard: included many times.)
+ */
 #undef OP
 #undef IN
 #undef OUT

@@ -5,8 +5,8 @@
 
 #include "kernels/die.h"
 
-void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch, enum dtype real,
-               struct parallel *p) {
+void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch,
+               enum dtype real, struct parallel *p) {
     memset(t, 0, sizeof *t);
     t->device = d;
     t->arena = values;
@@ -35,7 +35,9 @@ void op_require(bool cond, const char *op, const struct tensor *x, const char *w
         strncat(states, " ", sizeof states - strlen(states) - 1);
         strncat(states, state_name(x->layout.state[i]), sizeof states - strlen(states) - 1);
     }
-    if (x) bug("op %s, tensor '%s' [%ld, %ld] (%s): %s", op, x->label, (long)x->rows, (long)x->width, states, what);
+    if (x)
+        bug("op %s, tensor '%s' [%ld, %ld] (%s): %s", op, x->label, (long)x->rows, (long)x->width,
+            states, what);
     bug("op %s: %s", op, what);
 }
 
@@ -55,8 +57,8 @@ static void buffer_drop(struct buffer *b) {
     free(b);
 }
 
-static struct tensor *tensor_blank(struct tape *t, const char *label, int64_t rows, int64_t width, enum dtype d,
-                                   const struct layout *l) {
+static struct tensor *tensor_blank(struct tape *t, const char *label, int64_t rows, int64_t width,
+                                   enum dtype d, const struct layout *l) {
     if (t->n_tensors == t->max_tensors) {
         int n = t->max_tensors ? 2 * t->max_tensors : 256;
         t->tensor = die_realloc(t->tensor, n * sizeof *t->tensor);
@@ -78,16 +80,16 @@ static void in_scope(struct tensor *x) {
     x->holds = 1;
 }
 
-struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype d, int64_t rows, int64_t width,
-                           const struct layout *l) {
+struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype d,
+                           int64_t rows, int64_t width, const struct layout *l) {
     struct tensor *x = tensor_blank(t, label, rows, width, d, l);
     x->data = data;
     in_scope(x);
     return x;
 }
 
-static struct tensor *tensor_made(struct tape *t, const char *label, int64_t rows, int64_t width, enum dtype d,
-                                  const struct layout *l) {
+static struct tensor *tensor_made(struct tape *t, const char *label, int64_t rows, int64_t width,
+                                  enum dtype d, const struct layout *l) {
     struct tensor *x = tensor_blank(t, label, rows, width, d, l);
     x->buffer = buffer_new(t->arena, (size_t)(rows * width) * dtype_size(d), label);
     x->data = x->buffer->p;
@@ -95,11 +97,13 @@ static struct tensor *tensor_made(struct tape *t, const char *label, int64_t row
     return x;
 }
 
-struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width, const struct layout *l) {
+struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width,
+                          const struct layout *l) {
     return tensor_made(t, label, rows, width, t->real, l);
 }
 
-struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width, const struct layout *l) {
+struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
+                               const struct layout *l) {
     return tensor_made(t, label, rows, width, I32, l);
 }
 
@@ -148,8 +152,8 @@ void scratch_give(struct tape *t, struct piece *piece) {
 
 /* ---- notes ---- */
 
-static struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in, struct tensor *const *in,
-                             int n_out, struct tensor *const *out) {
+static struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in,
+                             struct tensor *const *in, int n_out, struct tensor *const *out) {
     for (int i = 0; i < n_out; i++)
         if (out[i] && out[i]->dtype == t->real) out[i]->needs_grad = needs;
     if (!needs || !t->learning) return NULL;
@@ -174,10 +178,10 @@ static struct note *note_add(struct tape *t, const struct tape_op *op, bool need
     return n;
 }
 
-static const struct tape_op op_columns;      /* defined with the views below */
+static const struct tape_op op_columns; /* defined with the views below */
 
-struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in, int n_out,
-                       struct tensor *const *out) {
+struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in,
+                       int n_out, struct tensor *const *out) {
     bool needs = false;
     for (int i = 0; i < n_in; i++) {
         needs |= in[i] && in[i]->needs_grad;
@@ -217,7 +221,8 @@ static void grad_make(struct tape *t, struct tensor *x) {
         x->grad = (char *)x->of->grad + x->of_column * dtype_size(t->real);
         return;
     }
-    x->grad_buffer = buffer_new(t->arena, (size_t)(x->rows * x->stride) * dtype_size(t->real), x->label);
+    x->grad_buffer =
+        buffer_new(t->arena, (size_t)(x->rows * x->stride) * dtype_size(t->real), x->label);
     x->grad = x->grad_buffer->p;
 }
 
@@ -228,8 +233,8 @@ static void grad_own(struct tape *t, struct tensor *x) {
     x->grad_buffer = NULL;
     x->grad = NULL;
     grad_make(t, x);
-    DEVICE_RUN(t->device, copy, t->real, .x = shared->p, .y = x->grad, .T = x->rows, .W = x->width, .ldx = x->stride,
-               .ldy = x->stride);
+    DEVICE_RUN(t->device, copy, t->real, .x = shared->p, .y = x->grad, .T = x->rows, .W = x->width,
+               .ldx = x->stride, .ldy = x->stride);
     buffer_drop(shared);
 }
 
@@ -240,7 +245,7 @@ void *tape_grad_in(struct tape *t, struct note *n, int i, unsigned mask, int *ad
     if (!wanted(n, i, mask)) return NULL;
     struct tensor *x = n->in[i];
     if (x->param) {
-        *add = 1;                       /* zeroed at the start of a step */
+        *add = 1; /* zeroed at the start of a step */
         return x->param->grad;
     }
     grad_make(t, x);
@@ -266,8 +271,8 @@ void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned ma
     }
     int add;
     void *dx = tape_grad_in(t, n, in, mask, &add);
-    DEVICE_RUN(t->device, copy, t->real, .x = y->grad, .y = dx, .y_add = add, .T = x->rows, .W = x->width,
-               .ldx = y->stride, .ldy = x->stride);
+    DEVICE_RUN(t->device, copy, t->real, .x = y->grad, .y = dx, .y_add = add, .T = x->rows,
+               .W = x->width, .ldx = y->stride, .ldy = x->stride);
 }
 
 /* ---- views ---- */
@@ -279,15 +284,18 @@ static void columns_adjoint(struct tape *t, struct note *n, unsigned mask) {
         struct tensor *v = n->out[i];
         if (v->has_grad) continue;
         grad_make(t, v);
-        DEVICE_RUN(t->device, fill, t->real, .x = v->grad, .T = v->rows, .W = v->width, .ld = v->stride, .value = 0);
+        DEVICE_RUN(t->device, fill, t->real, .x = v->grad, .T = v->rows, .W = v->width,
+                   .ld = v->stride, .value = 0);
     }
     x->has_grad = true;
 }
 
 static const struct tape_op op_columns = {"columns", columns_adjoint, 0, 0, 0};
 
-void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widths, struct tensor **views) {
-    op_require(!x->of && !x->missing && n <= NOTE_OUT, "columns", x, "is a view itself, or has too many views");
+void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widths,
+                    struct tensor **views) {
+    op_require(!x->of && !x->missing && n <= NOTE_OUT, "columns", x,
+               "is a view itself, or has too many views");
     int64_t column = 0;
     bool segments = x->layout.n_segments > 0;
     int s = 0;
@@ -301,10 +309,11 @@ void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widt
         if (v->buffer) v->buffer->refs++;
         in_scope(v);
         column += widths[i];
-        if (segments) {                                 /* the segments that lie in these columns */
+        if (segments) { /* the segments that lie in these columns */
             v->layout.n_segments = 0;
             for (int64_t w = 0; w < widths[i]; w += x->layout.segment[s++].width) {
-                op_require(s < x->layout.n_segments, "columns", x, "has segments that the widths cut");
+                op_require(s < x->layout.n_segments, "columns", x,
+                           "has segments that the widths cut");
                 v->layout.segment[v->layout.n_segments++] = x->layout.segment[s];
             }
         }
@@ -319,7 +328,8 @@ void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widt
 
 struct tensor *tape_use(struct tape *t, struct param *p, const struct tensor *x) {
     struct layout l = p->layout;
-    op_require(l.factoring == x->layout.factoring, "use", x, "meets a parameter of the other factoring");
+    op_require(l.factoring == x->layout.factoring, "use", x,
+               "meets a parameter of the other factoring");
     for (int a = 0; a < N_AXES; a++) {
         if (p->layout.state[a] == SPLIT) continue;
         enum state s = x->layout.state[a] == WHOLE ? WHOLE : ENTERED;
@@ -350,14 +360,15 @@ static void wait_for_weights(struct tape *t, const struct note *n) {
 
 static void walk(struct tape *t, int down_to, unsigned mask) {
     while (t->n_notes > down_to) {
-        struct note n = t->note[--t->n_notes];          /* a copy: replays add notes at this place */
+        struct note n = t->note[--t->n_notes]; /* a copy: replays add notes at this place */
         bool any = n.op == &op_columns;
         for (int i = 0; i < n.n_out; i++) any |= n.out[i] && n.out[i]->has_grad;
         bool later = false;
         if (any) {
             n.op->adjoint(t, &n, mask);
             for (int i = 0; i < n.n_in; i++)
-                later |= (n.op->weights >> i & 1) && !(mask & MASK_WEIGHT) && n.in[i] && n.in[i]->needs_grad;
+                later |= (n.op->weights >> i & 1) && !(mask & MASK_WEIGHT) && n.in[i] &&
+                         n.in[i]->needs_grad;
         }
         if (later) wait_for_weights(t, &n);
         else note_release(&n);
@@ -368,7 +379,8 @@ void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask)
     op_require(t->learning && y->needs_grad, "backward", y, "needs no gradient");
     op_require(t->n_notes > 0, "backward", y, "has been walked back from already");
     grad_make(t, y);
-    DEVICE_RUN(t->device, fill, t->real, .x = y->grad, .T = y->rows, .W = y->width, .ld = y->stride, .value = seed);
+    DEVICE_RUN(t->device, fill, t->real, .x = y->grad, .T = y->rows, .W = y->width, .ld = y->stride,
+               .value = seed);
     y->has_grad = true;
     walk(t, 0, mask);
 }
@@ -411,7 +423,7 @@ static void segment_adjoint(struct tape *t, struct note *n, unsigned mask) {
     y->grad_buffer->refs++;
     y->has_grad = true;
     walk(t, base, mask);
-    for (int i = (int)n->size[1]; i < t->next_kept; i++) {      /* decided and replayed: done with */
+    for (int i = (int)n->size[1]; i < t->next_kept; i++) { /* decided and replayed: done with */
         tensor_release(t->kept[i]);
         t->kept[i] = NULL;
     }
@@ -422,7 +434,8 @@ static const struct tape_op op_segment = {"segment", segment_adjoint, 1, 0, 0};
 struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x) {
     bool learning = t->learning;
     int scope = tape_scope_begin(t), kept = t->n_kept;
-    op_require(!t->keeping && !t->replaying, "segment", x, "is in a segment already; they do not nest");
+    op_require(!t->keeping && !t->replaying, "segment", x,
+               "is in a segment already; they do not nest");
     t->learning = false;
     t->keeping = learning;
     struct tensor *y = f(t, context, x);
@@ -476,12 +489,14 @@ struct layout layout_join_unread(const char *op, int n, struct tensor *const *in
         for (int i = 0; i < n; i++) {
             const struct tensor *x = in[i];
             if (!x) continue;
-            op_require(x->layout.factoring == l.factoring, op, x, "belongs to the other factoring of the ranks");
-            op_require(x->layout.state[a] != PARTIAL, op, x, "is partial, and the op is not linear in it");
+            op_require(x->layout.factoring == l.factoring, op, x,
+                       "belongs to the other factoring of the ranks");
+            op_require(x->layout.state[a] != PARTIAL, op, x,
+                       "is partial, and the op is not linear in it");
             whole |= x->layout.state[a] == WHOLE;
             entered |= x->layout.state[a] == ENTERED;
             if (x->layout.state[a] != SPLIT) continue;
-            int b = x->param ? BY_COLUMNS : x->layout.by[a];   /* rows of a weight are features */
+            int b = x->param ? BY_COLUMNS : x->layout.by[a]; /* rows of a weight are features */
             op_require(by < 0 || by == b, op, x, "is split another way than the tensors beside it");
             if (by < 0 && b == BY_COLUMNS && !x->param) {
                 l.n_segments = x->layout.n_segments;
@@ -490,7 +505,8 @@ struct layout layout_join_unread(const char *op, int n, struct tensor *const *in
             by = b;
             split = true;
         }
-        op_require(!whole || !(entered || split), op, in[0], "whole and entered or split tensors meet");
+        op_require(!whole || !(entered || split), op, in[0],
+                   "whole and entered or split tensors meet");
         for (int i = 0; by == BY_COLUMNS && i < n; i++)
             op_require(!in[i] || !in[i]->param || in[i]->layout.state[a] == SPLIT, op, in[i],
                        "is not split as the features beside it are");

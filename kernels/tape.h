@@ -1,20 +1,22 @@
 /* tape: what was computed, noted in order, so that backward can walk it from the end.
  *
- * Layers are written forward only. Calling an op runs its kernel at once and leaves a note {op, inputs, outputs, what the
- * adjoint will read}; tape_backward calls the adjoints from the last note to the first. Nothing is
- * rewritten, nothing is lazy. The tape owns every tensor made on it and gives memory back as soon as nobody will
- * read it: a value lives while the forward code may read it (until tensor_drop, or the end of its scope) or a note
- * still to be walked will; a gradient lives until the op that made the value has used it. Between steps
- * the arena is empty, so addresses repeat.
+ * Layers are written forward only. Calling an op runs its kernel at once and leaves a note {op,
+ * inputs, outputs, what the adjoint will read}; tape_backward calls the adjoints from the last note
+ * to the first. Nothing is rewritten, nothing is lazy. The tape owns every tensor made on it and
+ * gives memory back as soon as nobody will read it: a value lives while the forward code may read
+ * it (until tensor_drop, or the end of its scope) or a note still to be walked will; a gradient
+ * lives until the op that made the value has used it. Between steps the arena is empty, so
+ * addresses repeat.
  *
- * Ops are any {name, adjoint}: those of a device are in kernels/ops.h, exchanges between ranks in parallel/.
+ * Ops are any {name, adjoint}: those of a device are in kernels/ops.h, exchanges between ranks in
+ * parallel/.
  *
- * Segments: tape_segment keeps a layer's input instead of its inside and replays the layer in backward. A replay
- * has no side effects, takes what must not be decided twice (routing) from the first time, and skips the
- * layer's last exchange, whose result nobody reads.
+ * Segments: tape_segment keeps a layer's input instead of its inside and replays the layer in
+ * backward. A replay has no side effects, takes what must not be decided twice (routing) from the
+ * first time, and skips the layer's last exchange, whose result nobody reads.
  *
- * Split backward: with MASK_INPUT the adjoints of inputs run and those of weights wait, holding their two operands,
- * until tape_backward_weights, which runs them in the order they came. */
+ * Split backward: with MASK_INPUT the adjoints of inputs run and those of weights wait, holding
+ * their two operands, until tape_backward_weights, which runs them in the order they came. */
 #ifndef KERNELS_TAPE_H
 #define KERNELS_TAPE_H
 
@@ -28,22 +30,23 @@ struct tape;
 struct note;
 struct parallel;
 
-/* A stored block of weights, as the tape sees it: where it is, how it is split, and in which state it was used. */
+/* A stored block of weights, as the tape sees it: where it is, how it is split, and in which state
+ * it was used. */
 struct param {
     const char *name;
-    int64_t rows, width;               /* of this rank's block */
-    struct layout layout;              /* SPLIT where it is split; other axes are settled by use */
-    void *value, *grad;                /* device; the tape's real dtype. grad NULL: never trained */
+    int64_t rows, width;  /* of this rank's block */
+    struct layout layout; /* SPLIT where it is split; other axes are settled by use */
+    void *value, *grad;   /* device; the tape's real dtype. grad NULL: never trained */
     bool trained;
-    bool used;                         /* layout.state holds the state of its use */
+    bool used; /* layout.state holds the state of its use */
 };
 
 struct tape_op {
     const char *name;
     /* Adds the gradients of n's inputs, given those of its outputs. mask: which inputs. */
     void (*adjoint)(struct tape *t, struct note *n, unsigned mask);
-    unsigned reads_in, reads_out;      /* bit i: the adjoint reads the value of input / output i */
-    unsigned weights;                  /* bit i: input i is a weight, whose half may run later */
+    unsigned reads_in, reads_out; /* bit i: the adjoint reads the value of input / output i */
+    unsigned weights;             /* bit i: input i is a weight, whose half may run later */
 };
 
 struct note {
@@ -52,7 +55,7 @@ struct note {
     struct tensor *in[NOTE_IN], *out[NOTE_OUT];
     int64_t size[NOTE_SIZES];
     double real[NOTE_REALS];
-    const void *own;                   /* the op's own */
+    const void *own; /* the op's own */
 };
 
 /* The inside of a replayed layer: y = f(context, x). */
@@ -60,65 +63,75 @@ typedef struct tensor *(*segment_fn)(struct tape *t, void *context, struct tenso
 
 struct tape {
     struct device *device;
-    struct arena *arena;               /* values and gradients */
-    struct arena *scratch;             /* within one op */
-    enum dtype real;                   /* F32 or F64 */
-    struct parallel *parallel;         /* for exchanges; kernels/ only hands it on */
-    void *pass;                        /* the model's own word on the micro-batch; a replay finds the one of its first run */
-    bool learning;                     /* false: nothing is noted */
+    struct arena *arena;       /* values and gradients */
+    struct arena *scratch;     /* within one op */
+    enum dtype real;           /* F32 or F64 */
+    struct parallel *parallel; /* for exchanges; kernels/ only hands it on */
+    void *
+        pass; /* the model's own word on the micro-batch; a replay finds the one of its first run */
+    bool learning; /* false: nothing is noted */
     bool replaying;
     struct note *note;
     int n_notes, max_notes;
-    struct note *waiting;              /* weight halves, in order */
+    struct note *waiting; /* weight halves, in order */
     int n_waiting, max_waiting;
-    struct tensor **tensor;            /* all tensors since tape_begin */
+    struct tensor **tensor; /* all tensors since tape_begin */
     int n_tensors, max_tensors;
-    struct tensor **kept;              /* decisions of segments, in order; see tape_keep */
+    struct tensor **kept; /* decisions of segments, in order; see tape_keep */
     int n_kept, max_kept, next_kept;
-    bool keeping;                      /* inside a segment's first run */
+    bool keeping; /* inside a segment's first run */
 };
 
-void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch, enum dtype real,
-               struct parallel *p);
+void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch,
+               enum dtype real, struct parallel *p);
 void tape_free(struct tape *t);
 
 /* A new tensor [rows, width] with this layout; its memory is not initialised. */
-struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width, const struct layout *l);
-struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width, const struct layout *l);
+struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width,
+                          const struct layout *l);
+struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
+                               const struct layout *l);
 /* A tensor over memory that is not the tape's (tokens, a state kept between calls). */
-struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype dtype, int64_t rows, int64_t width,
-                           const struct layout *l);
+struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype dtype,
+                           int64_t rows, int64_t width, const struct layout *l);
 /* The same numbers under another state: shares x's memory, has a gradient of its own. */
 struct tensor *tensor_alias(struct tape *t, struct tensor *x, const struct layout *l);
 /* The forward code will not read x again. Safe on tensors already dropped. */
 void tensor_drop(struct tape *t, struct tensor *x);
 
-/* Splits x by columns into n views of these widths, without copying; gradients of the views are the columns of
- * x's gradient. x itself must not be used otherwise, before or after. Each view gets the segments of x that lie in it. */
-void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widths, struct tensor **views);
+/* Splits x by columns into n views of these widths, without copying; gradients of the views are the
+ * columns of x's gradient. x itself must not be used otherwise, before or after. Each view gets the
+ * segments of x that lie in it. */
+void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widths,
+                    struct tensor **views);
 
-/* The parameter as a tensor beside x: split where the parameter is split, whole where x is whole, else entered. Two
- * uses in different states are a bug. */
+/* The parameter as a tensor beside x: split where the parameter is split, whole where x is whole,
+ * else entered. Two uses in different states are a bug. */
 struct tensor *tape_use(struct tape *t, struct param *p, const struct tensor *x);
 
-/* Everything made since the matching begin is dropped, except `keep` (may be NULL), which belongs to the scope outside. */
+/* Everything made since the matching begin is dropped, except `keep` (may be NULL), which belongs
+ * to the scope outside. */
 int tape_scope_begin(struct tape *t);
 void tape_scope_end(struct tape *t, int scope, struct tensor *keep);
 
-/* Notes an op that was run. Does nothing (and makes outputs need no gradient) if no input needs one or the tape is
- * not learning. Returns the note to fill in sizes, or NULL. */
-struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in, int n_out,
-                       struct tensor *const *out);
+/* Notes an op that was run. Does nothing (and makes outputs need no gradient) if no input needs one
+ * or the tape is not learning. Returns the note to fill in sizes, or NULL. */
+struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in,
+                       int n_out, struct tensor *const *out);
 
-/* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. f must not drop x, must find the same in
- * `context` when it is replayed (t->pass is put back), and must not begin a segment itself. */
+/* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. f must not
+ * drop x, must find the same in `context` when it is replayed (t->pass is put back), and must not
+ * begin a segment itself. */
 struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x);
-/* Inside f: x holds a decision. The first run keeps it, a replay returns the kept one instead. Integers only. */
+/* Inside f: x holds a decision. The first run keeps it, a replay returns the kept one instead.
+ * Integers only. */
 struct tensor *tape_keep(struct tape *t, struct tensor *x);
-/* Inside a replay: the decision that the first run kept at this place, or NULL if this is no replay. */
+/* Inside a replay: the decision that the first run kept at this place, or NULL if this is no
+ * replay. */
 struct tensor *tape_kept(struct tape *t);
 
-/* Walks back from y with gradient `seed` in every element. Every parameter's gradient is added to. */
+/* Walks back from y with gradient `seed` in every element. Every parameter's gradient is added to.
+ */
 void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask);
 /* Runs the weight halves that wait. */
 void tape_backward_weights(struct tape *t);
@@ -137,10 +150,12 @@ void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned ma
 void *scratch_take(struct tape *t, size_t bytes, struct piece **piece);
 void scratch_give(struct tape *t, struct piece *piece);
 
-/* For ops: joins the layouts of inputs under the rule of ops that work token by token or feature by feature:
- * whole meets only whole; split and entered meet; partial is refused. The first input that is split gives where. */
+/* For ops: joins the layouts of inputs under the rule of ops that work token by token or feature by
+ * feature: whole meets only whole; split and entered meet; partial is refused. The first input that
+ * is split gives where. */
 struct layout layout_join(const char *op, int n, struct tensor *const *in);
-/* The same for inputs whose values will not be read (sums beside one that is missing from a replay). */
+/* The same for inputs whose values will not be read (sums beside one that is missing from a
+ * replay). */
 struct layout layout_join_unread(const char *op, int n, struct tensor *const *in);
 /* A bug unless cond, naming op and tensor. */
 void op_require(bool cond, const char *op, const struct tensor *x, const char *what);

@@ -23,7 +23,8 @@ bool layout_equal(const struct layout *a, const struct layout *b) {
     if (!by_columns) return true;
     if (a->n_segments != b->n_segments) return false;
     for (int i = 0; i < a->n_segments; i++)
-        if (a->segment[i].width != b->segment[i].width || a->segment[i].share != b->segment[i].share)
+        if (a->segment[i].width != b->segment[i].width ||
+            a->segment[i].share != b->segment[i].share)
             return false;
     return true;
 }

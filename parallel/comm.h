@@ -85,7 +85,8 @@ _Noreturn void comm_abort(int code);
 struct group *group_new(struct comm *c, const char *name, int size, const int *members);
 void group_free(struct group *g);
 
-/* If set, told of every wait that may take long: the group before it, NULL after it (last words, timers). */
+/* If set, told of every wait that may take long: the group before it, NULL after it (last words,
+ * timers). */
 extern void (*comm_on_wait)(const struct group *g);
 
 /* Waits for a started operation. A request may be waited for once. */
@@ -119,7 +120,7 @@ void comm_exchange_start(struct group *g, const void *send, const int64_t *send_
 
 /* Small agreements; these return when done. */
 void comm_barrier(struct group *g);
-int64_t comm_max(struct group *g, int64_t value); /* largest value over the group */
+int64_t comm_max(struct group *g, int64_t value);   /* largest value over the group */
 int64_t comm_total(struct group *g, int64_t value); /* sum over the group */
 void comm_broadcast(struct group *g, void *buf, size_t bytes, int root);
 

@@ -10,7 +10,8 @@ static void sum_shared_rows(struct tape *t, struct param *p) {
     for (int i = 0; i < p->layout.n_segments; i++) {
         const struct segment *s = &p->layout.segment[i];
         void *at = (char *)p->grad + row * p->width * dtype_size(t->real);
-        if (s->share > 1) sum_over(t, parallel_share(t->parallel, s->share), at, s->width * p->width);
+        if (s->share > 1)
+            sum_over(t, parallel_share(t->parallel, s->share), at, s->width * p->width);
         row += s->width;
     }
 }
@@ -23,7 +24,8 @@ void data_sum_gradient(struct tape *t, struct param *p) {
     sum_shared_rows(t, p);
     if (p->layout.factoring == DENSE) {
         if (s[AXIS_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_TENSOR], p->grad, n);
-        if (s[AXIS_DATA] != s[AXIS_CONTEXT]) bug("parameter %s: tokens are split along data and context alike", p->name);
+        if (s[AXIS_DATA] != s[AXIS_CONTEXT])
+            bug("parameter %s: tokens are split along data and context alike", p->name);
         if (s[AXIS_DATA] == ENTERED) sum_over(t, w->replicas, p->grad, n);
     } else {
         if (s[AXIS_EXPERT_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_EXPERT_TENSOR], p->grad, n);

@@ -1,8 +1,8 @@
 /* groups: the named groups of ranks that one rank belongs to.
  *
- * One group per axis of the mesh, the replicas (data and context together, over which dense gradients are summed),
- * and for every sharing of heads that the model needs the sub-group of neighbours that hold the same block.
- * Everything a tape needs to exchange tensors hangs here. */
+ * One group per axis of the mesh, the replicas (data and context together, over which dense
+ * gradients are summed), and for every sharing of heads that the model needs the sub-group of
+ * neighbours that hold the same block. Everything a tape needs to exchange tensors hangs here. */
 #ifndef PARALLEL_GROUPS_H
 #define PARALLEL_GROUPS_H
 
@@ -16,16 +16,17 @@ struct parallel {
     struct mesh_shape shape;
     struct mesh_coords at;
     struct group *axis[MESH_AXES];
-    struct group *replicas;              /* data * context */
+    struct group *replicas; /* data * context */
     int n_shares;
-    int share[MAX_SHARES];               /* neighbours along tensor */
+    int share[MAX_SHARES]; /* neighbours along tensor */
     struct group *share_group[MAX_SHARES];
-    bool sequence;                       /* the stream is split by tokens along tensor between layers */
+    bool sequence; /* the stream is split by tokens along tensor between layers */
 };
 
-/* Makes the groups of the mesh. shares: the sizes of sub-groups the model needs (1 is ignored). Collective over the world. */
-void parallel_init(struct parallel *p, struct comm *c, const struct mesh_shape *shape, bool sequence, int n_shares,
-                   const int *shares);
+/* Makes the groups of the mesh. shares: the sizes of sub-groups the model needs (1 is ignored).
+ * Collective over the world. */
+void parallel_init(struct parallel *p, struct comm *c, const struct mesh_shape *shape,
+                   bool sequence, int n_shares, const int *shares);
 void parallel_free(struct parallel *p);
 
 /* The sub-group of `share` neighbours along tensor. A bug if it was not made. */

@@ -104,7 +104,8 @@ struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
     op_require(!x->missing && x->stride == x->width &&
                    x->rows == (s == SPLIT ? stream_rows(t, rows) : rows),
                "enter", x, "is a view, or not this rank's part of the tokens");
-    op_require(x->layout.factoring == DENSE && x->data, "enter", x, "is on the experts' axes, or was dropped");
+    op_require(x->layout.factoring == DENSE && x->data, "enter", x,
+               "is on the experts' axes, or was dropped");
     struct layout l = x->layout;
     l.state[AXIS_TENSOR] = ENTERED;
     struct tensor *y;
@@ -221,7 +222,7 @@ struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     if (share == 1) return x;
     op_require(x->layout.state[AXIS_TENSOR] == SPLIT, "share_sum", x, "is not split");
     struct layout l = x->layout;
-    for (int i = 0; i < l.n_segments; i++) l.segment[i].share = 1;      /* whole groups from here on */
+    for (int i = 0; i < l.n_segments; i++) l.segment[i].share = 1; /* whole groups from here on */
     struct tensor *y = tensor_new(t, "shared sum", x->rows, x->width, &l);
     copy(t, x->data, y->data, tensor_elements(x), 0);
     sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x));

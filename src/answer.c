@@ -8,7 +8,8 @@
 #include "kernels/die.h"
 #include "src/text.h"
 
-/* Lets the detokenizer see the prompt. What it holds back of the prompt's own text will come with the answer. */
+/* Lets the detokenizer see the prompt. What it holds back of the prompt's own text will come with
+ * the answer. */
 static void see_prompt(struct answer *a, const struct tokenizer *t, const int32_t *ids, int64_t n) {
     struct utf8_text whole = {0};
     for (int64_t i = 0; i < n; i++) detokenizer_push(a->detokenizer, ids[i], a->fresh);
@@ -63,8 +64,9 @@ static bool cut(struct answer *a, const struct ending *e, int64_t fresh) {
     return found;
 }
 
-/* Takes over the fresh text; returns its bytes. What it begins with is left out if that is the end of the prompt, which
- * differs only if the answer changed it: half a character that became whole. */
+/* Takes over the fresh text; returns its bytes. What it begins with is left out if that is the end
+ * of the prompt, which differs only if the answer changed it: half a character that became whole.
+ */
 static int64_t take_fresh(struct answer *a, bool last) {
     struct utf8_text *f = a->fresh, *p = a->prompt;
     size_t skip = 0;
@@ -76,14 +78,16 @@ static int64_t take_fresh(struct answer *a, bool last) {
         text_done(&a->prompt);
     }
     int64_t n = (int64_t)(f->n - skip);
-    if (a->room - a->n_bytes < n) a->bytes = die_realloc(a->bytes, (size_t)(a->room = 2 * a->room + n + 256));
+    if (a->room - a->n_bytes < n)
+        a->bytes = die_realloc(a->bytes, (size_t)(a->room = 2 * a->room + n + 256));
     if (n) memcpy(a->bytes + a->n_bytes, f->at + skip, (size_t)n);
     a->n_bytes += n;
     f->n = 0;
     return n;
 }
 
-/* The text of one more token, and if it is the last of all that is held back. True: it completes a stop text. */
+/* The text of one more token, and if it is the last of all that is held back. True: it completes a
+ * stop text. */
 static bool add_text(struct answer *a, const struct ending *e, int32_t id, bool last) {
     if (!a->detokenizer) return false;
     if (id >= 0) detokenizer_push(a->detokenizer, id, a->fresh);

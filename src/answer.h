@@ -3,9 +3,9 @@
  * Tokens come in one by one. Each may end the answer: by ending the document, by completing a stop
  * text, or by being the last that is allowed. Its text is what the prompt's text goes on with: the
  * detokenizer has seen the prompt, so that a space between them is neither lost nor made, and a
- * character that the prompt left incomplete is completed. What can be shown lags behind: a token may
- * be part of a character, and what looks like the beginning of a stop text may turn out to be one,
- * which is never shown. */
+ * character that the prompt left incomplete is completed. What can be shown lags behind: a token
+ * may be part of a character, and what looks like the beginning of a stop text may turn out to be
+ * one, which is never shown. */
 #ifndef SRC_ANSWER_H
 #define SRC_ANSWER_H
 
@@ -26,7 +26,8 @@ struct answer {
     int64_t room;
     struct detokenizer *detokenizer; /* NULL without a tokenizer */
     struct utf8_text *fresh;         /* text that came and was not taken yet */
-    struct utf8_text *prompt;        /* the end of the prompt's own text that is still to come; NULL: none */
+    struct utf8_text
+        *prompt;   /* the end of the prompt's own text that is still to come; NULL: none */
     int64_t shown; /* bytes that answer_show gave */
     enum stop stop;
 };

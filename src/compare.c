@@ -1,14 +1,15 @@
 /* compare: the same numbers as another program?
  *
- * A reference file holds token ids, and what another program made of them with the same weights: logits, loss,
- * gradients. Every rank compares what it holds; the largest differences decide. Tokens that attention_mask leaves out are
- * documents of their own: what stands at their places is compared with nothing. */
+ * A reference file holds token ids, and what another program made of them with the same weights:
+ * logits, loss, gradients. Every rank compares what it holds; the largest differences decide.
+ * Tokens that attention_mask leaves out are documents of their own: what stands at their places is
+ * compared with nothing. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"
@@ -16,14 +17,15 @@
 struct reference {
     struct checkpoint file;
     const struct stored_tensor *logits, *loss;
-    int64_t rows, length;               /* of input_ids */
-    int64_t *ids, *labels, *mask;       /* all of them; mask is all ones if the file has none */
+    int64_t rows, length;         /* of input_ids */
+    int64_t *ids, *labels, *mask; /* all of them; mask is all ones if the file has none */
     int n_gradients;
 };
 
 /* ---- reading ---- */
 
-static int64_t *read_integers(const struct checkpoint *c, const struct stored_tensor *t, struct mistakes *m) {
+static int64_t *read_integers(const struct checkpoint *c, const struct stored_tensor *t,
+                              struct mistakes *m) {
     int64_t n = t->elements, *out = die_alloc(n * sizeof *out);
     if (t->dtype == I64) {
         if (checkpoint_read_whole(c, t, out, m)) memset(out, 0, n * sizeof *out);
@@ -38,20 +40,23 @@ static int64_t *read_integers(const struct checkpoint *c, const struct stored_te
             for (int64_t i = 0; i < n; i++) out[i] = p[i];
         free(p);
     } else {
-        mistake(m, c->folder, 0, "tensor %s is %s; whole numbers (I64 or I32) are wanted", t->name, dtype_name(t->dtype));
+        mistake(m, c->folder, 0, "tensor %s is %s; whole numbers (I64 or I32) are wanted", t->name,
+                dtype_name(t->dtype));
     }
     return out;
 }
 
 /* The integers of a tensor shaped like input_ids; NULL if it is absent. */
-static int64_t *read_like_ids(struct reference *r, const char *name, bool required, struct mistakes *m) {
+static int64_t *read_like_ids(struct reference *r, const char *name, bool required,
+                              struct mistakes *m) {
     const struct stored_tensor *t = checkpoint_find(&r->file, name);
     if (!t) {
         if (required) mistake(m, r->file.folder, 0, "tensor %s is missing", name);
         return NULL;
     }
     if (t->n_dims != 2 || (r->rows >= 0 && (t->dim[0] != r->rows || t->dim[1] != r->length))) {
-        mistake(m, r->file.folder, 0, "tensor %s must have the shape [sequences, tokens] of input_ids", name);
+        mistake(m, r->file.folder, 0,
+                "tensor %s must have the shape [sequences, tokens] of input_ids", name);
         return NULL;
     }
     r->rows = t->dim[0];
@@ -62,12 +67,14 @@ static int64_t *read_like_ids(struct reference *r, const char *name, bool requir
 static void check_values(const struct reference *r, int64_t vocabulary, struct mistakes *m) {
     for (int64_t i = 0; i < r->rows * r->length; i++) {
         if (r->ids[i] < 0 || r->ids[i] >= vocabulary) {
-            mistake(m, r->file.folder, 0, "input_ids holds %ld; the model has ids 0 to %ld", (long)r->ids[i], (long)vocabulary - 1);
+            mistake(m, r->file.folder, 0, "input_ids holds %ld; the model has ids 0 to %ld",
+                    (long)r->ids[i], (long)vocabulary - 1);
             return;
         }
         if (r->labels[i] != -100 && (r->labels[i] < 0 || r->labels[i] >= vocabulary)) {
-            mistake(m, r->file.folder, 0, "labels holds %ld; ids 0 to %ld and -100 (ignored) are legal", (long)r->labels[i],
-                    (long)vocabulary - 1);
+            mistake(m, r->file.folder, 0,
+                    "labels holds %ld; ids 0 to %ld and -100 (ignored) are legal",
+                    (long)r->labels[i], (long)vocabulary - 1);
             return;
         }
     }
@@ -75,10 +82,15 @@ static void check_values(const struct reference *r, int64_t vocabulary, struct m
         int runs = 0;
         for (int64_t t = 0; t < r->length; t++) {
             int64_t v = r->mask[b * r->length + t];
-            if (v != 0 && v != 1) mistake(m, r->file.folder, 0, "attention_mask holds %ld; 0 and 1 are legal", (long)v);
+            if (v != 0 && v != 1)
+                mistake(m, r->file.folder, 0, "attention_mask holds %ld; 0 and 1 are legal",
+                        (long)v);
             runs += v && (t == 0 || !r->mask[b * r->length + t - 1]);
         }
-        if (runs > 1) mistake(m, r->file.folder, 0, "attention_mask of sequence %ld has a hole; padding may be at its ends", (long)b);
+        if (runs > 1)
+            mistake(m, r->file.folder, 0,
+                    "attention_mask of sequence %ld has a hole; padding may be at its ends",
+                    (long)b);
     }
 }
 
@@ -93,7 +105,8 @@ static int reference_open(struct reference *r, const struct engine *e, struct mi
     r->mask = read_like_ids(r, "attention_mask", false, m);
     r->logits = checkpoint_find(&r->file, "logits");
     r->loss = checkpoint_find(&r->file, "loss");
-    for (int i = 0; i < r->file.n; i++) r->n_gradients += !strncmp(r->file.tensor[i].name, "grad.", 5);
+    for (int i = 0; i < r->file.n; i++)
+        r->n_gradients += !strncmp(r->file.tensor[i].name, "grad.", 5);
     if (m->n > before) return -1;
     int64_t v = e->config->keys.vocab_size;
     if (!r->mask) {
@@ -101,16 +114,19 @@ static int reference_open(struct reference *r, const struct engine *e, struct mi
         for (int64_t i = 0; i < r->rows * r->length; i++) r->mask[i] = 1;
     }
     if (r->rows * r->length == 0) mistake(m, path, 0, "input_ids is empty");
-    if (!r->logits && !r->loss && !r->n_gradients) mistake(m, path, 0, "holds neither logits, loss nor grad.*: nothing to compare");
+    if (!r->logits && !r->loss && !r->n_gradients)
+        mistake(m, path, 0, "holds neither logits, loss nor grad.*: nothing to compare");
     const struct stored_tensor *l = r->logits;
     if (l && (l->n_dims != 3 || l->dim[0] != r->rows || l->dim[1] != r->length || l->dim[2] != v))
-        mistake(m, path, 0, "logits must have the shape [%ld, %ld, %ld]: sequences, tokens, vocabulary", (long)r->rows,
-                (long)r->length, (long)v);
+        mistake(m, path, 0,
+                "logits must have the shape [%ld, %ld, %ld]: sequences, tokens, vocabulary",
+                (long)r->rows, (long)r->length, (long)v);
     if (r->loss && r->loss->elements != 1) mistake(m, path, 0, "loss must be one number");
     for (int i = 0; i < r->file.n; i++) {
         const struct stored_tensor *t = &r->file.tensor[i];
         bool number = t == l || t == r->loss || !strncmp(t->name, "grad.", 5);
-        if (number && !dtype_is_real(t->dtype)) mistake(m, path, 0, "tensor %s is %s, not real numbers", t->name, dtype_name(t->dtype));
+        if (number && !dtype_is_real(t->dtype))
+            mistake(m, path, 0, "tensor %s is %s, not real numbers", t->name, dtype_name(t->dtype));
     }
     check_values(r, v, m);
     return m->n > before ? -1 : 0;
@@ -128,12 +144,14 @@ static void reference_close(struct reference *r) {
 struct work {
     int n;
     struct host_batch *batch;
-    int64_t first, rows;                /* this rank's sequences */
-    int64_t counted;                    /* targets of all ranks */
+    int64_t first, rows; /* this rank's sequences */
+    int64_t counted;     /* targets of all ranks */
 };
 
-static void fill_row(const struct reference *r, int64_t row, struct host_batch *b, int64_t at, bool counts) {
-    const int64_t *ids = r->ids + row * r->length, *labels = r->labels + row * r->length, *mask = r->mask + row * r->length;
+static void fill_row(const struct reference *r, int64_t row, struct host_batch *b, int64_t at,
+                     bool counts) {
+    const int64_t *ids = r->ids + row * r->length, *labels = r->labels + row * r->length,
+                  *mask = r->mask + row * r->length;
     int64_t begin = 0, length = r->length;
     for (int64_t t = 0; t < length; t++) {
         if (t > 0 && mask[t] != mask[t - 1]) begin = t;
@@ -145,8 +163,8 @@ static void fill_row(const struct reference *r, int64_t row, struct host_batch *
     }
 }
 
-/* Sequences are dealt out in blocks; a rank without any computes the first one without counting it, so that every
- * rank uses every parameter. */
+/* Sequences are dealt out in blocks; a rank without any computes the first one without counting it,
+ * so that every rank uses every parameter. */
 static struct work make_work(const struct reference *r, const struct engine *e) {
     struct work w = {0};
     int64_t micro = e->deck->train.micro_batch, length = r->length;
@@ -159,7 +177,8 @@ static struct work make_work(const struct reference *r, const struct engine *e) 
     for (int i = 0; i < w.n; i++) {
         struct host_batch *b = &w.batch[i];
         int64_t done = i * micro;
-        *b = (struct host_batch){.rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1, .length = length};
+        *b = (struct host_batch){
+            .rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1, .length = length};
         int64_t n = b->rows * length;
         b->ids = die_alloc(n * sizeof(int32_t));
         b->start = die_alloc(n * sizeof(int32_t));
@@ -211,10 +230,17 @@ static void largest_of_all(struct comm *c, int64_t n, double *x) {
     free(counts);
 }
 
-static struct box logits_box(const struct reference *r, const struct engine *e, const struct work *w, void *memory, enum dtype d) {
+static struct box logits_box(const struct reference *r, const struct engine *e,
+                             const struct work *w, void *memory, enum dtype d) {
     int64_t v = e->config->keys.vocab_size, words = e->model.words->rows;
-    struct box b = {.width = v, .row = w->first * r->length, .rows = w->rows * r->length, .column = e->model.first_word,
-                    .columns = words, .memory = memory, .stride = words, .dtype = d};
+    struct box b = {.width = v,
+                    .row = w->first * r->length,
+                    .rows = w->rows * r->length,
+                    .column = e->model.first_word,
+                    .columns = words,
+                    .memory = memory,
+                    .stride = words,
+                    .dtype = d};
     if (r->logits) b.tensor = (int)(r->logits - r->file.tensor);
     if (!b.columns || !b.rows) b.rows = b.columns = 0;
     return b;
@@ -231,15 +257,17 @@ static void *compute_logits(struct engine *e, const struct reference *r, const s
     return logits;
 }
 
-static int compare_logits(struct engine *e, struct comm *c, const struct reference *r, const struct work *w, const void *ours,
-                          double *difference, double *largest, struct mistakes *m) {
+static int compare_logits(struct engine *e, struct comm *c, const struct reference *r,
+                          const struct work *w, const void *ours, double *difference,
+                          double *largest, struct mistakes *m) {
     int64_t words = e->model.words->rows, n = w->rows * r->length * words;
     double *theirs = die_alloc(n * sizeof *theirs + 1), both[2] = {0};
     struct box box = logits_box(r, e, w, theirs, F64);
     int bad = checkpoint_read(&r->file, c->world, box.rows ? 1 : 0, &box, m);
     for (int64_t t = 0; !bad && t < w->rows * r->length; t++)
         for (int64_t k = 0; r->mask[w->first * r->length + t] && k < words; k++)
-            widen(&both[0], &both[1], number_at(ours, e->real, t * words + k), theirs[t * words + k]);
+            widen(&both[0], &both[1], number_at(ours, e->real, t * words + k),
+                  theirs[t * words + k]);
     free(theirs);
     largest_of_all(c, 2, both);
     *difference = both[0];
@@ -247,11 +275,17 @@ static int compare_logits(struct engine *e, struct comm *c, const struct referen
     return bad;
 }
 
-/* Worst gradient: its difference relative to its own largest entry, or to a millionth of the largest gradient of all. */
-struct worst { double relative; int tensor; int compared; };
+/* Worst gradient: its difference relative to its own largest entry, or to a millionth of the
+ * largest gradient of all. */
+struct worst {
+    double relative;
+    int tensor;
+    int compared;
+};
 
 /* A gradient of nothing we have would be compared with nothing. */
-static void unknown_gradients(const struct reference *r, const struct params *s, struct mistakes *m) {
+static void unknown_gradients(const struct reference *r, const struct params *s,
+                              struct mistakes *m) {
     char *known = die_alloc(r->file.n + 1);
     int64_t first;
     for (int i = 0; i < s->n_tensors; i++) {
@@ -260,32 +294,38 @@ static void unknown_gradients(const struct reference *r, const struct params *s,
     }
     for (int i = 0; i < r->file.n; i++)
         if (!known[i] && !strncmp(r->file.tensor[i].name, "grad.", 5))
-            mistake(m, r->file.folder, 0, "tensor %s is the gradient of no tensor of this model", r->file.tensor[i].name);
+            mistake(m, r->file.folder, 0, "tensor %s is the gradient of no tensor of this model",
+                    r->file.tensor[i].name);
     free(known);
 }
 
-static int compare_gradients(struct engine *e, struct comm *c, const struct reference *r, struct worst *worst, struct mistakes *m) {
+static int compare_gradients(struct engine *e, struct comm *c, const struct reference *r,
+                             struct worst *worst, struct mistakes *m) {
     const struct params *s = &e->model.params;
     int n, wanted = 0, before = m->n;
-    struct box *ours = params_boxes(s, e->real, PART_GRADIENTS, true, &n), *theirs = die_alloc((n + 1) * sizeof *theirs);
+    struct box *ours = params_boxes(s, e->real, PART_GRADIENTS, true, &n),
+               *theirs = die_alloc((n + 1) * sizeof *theirs);
     double *both = die_alloc(2 * (size_t)s->n_tensors * sizeof *both + 1), most = 0;
     char *has = die_alloc(s->n_tensors + 1);
     boxes_to_host(&e->device, n, ours);
     for (int i = 0; i < s->n_tensors; i++) {
         int64_t first;
         const struct param_tensor *t = &s->tensor[i];
-        const struct stored_tensor *f = t->block < 0 ? NULL : weights_find(&r->file, "grad.", t, &first);
+        const struct stored_tensor *f =
+            t->block < 0 ? NULL : weights_find(&r->file, "grad.", t, &first);
         has[i] = f && !(t->row->may & BUFFER);
         worst->compared += has[i];
         if (has[i] && f->elements < first + t->elements)
-            mistake(m, r->file.folder, 0, "tensor %s has not as many numbers as the parameter", f->name);
+            mistake(m, r->file.folder, 0, "tensor %s has not as many numbers as the parameter",
+                    f->name);
     }
     unknown_gradients(r, s, m);
     for (int i = 0; i < n && m->n == before; i++) {
         struct box *b = &theirs[wanted];
         if (!has[ours[i].tensor]) continue;
         *b = ours[i];
-        b->tensor = (int)(weights_find(&r->file, "grad.", &s->tensor[ours[i].tensor], &b->first) - r->file.tensor);
+        b->tensor = (int)(weights_find(&r->file, "grad.", &s->tensor[ours[i].tensor], &b->first) -
+                          r->file.tensor);
         b->dtype = F64;
         b->stride = b->columns;
         b->memory = die_alloc(b->rows * b->columns * sizeof(double));
@@ -296,7 +336,8 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
         const struct box *a = &ours[i], *b = &theirs[i];
         for (int64_t row = 0; row < a->rows; row++)
             for (int64_t k = 0; k < a->columns; k++)
-                widen(&both[2 * a->tensor], &both[2 * a->tensor + 1], number_at(a->memory, e->real, row * a->stride + k),
+                widen(&both[2 * a->tensor], &both[2 * a->tensor + 1],
+                      number_at(a->memory, e->real, row * a->stride + k),
                       ((double *)b->memory)[row * b->stride + k]);
         free(b->memory);
     }
@@ -308,7 +349,8 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
         if (!has[i]) continue;
         double scale = both[2 * i + 1] > 1e-6 * most ? both[2 * i + 1] : 1e-6 * most;
         double relative = both[2 * i] == 0 ? 0 : both[2 * i] / scale;
-        if (worst->tensor < 0 || relative > worst->relative) worst->relative = relative, worst->tensor = i;
+        if (worst->tensor < 0 || relative > worst->relative)
+            worst->relative = relative, worst->tensor = i;
     }
     free(both);
     free(has);
@@ -319,12 +361,15 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
 
 /* ---- dumping ---- */
 
-static void dump(struct engine *e, struct comm *c, const struct reference *r, const struct work *w, void *logits, double loss) {
+static void dump(struct engine *e, struct comm *c, const struct reference *r, const struct work *w,
+                 void *logits, double loss) {
     const struct params *s = &e->model.params;
     struct new_tensor *tensors = die_alloc((s->n_tensors + 2) * sizeof *tensors);
     char **names = die_alloc((s->n_tensors + 1) * sizeof *names);
     int *number = die_alloc((s->n_tensors + 1) * sizeof *number), n = 0, n_boxes;
-    tensors[n++] = (struct new_tensor){.name = "logits", .dtype = F32, .n_dims = 3,
+    tensors[n++] = (struct new_tensor){.name = "logits",
+                                       .dtype = F32,
+                                       .n_dims = 3,
                                        .dim = {r->rows, r->length, e->config->keys.vocab_size}};
     tensors[n++] = (struct new_tensor){.name = "loss", .dtype = F32};
     for (int i = 0; i < s->n_tensors; i++) {
@@ -336,7 +381,8 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
         memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
     }
     struct box *grads = params_boxes(s, e->real, PART_GRADIENTS, true, &n_boxes);
-    struct box *boxes = die_alloc((n_boxes + 2) * sizeof *boxes), b = logits_box(r, e, w, logits, e->real);
+    struct box *boxes = die_alloc((n_boxes + 2) * sizeof *boxes),
+               b = logits_box(r, e, w, logits, e->real);
     boxes_to_host(&e->device, n_boxes, grads);
     for (int i = 0; i < n_boxes; i++) {
         boxes[i] = grads[i];
@@ -345,7 +391,13 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
     b.tensor = 0;
     if (b.rows) boxes[n_boxes++] = b;
     if (c->rank == 0)
-        boxes[n_boxes++] = (struct box){.tensor = 1, .width = 1, .rows = 1, .columns = 1, .memory = &loss, .stride = 1, .dtype = F64};
+        boxes[n_boxes++] = (struct box){.tensor = 1,
+                                        .width = 1,
+                                        .rows = 1,
+                                        .columns = 1,
+                                        .memory = &loss,
+                                        .stride = 1,
+                                        .dtype = F64};
     checkpoint_write(e->deck->compare.dump, c->world, n, tensors, n_boxes, boxes, 0, NULL, 0);
     for (int i = 0; i < s->n_tensors; i++) free(names[i]);
     free(names);
@@ -357,19 +409,24 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
 
 /* ---- the verdict ---- */
 
-struct verdict { bool good; char *yaml; };
+struct verdict {
+    bool good;
+    char *yaml;
+};
 
-static void judge(const struct output *o, struct verdict *v, const char *what, double relative, double tolerance, const char *where) {
+static void judge(const struct output *o, struct verdict *v, const char *what, double relative,
+                  double tolerance, const char *where) {
     bool good = relative <= tolerance;
     char *more = die_format("%s%s: %.3g\n", v->yaml ? v->yaml : "", what, relative);
-    say(o, "%-10s %9.3g  of at most %.3g  %s%s%s", what, relative, tolerance, good ? "same" : "DIFFERENT", where ? "  " : "",
-        where ? where : "");
+    say(o, "%-10s %9.3g  of at most %.3g  %s%s%s", what, relative, tolerance,
+        good ? "same" : "DIFFERENT", where ? "  " : "", where ? where : "");
     free(v->yaml);
     v->yaml = more;
     v->good &= good;
 }
 
-static int run_comparison(struct engine *e, struct comm *c, struct reference *r, struct run *run, struct mistakes *m) {
+static int run_comparison(struct engine *e, struct comm *c, struct reference *r, struct run *run,
+                          struct mistakes *m) {
     const struct deck *d = e->deck;
     struct work w = make_work(r, e);
     struct output o;
@@ -382,21 +439,32 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     int bad = r->logits ? compare_logits(e, c, r, &w, logits, &difference, &largest, m) : 0;
     if (!bad && r->n_gradients) bad = compare_gradients(e, c, r, &worst, m);
     if (!bad && r->loss) {
-        struct box b = {.tensor = (int)(r->loss - r->file.tensor), .width = 1, .rows = 1, .columns = 1, .memory = &theirs, .stride = 1,
+        struct box b = {.tensor = (int)(r->loss - r->file.tensor),
+                        .width = 1,
+                        .rows = 1,
+                        .columns = 1,
+                        .memory = &theirs,
+                        .stride = 1,
                         .dtype = F64};
         bad = checkpoint_read(&r->file, c->world, 1, &b, m);
     }
     if (!bad) {
         const double *tolerance = d->compare.tolerance.v;
         output_begin(&o, d, c, run->argc, run->argv, -1);
-        say(&o, "compared with %s: %ld sequences of %ld tokens", d->compare.reference, (long)r->rows, (long)r->length);
-        if (r->logits) judge(&o, &v, "logits", difference == 0 ? 0 : difference / largest, tolerance[0], NULL);
-        if (r->loss) judge(&o, &v, "loss", loss == theirs ? 0 : fabs(loss - theirs) / fabs(theirs), tolerance[1], NULL);
+        say(&o, "compared with %s: %ld sequences of %ld tokens", d->compare.reference,
+            (long)r->rows, (long)r->length);
+        if (r->logits)
+            judge(&o, &v, "logits", difference == 0 ? 0 : difference / largest, tolerance[0], NULL);
+        if (r->loss)
+            judge(&o, &v, "loss", loss == theirs ? 0 : fabs(loss - theirs) / fabs(theirs),
+                  tolerance[1], NULL);
         if (worst.compared)
-            judge(&o, &v, "gradients", worst.relative, tolerance[2], e->model.params.tensor[worst.tensor].name);
+            judge(&o, &v, "gradients", worst.relative, tolerance[2],
+                  e->model.params.tensor[worst.tensor].name);
         if (worst.compared) say(&o, "%d gradients were compared", worst.compared);
         if (dumping) dump(e, c, r, &w, logits, loss);
-        output_summary(&o, c, v.good ? "the numbers agree" : "the numbers differ", v.good ? 0 : 4, engine_peak_bytes(e), v.yaml);
+        output_summary(&o, c, v.good ? "the numbers agree" : "the numbers differ", v.good ? 0 : 4,
+                       engine_peak_bytes(e), v.yaml);
         output_end(&o);
     }
     free(v.yaml);
@@ -408,8 +476,9 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
 int mode_compare(struct run *run, struct mistakes *m) {
     struct engine *e = run->engine;
     struct reference r;
-    int code = 2, bad = reference_open(&r, e, m);          /* closed below, also if it is refused */
-    if (!comm_max(run->comm->world, bad != 0) && !engine_init(e, run->comm, run->shape, false, true, false, m))
+    int code = 2, bad = reference_open(&r, e, m); /* closed below, also if it is refused */
+    if (!comm_max(run->comm->world, bad != 0) &&
+        !engine_init(e, run->comm, run->shape, false, true, false, m))
         code = run_comparison(e, run->comm, &r, run, m);
     reference_close(&r);
     return code;

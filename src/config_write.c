@@ -122,8 +122,9 @@ static json_t *id_json(int32_t id) {
     return id < 0 ? json_null() : json_integer(id);
 }
 
-/* The ids of a tokenizer that the model did not come with. Nothing in the folder would tell later that
- * texts are bytes, so the key mestar_tokenizer does, which other programs keep without reading it. */
+/* The ids of a tokenizer that the model did not come with. Nothing in the folder would tell later
+ * that texts are bytes, so the key mestar_tokenizer does, which other programs keep without reading
+ * it. */
 static void put_tokenizer(const struct config *c, json_t *root) {
     const struct vocabulary *v = &c->vocabulary;
     bool bytes = !strcmp(c->keys.tokenizer, "bytes");
@@ -132,7 +133,10 @@ static void put_tokenizer(const struct config *c, json_t *root) {
     else json_object_del(root, "mestar_tokenizer");
     if (c->kept && (!known || v->own)) return;
     /* Without a tokenizer, what transformers would assume. */
-    json_object_set_new(root, "bos_token_id", bytes ? json_integer(256) : known ? id_json(v->begin) : json_integer(1));
+    json_object_set_new(root, "bos_token_id",
+                        bytes   ? json_integer(256)
+                        : known ? id_json(v->begin)
+                                : json_integer(1));
     json_object_set_new(root, "eos_token_id", json_integer(bytes ? 256 : known ? v->end : 2));
     json_object_set_new(root, "pad_token_id", known ? json_null() : json_integer(0));
 }

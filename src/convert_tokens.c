@@ -8,10 +8,10 @@
 #include <unistd.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "io/unicode.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/deck.h"
 
 /* Lines and bytes of a block: much for each thread, little for the memory. */
@@ -34,7 +34,8 @@ struct block {
 static void add_ids(struct utf8_text *to, const struct ids *ids) {
     char number[16];
     for (int64_t i = 0; i < ids->n; i++)
-        utf8_text_add(to, number, (size_t)snprintf(number, sizeof number, i ? ", %d" : "%d", ids->at[i]));
+        utf8_text_add(to, number,
+                      (size_t)snprintf(number, sizeof number, i ? ", %d" : "%d", ids->at[i]));
 }
 
 /* The line that is written, closed by a newline. */
@@ -58,7 +59,8 @@ static void answer(struct line *l, const struct tokenizer *t, const struct ids *
     utf8_text_free(&text);
 }
 
-static void convert_line(struct line *l, const struct tokenizer *t, struct encoder *e, struct ids *ids) {
+static void convert_line(struct line *l, const struct tokenizer *t, struct encoder *e,
+                         struct ids *ids) {
     json_error_t error;
     json_t *value = json_loadb(l->text, l->n, JSON_DECODE_ANY | JSON_ALLOW_NUL, &error);
     ids->n = 0;
@@ -107,11 +109,13 @@ static bool read_block(struct block *b, FILE *f, const char *path) {
 }
 
 /* Writes the lines of a block, unless something has been wrong already. */
-static void write_block(struct block *b, const char *path, int64_t first, FILE *to, struct token_counts *n, struct mistakes *m) {
+static void write_block(struct block *b, const char *path, int64_t first, FILE *to,
+                        struct token_counts *n, struct mistakes *m) {
     for (int64_t i = 0; i < b->n; i++) {
         struct line *l = &b->line[i];
         if (l->wrong) mistake(m, path, (int)(first + i + 1), "%s", l->wrong);
-        else if (!m->n && fwrite(l->text, 1, l->n, to) < l->n) die("cannot write the tokens: %s; is the disk full?", strerror(errno));
+        else if (!m->n && fwrite(l->text, 1, l->n, to) < l->n)
+            die("cannot write the tokens: %s; is the disk full?", strerror(errno));
         n->bytes += l->bytes;
         n->ids += l->ids;
         free(l->text);
@@ -120,8 +124,8 @@ static void write_block(struct block *b, const char *path, int64_t first, FILE *
     n->lines += b->n;
 }
 
-static void convert_file(const char *path, const struct tokenizer *t, int threads, FILE *to, struct token_counts *n,
-                         struct mistakes *m) {
+static void convert_file(const char *path, const struct tokenizer *t, int threads, FILE *to,
+                         struct token_counts *n, struct mistakes *m) {
     char why[WHY_BYTES];
     int64_t size, first = 0;
     int fd = file_open(path, &size, why);
@@ -141,7 +145,8 @@ static void convert_file(const char *path, const struct tokenizer *t, int thread
     fclose(f);
 }
 
-int convert_tokens(const struct deck *d, const struct tokenizer *t, int threads, struct token_counts *n, struct mistakes *m) {
+int convert_tokens(const struct deck *d, const struct tokenizer *t, int threads,
+                   struct token_counts *n, struct mistakes *m) {
     int before = m->n;
     char *part = die_format("%s.part", d->convert.to);
     *n = (struct token_counts){0};

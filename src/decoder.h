@@ -7,7 +7,8 @@
  * after the last token of every row, lies aligned, and stays where it is: memory is taken once, in
  * the engine's arena of states, and a call's cost does not depend on what Mamba layers have seen.
  *
- * Every call gives the logits of what follows, all words, alike on all ranks of the tensor group. */
+ * Every call gives the logits of what follows, all words, alike on all ranks of the tensor group.
+ */
 #ifndef SRC_DECODER_H
 #define SRC_DECODER_H
 

@@ -13,7 +13,8 @@ enum { TEXT = 512 };
 static int64_t first_bad(const struct engine *e, const void *device_p, int64_t n) {
     const void *p = device_host(&e->device, device_p);
     for (int64_t i = 0; p && i < n; i++)
-        if (!isfinite(e->real == F64 ? ((const double *)p)[i] : (double)((const float *)p)[i])) return i;
+        if (!isfinite(e->real == F64 ? ((const double *)p)[i] : (double)((const float *)p)[i]))
+            return i;
     return -1;
 }
 
@@ -22,13 +23,19 @@ static bool bad_blocks(const struct engine *e, bool gradients, char *text) {
         const struct param_block *b = &e->model.params.block[i];
         const void *p = gradients ? b->p.grad : b->p.value;
         if (!p || (gradients && !b->p.trained) || first_bad(e, p, b->elements) < 0) continue;
-        snprintf(text, TEXT, "%s %s is not finite (rank %d)", gradients ? "the gradient of" : "the weight", b->p.name, e->comm->rank);
+        snprintf(text, TEXT, "%s %s is not finite (rank %d)",
+                 gradients ? "the gradient of" : "the weight", b->p.name, e->comm->rank);
         return true;
     }
     return false;
 }
 
-struct watch { struct engine *e; int64_t row_length, first; char *text; bool found; };
+struct watch {
+    struct engine *e;
+    int64_t row_length, first;
+    char *text;
+    bool found;
+};
 
 /* Tells of the layer after which the stream first holds a number that is not finite. */
 static void after_layer(void *context, int layer, const struct tensor *x) {
@@ -38,16 +45,22 @@ static void after_layer(void *context, int layer, const struct tensor *x) {
     if (at < 0) return;
     w->found = true;
     int64_t token = at / x->width;
-    if (layer < 0) snprintf(w->text, TEXT, "the embedding gives a number that is not finite (rank %d)", w->e->comm->rank);
-    else if (w->e->parallel.sequence)           /* a part by tokens: the sequence is not known from here */
+    if (layer < 0)
+        snprintf(w->text, TEXT, "the embedding gives a number that is not finite (rank %d)",
+                 w->e->comm->rank);
+    else if (w->e->parallel.sequence) /* a part by tokens: the sequence is not known from here */
         snprintf(w->text, TEXT, "layer %d (%s) gives a number that is not finite (rank %d)", layer,
                  w->e->model.layer[layer].kind->name, w->e->comm->rank);
     else
-        snprintf(w->text, TEXT, "layer %d (%s) gives a number that is not finite (rank %d, sequence %ld of the step)", layer,
-                 w->e->model.layer[layer].kind->name, w->e->comm->rank, (long)(w->first + token / w->row_length));
+        snprintf(
+            w->text, TEXT,
+            "layer %d (%s) gives a number that is not finite (rank %d, sequence %ld of the step)",
+            layer, w->e->model.layer[layer].kind->name, w->e->comm->rank,
+            (long)(w->first + token / w->row_length));
 }
 
-static bool bad_layer(struct engine *e, int n, const struct host_batch *batches, int64_t first, char *text) {
+static bool bad_layer(struct engine *e, int n, const struct host_batch *batches, int64_t first,
+                      char *text) {
     struct watch w = {.e = e, .first = first, .text = text};
     e->model.after_layer = after_layer;
     e->model.watcher = &w;
@@ -64,7 +77,8 @@ char *diagnose(struct engine *e, int n, const struct host_batch *batches, int64_
     char *text = die_alloc(TEXT);
     struct comm *c = e->comm;
     bool found = false;
-    for (int stage = 0; stage < 3; stage++) {       /* the earliest cause any rank sees is told by the lowest such rank */
+    for (int stage = 0; stage < 3;
+         stage++) { /* the earliest cause any rank sees is told by the lowest such rank */
         if (stage == 0) found = bad_blocks(e, false, text);
         if (stage == 1) found = bad_layer(e, n, batches, first_sequence, text);
         if (stage == 2) found = bad_blocks(e, true, text);

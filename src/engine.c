@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
+#include "kernels/mistakes.h"
 #include "parallel/data_parallel.h"
 #include "parallel/timer.h"
 #include "src/choose.h"
@@ -19,7 +19,8 @@ static void check_threads(struct mistakes *m) {
     char *end;
     long n = given && *given ? strtol(given, &end, 10) : 1;
     if (given && *given && (end == given || (*end && *end != ',') || n < 1 || n > MOST_THREADS))
-        mistake(m, NULL, 0, "OMP_NUM_THREADS is '%.40s'; it must be a number from 1 to %d", given, MOST_THREADS);
+        mistake(m, NULL, 0, "OMP_NUM_THREADS is '%.40s'; it must be a number from 1 to %d", given,
+                MOST_THREADS);
 }
 
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m) {
@@ -64,7 +65,9 @@ static void stored_formats(struct engine *e) {
 static void make_device(struct engine *e, bool dry) {
     const struct deck *d = e->deck;
     if (dry) device_dry(&e->device);
-    else device_cpu(&e->device, engine_threads(d, e->comm->host_cores, e->comm->host_ranks), d->run.debug);
+    else
+        device_cpu(&e->device, engine_threads(d, e->comm->host_cores, e->comm->host_ranks),
+                   d->run.debug);
     arena_init(&e->values, "parameters", &e->device);
     arena_init(&e->grads, "gradients", &e->device);
     arena_init(&e->moments, "moments", &e->device);
@@ -79,8 +82,8 @@ static bool any_trained(const struct params *s) {
     return false;
 }
 
-int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
-                struct mistakes *m) {
+int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
+                bool learns, bool updates, struct mistakes *m) {
     const struct deck *d = e->deck;
     int before = m->n, shares[MAX_SHARES];
     if (!dry) check_threads(m);
@@ -94,7 +97,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     if (e->has_weights) weights_match(&e->weights, &e->model.params, m);
     if (m->n > before) return -1;
     make_device(e, dry);
-    parallel_init(&e->parallel, comm, shape, d->parallel.sequence, params_shares(e->config, shape->tensor, shares), shares);
+    parallel_init(&e->parallel, comm, shape, d->parallel.sequence,
+                  params_shares(e->config, shape->tensor, shares), shares);
     if (choose_parameters(d, &e->model.params, m)) return -1;
     if (updates && !any_trained(&e->model.params)) {
         deck_mistake(d, m, "train.freeze", "leaves nothing to train");
@@ -104,9 +108,13 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
     e->tape.learning = learns;
-    if (!e->has_weights) init_parameters(&e->model.params, &e->device, e->real, (uint64_t)d->run.seed);
-    else if (!dry && weights_read(&e->weights, &e->model.params, &e->device, e->real, comm->world, m)) return -1;
-    if (updates) optimiser_init(&e->optimiser, d, &e->model.params, &e->device, &e->moments, e->real);
+    if (!e->has_weights)
+        init_parameters(&e->model.params, &e->device, e->real, (uint64_t)d->run.seed);
+    else if (!dry &&
+             weights_read(&e->weights, &e->model.params, &e->device, e->real, comm->world, m))
+        return -1;
+    if (updates)
+        optimiser_init(&e->optimiser, d, &e->model.params, &e->device, &e->moments, e->real);
     return 0;
 }
 
@@ -117,7 +125,8 @@ void engine_free(struct engine *e) {
         arena_check_empty(&e->work);
         arena_check_empty(&e->scratch);
         parallel_free(&e->parallel);
-        struct arena *const all[] = {&e->values, &e->grads, &e->moments, &e->states, &e->work, &e->scratch};
+        struct arena *const all[] = {&e->values, &e->grads, &e->moments,
+                                     &e->states, &e->work,  &e->scratch};
         for (int i = 0; i < 6; i++)
             if (all[i]->base) arena_free_all(all[i]);
     }
@@ -133,7 +142,8 @@ struct loaded {
     struct piece *piece[4];
 };
 
-static void *load(struct engine *e, struct loaded *l, int i, const void *host, size_t bytes, const char *label) {
+static void *load(struct engine *e, struct loaded *l, int i, const void *host, size_t bytes,
+                  const char *label) {
     void *p;
     l->piece[i] = arena_take(&e->work, bytes, label, &p);
     if (host) device_write(&e->device, p, host, bytes);
@@ -159,7 +169,8 @@ static void unload(struct engine *e, struct loaded *l) {
     for (int i = 0; i < 4; i++) arena_give(&e->work, l->piece[i]);
 }
 
-double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts) {
+double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
+                        bool count_experts) {
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
     engine_loss_begin(e);
@@ -169,8 +180,9 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
         timer_enter(timer, RANGE_FORWARD);
         load_batch(e, &batches[i], &l);
         struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
-        if (e->parallel.at.tensor == 0)                 /* every tensor rank has the same losses */
-            DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum, .n = tensor_elements(loss));
+        if (e->parallel.at.tensor == 0) /* every tensor rank has the same losses */
+            DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum,
+                       .n = tensor_elements(loss));
         timer_leave(timer);
         timer_enter(timer, RANGE_BACKWARD);
         tape_backward(&e->tape, loss, count ? 1.0 / (double)count : 0, MASK_ALL);
@@ -179,7 +191,8 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
         timer_leave(timer);
     }
     timer_enter(timer, RANGE_GRADIENTS);
-    for (int i = 0; i < e->model.params.n_blocks; i++) data_sum_gradient(&e->tape, &e->model.params.block[i].p);
+    for (int i = 0; i < e->model.params.n_blocks; i++)
+        data_sum_gradient(&e->tape, &e->model.params.block[i].p);
     double sum = engine_loss_sum(e);
     timer_leave(timer);
     return count ? sum / (double)count : 0;
@@ -197,7 +210,8 @@ void engine_loss_add(struct engine *e, const struct host_batch *b) {
     load_batch(e, b, &l);
     struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
     if (e->parallel.at.tensor == 0)
-        DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum, .n = tensor_elements(loss));
+        DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum,
+                   .n = tensor_elements(loss));
     tape_clear(&e->tape);
     unload(e, &l);
     e->tape.learning = learning;
@@ -224,10 +238,11 @@ void engine_logits(struct engine *e, const struct host_batch *b, void *logits) {
 }
 
 void engine_save(struct engine *e, const char *folder, bool transformers_names) {
-    weights_write(folder, e->has_weights ? &e->weights : NULL, &e->model.params, &e->device, e->real, transformers_names,
-                  e->comm->world);
+    weights_write(folder, e->has_weights ? &e->weights : NULL, &e->model.params, &e->device,
+                  e->real, transformers_names, e->comm->world);
 }
 
 int64_t engine_peak_bytes(const struct engine *e) {
-    return (int64_t)(e->values.peak + e->grads.peak + e->moments.peak + e->states.peak + e->work.peak + e->scratch.peak);
+    return (int64_t)(e->values.peak + e->grads.peak + e->moments.peak + e->states.peak +
+                     e->work.peak + e->scratch.peak);
 }

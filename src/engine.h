@@ -1,7 +1,7 @@
 /* engine: one rank's share of a run, made ready: device, arenas, mesh, model, weights, tape.
  *
- * Training, comparing, converting and planning all begin by making one of these from a checked deck. On a dry
- * device, over a transport that moves nothing, the same code is the plan. */
+ * Training, comparing, converting and planning all begin by making one of these from a checked
+ * deck. On a dry device, over a transport that moves nothing, the same code is the plan. */
 #ifndef SRC_ENGINE_H
 #define SRC_ENGINE_H
 
@@ -17,49 +17,54 @@ struct engine {
     struct mesh_shape shape;
     struct parallel parallel;
     struct device device;
-    struct arena values, grads, moments, states, work, scratch;   /* states: of a decoder */
+    struct arena values, grads, moments, states, work, scratch; /* states: of a decoder */
     enum dtype real;
-    bool learns;                        /* has gradients; and moments if it will update */
+    bool learns; /* has gradients; and moments if it will update */
     bool updates;
     struct model model;
     struct optimiser optimiser;
     struct tape tape;
     struct weights weights;
-    bool has_weights;                   /* weights is open: the model came from a folder */
-    void *loss_sum;                     /* struct exact on the device */
+    bool has_weights; /* weights is open: the model came from a folder */
+    void *loss_sum;   /* struct exact on the device */
 };
 
-/* One micro-batch in host memory: rows * length of each. weight: 1 where the token's target counts, else 0. */
+/* One micro-batch in host memory: rows * length of each. weight: 1 where the token's target counts,
+ * else 0. */
 struct host_batch {
     int64_t rows, length;
     int32_t *ids, *start, *target;
     double *weight;
 };
 
-/* Settles the model from its folder, if it has one, so that what its tensors decide is decided; before the mesh is checked.
- * Every rank on its own. -1 after telling m. */
+/* Settles the model from its folder, if it has one, so that what its tensors decide is decided;
+ * before the mesh is checked. Every rank on its own. -1 after telling m. */
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m);
 
-/* Weights from another folder instead, of the same model (a run's own checkpoint). -1 after telling m. */
+/* Weights from another folder instead, of the same model (a run's own checkpoint). -1 after telling
+ * m. */
 int engine_reopen(struct engine *e, const char *folder, struct mistakes *m);
 
-/* Makes the rest. learns: gradients; updates: moments too. Collective over the world. -1 after telling m. */
-int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
-                struct mistakes *m);
+/* Makes the rest. learns: gradients; updates: moments too. Collective over the world. -1 after
+ * telling m. */
+int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
+                bool learns, bool updates, struct mistakes *m);
 void engine_free(struct engine *e);
 
-/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of this rank; every rank gives at
- * least one. Returns the mean loss. count_experts: their loads are added up. Collective over the world. */
-double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count, bool count_experts);
+/* Gradients of the mean loss over `count` counted targets of all ranks, from n micro-batches of
+ * this rank; every rank gives at least one. Returns the mean loss. count_experts: their loads are
+ * added up. Collective over the world. */
+double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
+                        bool count_experts);
 
-/* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of the losses of all counted targets of all
- * ranks. engine_loss_sum is collective over the world. */
+/* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of
+ * the losses of all counted targets of all ranks. engine_loss_sum is collective over the world. */
 void engine_loss_begin(struct engine *e);
 void engine_loss_add(struct engine *e, const struct host_batch *b);
 double engine_loss_sum(struct engine *e);
 
-/* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the engine's real dtype. Collective over
- * the tensor group. */
+/* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the
+ * engine's real dtype. Collective over the tensor group. */
 void engine_logits(struct engine *e, const struct host_batch *b, void *logits);
 
 /* Saves the model as a folder. Collective over the world. */

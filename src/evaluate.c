@@ -33,11 +33,14 @@ int mode_evaluate(struct run *r, struct mistakes *m) {
         output_begin(&o, e->deck, r->comm, r->argc, r->argv, -1);
         double began = seconds_now(), loss = evaluate_loss(e, &feed, &tokens);
         code = isfinite(loss) ? 0 : 4;
-        char a[32], b[32], *json = die_format("{\"loss\": %s, \"perplexity\": %s, \"tokens\": %ld}\n", number_text(loss, a),
-                                              number_text(exp(loss), b), (long)tokens);
+        char a[32], b[32],
+            *json = die_format("{\"loss\": %s, \"perplexity\": %s, \"tokens\": %ld}\n",
+                               number_text(loss, a), number_text(exp(loss), b), (long)tokens);
         output_text(&o, "evaluation.json", json);
-        say(&o, "loss %s, perplexity %s, over %ld tokens in %.1f s", a, b, (long)tokens, seconds_now() - began);
-        output_summary(&o, r->comm, code ? "the loss is not finite" : "finished", code, engine_peak_bytes(e), NULL);
+        say(&o, "loss %s, perplexity %s, over %ld tokens in %.1f s", a, b, (long)tokens,
+            seconds_now() - began);
+        output_summary(&o, r->comm, code ? "the loss is not finite" : "finished", code,
+                       engine_peak_bytes(e), NULL);
         output_end(&o);
         free(json);
     }

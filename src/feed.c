@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "io/token_pool.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/engine.h"
 
 static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *m) {
@@ -22,12 +22,12 @@ static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *
                                      .n_weights = d->data.blend.n,
                                      .weights = d->data.blend.v,
                                      .split = d->data.split,
-                                     .tokens = f->pool ? token_pool_source(f->pool) : &token_source_bytes,
+                                     .tokens =
+                                         f->pool ? token_pool_source(f->pool) : &token_source_bytes,
                                      .cache = d->data.cache,
                                      .threads = e->device.threads};
-    int bad = is_text
-                  ? corpus_text(&f->corpus, &text, e->comm->world, m)
-                  : corpus_mock(&f->corpus, text.seed, e->config->keys.vocab_size, text.length);
+    int bad = is_text ? corpus_text(&f->corpus, &text, e->comm->world, m)
+                      : corpus_mock(&f->corpus, text.seed, e->config->keys.vocab_size, text.length);
     if (bad) return -1;
     f->corpus.mask_documents = d->data.mask_documents;
     corpus_validation(&f->corpus, &f->measured);

@@ -6,7 +6,8 @@
 
 #include "kernels/die.h"
 
-/* The mixing function of splitmix64 (Steele, Lea and Flood 2014): a bijection that passes as random. */
+/* The mixing function of splitmix64 (Steele, Lea and Flood 2014): a bijection that passes as
+ * random. */
 static uint64_t mix(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -32,7 +33,7 @@ struct drawing {
     const struct config *config;
     enum init init;
     bool megatron;
-    double std, bound, shrink;          /* of normals, of uniforms; factor on output sides */
+    double std, bound, shrink; /* of normals, of uniforms; factor on output sides */
 };
 
 static struct drawing drawing_of(const struct config *c, enum init init) {
@@ -65,10 +66,11 @@ static double draw(const struct drawing *g, uint64_t stream, uint64_t i) {
     case INIT_RESIDUAL: return g->shrink * g->std * random_normal(stream, i);
     case INIT_MAMBA_OUT: return g->shrink * uniform_between(stream, i, -g->bound, g->bound);
     case INIT_CONV:
-        return g->megatron ? uniform_between(stream, i, -g->bound, g->bound) : g->std * random_normal(stream, i);
+        return g->megatron ? uniform_between(stream, i, -g->bound, g->bound)
+                           : g->std * random_normal(stream, i);
     case INIT_CONV_BIAS: return g->megatron ? uniform_between(stream, i, -g->bound, g->bound) : 0;
     case INIT_A_LOG: return log(g->megatron ? uniform_between(stream, i, 1, 16) : (double)(i + 1));
-    case INIT_DT_BIAS: {                /* softplus(dt_bias) = dt, dt log-uniform */
+    case INIT_DT_BIAS: { /* softplus(dt_bias) = dt, dt log-uniform */
         double dt = exp(uniform_between(stream, i, log(k->time_step_min), log(k->time_step_max)));
         if (dt < k->time_step_floor) dt = k->time_step_floor;
         return dt + log(-expm1(-dt));
@@ -93,7 +95,8 @@ void init_parameters(struct params *s, struct device *d, enum dtype real, uint64
         for (int64_t r = 0; r < x->rows; r++)
             for (int64_t c = 0; c < x->columns; c++) {
                 /* Rounded to float first, so that a run in double starts from the same weights. */
-                float v = (float)draw(&g, stream, (uint64_t)((x->row + r) * x->width + x->column + c));
+                float v =
+                    (float)draw(&g, stream, (uint64_t)((x->row + r) * x->width + x->column + c));
                 if (real == F32) ((float *)x->memory)[r * x->stride + c] = v;
                 else ((double *)x->memory)[r * x->stride + c] = v;
             }

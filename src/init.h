@@ -1,8 +1,8 @@
 /* init: the weights a model begins with.
  *
- * Every value is a function of the seed, the tensor's name and the place in the global tensor, drawn by a
- * counter-based generator: no state, no order, the same on every mesh. Recipes: transformers' nemotron_h or
- * Megatron's (model.initialization). */
+ * Every value is a function of the seed, the tensor's name and the place in the global tensor,
+ * drawn by a counter-based generator: no state, no order, the same on every mesh. Recipes:
+ * transformers' nemotron_h or Megatron's (model.initialization). */
 #ifndef SRC_INIT_H
 #define SRC_INIT_H
 

@@ -14,14 +14,15 @@
 #include "kernels/die.h"
 #include "parallel/comm.h"
 
-/* The layout of a record file; a version in the magic, because the next start may be of another build. */
+/* The layout of a record file; a version in the magic, because the next start may be of another
+ * build. */
 struct record {
     char magic[8];
     int32_t rank, size, pid, ended;
     int64_t step;
     char host[64], what[32], group[32], text[512];
-    double since, heartbeat;            /* seconds of the clock on the wall */
-    int32_t waiting;                    /* in a group's exchange */
+    double since, heartbeat; /* seconds of the clock on the wall */
+    int32_t waiting;         /* in a group's exchange */
 };
 static const char magic[8] = "mestar1";
 enum { BEAT_MS = 500 };
@@ -49,15 +50,18 @@ static char *record_path(const char *folder, int rank) {
 static bool read_record(const char *folder, int rank, struct record *r) {
     char *path = record_path(folder, rank);
     int fd = open(path, O_RDONLY);
-    bool good = fd >= 0 && read(fd, r, sizeof *r) == (ssize_t)sizeof *r && !memcmp(r->magic, magic, sizeof magic);
+    bool good = fd >= 0 && read(fd, r, sizeof *r) == (ssize_t)sizeof *r &&
+                !memcmp(r->magic, magic, sizeof magic);
     if (fd >= 0) close(fd);
     free(path);
-    r->host[sizeof r->host - 1] = r->what[sizeof r->what - 1] = r->group[sizeof r->group - 1] = r->text[sizeof r->text - 1] = 0;
+    r->host[sizeof r->host - 1] = r->what[sizeof r->what - 1] = r->group[sizeof r->group - 1] =
+        r->text[sizeof r->text - 1] = 0;
     return good;
 }
 
 static void describe(FILE *f, const struct record *r, double now) {
-    fprintf(f, "  rank %d (pid %d on %s): step %ld, %s", r->rank, r->pid, r->host, (long)r->step, *r->what ? r->what : "starting");
+    fprintf(f, "  rank %d (pid %d on %s): step %ld, %s", r->rank, r->pid, r->host, (long)r->step,
+            *r->what ? r->what : "starting");
     if (r->waiting) fprintf(f, ", waiting for group '%s'", r->group);
     fprintf(f, ", since %.1f s\n", now - r->since);
     if (*r->text) fprintf(f, "    it said: %s\n", r->text);
@@ -76,16 +80,19 @@ char *lastwords_of_before(const char *folder) {
         if (!read_record(folder, i, &r) || r.ended) continue;
         unended++;
         if (r.heartbeat > newest) newest = r.heartbeat;
-        bool earlier = !found || (*r.text && !*first.text) || (!!*r.text == !!*first.text && r.heartbeat < first.heartbeat);
+        bool earlier = !found || (*r.text && !*first.text) ||
+                       (!!*r.text == !!*first.text && r.heartbeat < first.heartbeat);
         if (earlier) first = r;
         found = true;
     }
     if (!found) return NULL;
     FILE *f = open_memstream(&text, &bytes);
-    fprintf(f, "the earlier run here did not end by itself (%d of %d ranks); the first to stop was\n", unended, size);
+    fprintf(f,
+            "the earlier run here did not end by itself (%d of %d ranks); the first to stop was\n",
+            unended, size);
     describe(f, &first, newest > first.heartbeat ? newest : first.heartbeat);
     fclose(f);
-    text[strlen(text) - 1] = 0;         /* without the last newline */
+    text[strlen(text) - 1] = 0; /* without the last newline */
     return text;
 }
 
@@ -97,7 +104,10 @@ static void tell_hang(void) {
     int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0666);
     if (fd >= 0) {
         double now = wall_now();
-        fprintf(stderr, "mestar: nothing moved for %d s (run.watchdog); where the ranks that wait for nobody, or do not answer, are:\n", watchdog_seconds);
+        fprintf(stderr,
+                "mestar: nothing moved for %d s (run.watchdog); where the ranks that wait for "
+                "nobody, or do not answer, are:\n",
+                watchdog_seconds);
         FILE *to = fdopen(fd, "w");
         for (int i = 0; i < mine->size; i++) {
             struct record r;
@@ -109,7 +119,7 @@ static void tell_hang(void) {
         fclose(to);
         fprintf(stderr, "mestar: all ranks are in %s\n", path);
     } else {
-        usleep(300000);                 /* the speaker finishes its sentence */
+        usleep(300000); /* the speaker finishes its sentence */
     }
     free(path);
 }
@@ -158,7 +168,8 @@ void lastwords_begin(const char *folder, int rank, int size, int watchdog) {
         void *p = mmap(NULL, sizeof *mine, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) mine = p;
     }
-    if (mine == &unmapped) fprintf(stderr, "mestar: cannot keep last words in %s: %s\n", path, strerror(errno));
+    if (mine == &unmapped)
+        fprintf(stderr, "mestar: cannot keep last words in %s: %s\n", path, strerror(errno));
     if (fd >= 0) close(fd);
     memset(mine, 0, sizeof *mine);
     mine->rank = rank;

@@ -4,7 +4,8 @@
 
 extern const struct layer_kind layer_mamba, layer_attention, layer_mlp, layer_experts;
 
-static const struct layer_kind *const kinds[] = {&layer_mamba, &layer_attention, &layer_mlp, &layer_experts};
+static const struct layer_kind *const kinds[] = {&layer_mamba, &layer_attention, &layer_mlp,
+                                                 &layer_experts};
 
 const struct layer_kind *layer_kind_at(int i) {
     return i >= 0 && i < (int)(sizeof kinds / sizeof *kinds) ? kinds[i] : NULL;

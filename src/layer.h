@@ -1,22 +1,21 @@
 /* layer: what a kind of layer is, and how to add one.
  *
- * A layer kind is one file: a table of parameter rows, and a forward function that computes y from the stream x, where the
- * model then adds y to x. Backward, sharding, initial values, optimiser, checkpoints, counts and plans follow
- * from these two. To add a kind:
- *   src/layer_<kind>.c   the table and the function, ending in a struct layer_kind with the letter
- *   src/layer.c          its name in the list
- *   src/pattern.c        the letter and the words that config.json has for it; src/config.h and deck.def list the letters too
- *   src/deck.def         keys for sizes it needs (they are config.json's); src/config.c: which kinds read them, their rules, and
- *                        the estimate of the model's size; src/params.{h,c}: names for sizes, conditions and first values
- *                        that no other kind has
- *   src/deck_rules.c     what must divide by the tensor ranks, if it splits heads; src/params.c, params_shares, if some share
- *   src/weights.c        weights_settle, if it has biases that a folder's tensors decide about
- * A kind with more than LAYER_ROWS rows raises that.
- * Everything else walks the rows.
+ * A layer kind is one file: a table of parameter rows, and a forward function that computes y from
+ * the stream x, where the model then adds y to x. Backward, sharding, initial values, optimiser,
+ * checkpoints, counts and plans follow from these two. To add a kind: src/layer_<kind>.c   the
+ * table and the function, ending in a struct layer_kind with the letter src/layer.c          its
+ * name in the list src/pattern.c        the letter and the words that config.json has for it;
+ * src/config.h and deck.def list the letters too src/deck.def         keys for sizes it needs (they
+ * are config.json's); src/config.c: which kinds read them, their rules, and the estimate of the
+ * model's size; src/params.{h,c}: names for sizes, conditions and first values that no other kind
+ * has src/deck_rules.c     what must divide by the tensor ranks, if it splits heads; src/params.c,
+ * params_shares, if some share src/weights.c        weights_settle, if it has biases that a
+ * folder's tensors decide about A kind with more than LAYER_ROWS rows raises that. Everything else
+ * walks the rows.
  *
- * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel part
- * (tensor_enter), leaves it once at its end (tensor_leave), and adds biases of its last product after
- * that. It drops large tensors that it will not read again (tensor_drop). */
+ * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel
+ * part (tensor_enter), leaves it once at its end (tensor_leave), and adds biases of its last
+ * product after that. It drops large tensors that it will not read again (tensor_drop). */
 #ifndef SRC_LAYER_H
 #define SRC_LAYER_H
 
@@ -25,7 +24,8 @@
 
 enum { LAYER_ROWS = 20, LAYER_STATES = 2 };
 
-/* What a layer remembers of the tokens before a call: device arrays, read and brought up to date by its forward function. */
+/* What a layer remembers of the tokens before a call: device arrays, read and brought up to date by
+ * its forward function. */
 struct layer_state {
     void *p[LAYER_STATES];
 };
@@ -33,10 +33,11 @@ struct layer_state {
 /* One pass over a micro-batch: what layers need besides x. */
 struct pass {
     struct batch batch;
-    bool count_experts;                 /* add each expert's tokens to the layer's load */
-    bool ends_only;                     /* logits of each row's last token only */
-    struct layer_state *state;          /* of each layer; NULL: every row begins here and nothing is remembered */
-    int64_t past, capacity;             /* tokens of a row that the states have seen; that they have room for */
+    bool count_experts; /* add each expert's tokens to the layer's load */
+    bool ends_only;     /* logits of each row's last token only */
+    struct layer_state
+        *state; /* of each layer; NULL: every row begins here and nothing is remembered */
+    int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
 };
 
 struct layer {
@@ -45,18 +46,19 @@ struct layer {
     const struct mesh_shape *mesh;
     int tensor_rank;
     int number;
-    struct param *p[LAYER_ROWS];        /* by row of the kind's table; NULL where the model has none */
-    const struct pass *pass;            /* of the forward or replay that is running */
-    void *load;                         /* experts: tokens of each since the last step, int64 on the device */
+    struct param *p[LAYER_ROWS]; /* by row of the kind's table; NULL where the model has none */
+    const struct pass *pass;     /* of the forward or replay that is running */
+    void *load; /* experts: tokens of each since the last step, int64 on the device */
 };
 
 struct layer_kind {
     char letter;
-    const char *name;                   /* for the log */
+    const char *name; /* for the log */
     const struct param_row *rows;
     int n_rows;
     struct tensor *(*forward)(struct tape *t, struct layer *l, struct tensor *x);
-    /* The numbers that a row of each state takes on this rank, with room for `capacity` tokens. NULL: it remembers nothing. */
+    /* The numbers that a row of each state takes on this rank, with room for `capacity` tokens.
+     * NULL: it remembers nothing. */
     void (*state_size)(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]);
 };
 
@@ -66,7 +68,8 @@ const struct layer_kind *layer_kind(char letter);
 /* i-th of all kinds; NULL past the end. */
 const struct layer_kind *layer_kind_at(int i);
 
-/* What a layer adds to x. With a bias that comes after the last exchange: add_after(t, y, bias) leaves y alone if bias is NULL. */
+/* What a layer adds to x. With a bias that comes after the last exchange: add_after(t, y, bias)
+ * leaves y alone if bias is NULL. */
 struct tensor *add_after(struct tape *t, struct tensor *y, struct param *bias);
 
 #endif

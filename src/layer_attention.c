@@ -2,8 +2,8 @@
  *
  *   q, k, v = norm(x) W^T;  o = softmax(q k^T / sqrt(head_dim)) v;  y = o_proj(o)
  *
- * q, k and v are one stored block and one product. Query heads are split over the tensor ranks; where the ranks outnumber
- * the key heads, neighbours hold the same one. */
+ * q, k and v are one stored block and one product. Query heads are split over the tensor ranks;
+ * where the ranks outnumber the key heads, neighbours hold the same one. */
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -30,14 +30,16 @@ static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_
     n[1] = capacity * s[2].width;
 }
 
-/* Remembers keys (i = 0) or values (1) and gives those of earlier calls; NULL where there are none. */
+/* Remembers keys (i = 0) or values (1) and gives those of earlier calls; NULL where there are none.
+ */
 static struct tensor *past_of(struct tape *t, const struct layer *l, int i, struct tensor *x) {
     const struct pass *p = l->pass;
     if (!p->state) return NULL;
     void *at = p->state[l->number].p[i];
     past_append(t, &p->batch, x, at, p->past, p->capacity * x->width);
     if (!p->past) return NULL;
-    struct tensor *past = tensor_over(t, "past", at, t->real, p->batch.rows, p->past * x->width, &x->layout);
+    struct tensor *past =
+        tensor_over(t, "past", at, t->real, p->batch.rows, p->past * x->width, &x->layout);
     past->stride = p->capacity * x->width;
     return past;
 }
@@ -49,13 +51,15 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     h = tensor_enter(t, h, b->rows * b->length);
     struct tensor *qkv = add_after(t, linear(t, h, l->p[Q]), l->p[Q_BIAS]);
     tensor_drop(t, h);
-    const struct segment *s = l->p[Q]->layout.segment;          /* this rank's widths of q, k and v */
+    const struct segment *s = l->p[Q]->layout.segment; /* this rank's widths of q, k and v */
     tensor_columns(t, qkv, 3, (int64_t[]){s[0].width, s[1].width, s[2].width}, v);
-    struct tensor *o = attention(t, b, v[0], v[1], v[2], c->head_dim, past_of(t, l, 0, v[1]), past_of(t, l, 1, v[2]));
+    struct tensor *o = attention(t, b, v[0], v[1], v[2], c->head_dim, past_of(t, l, 0, v[1]),
+                                 past_of(t, l, 1, v[2]));
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, qkv);
     struct tensor *y = tensor_leave(t, linear(t, o, l->p[O]));
     return add_after(t, y, l->p[O_BIAS]);
 }
 
-const struct layer_kind layer_attention = {'*', "attention", rows, sizeof rows / sizeof *rows, forward, state_size};
+const struct layer_kind layer_attention = {'*',     "attention", rows, sizeof rows / sizeof *rows,
+                                           forward, state_size};

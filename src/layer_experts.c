@@ -1,17 +1,32 @@
 /* experts: routed experts and a shared one, one 'E' of the pattern.
  *
- *   choice by sigmoid(gate(h)) + correction bias;  y = fc2(sum of weight * expert(fc1(h))) + shared(h)
+ *   choice by sigmoid(gate(h)) + correction bias;  y = fc2(sum of weight * expert(fc1(h))) +
+ * shared(h)
  *
- * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where there is a latent width. Router
- * and fc1 run on the stream, before it is entered; the experts' sums and the shared expert's are both
- * partial, are added, and leave together. */
+ * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
+ * there is a latent width. Router and fc1 run on the stream, before it is entered; the experts'
+ * sums and the shared expert's are both partial, are added, and leave together. */
 #include <stddef.h>
 
 #include "parallel/expert_parallel.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
-enum { NORM, GATE, CORRECTION, FC1, FC1_BIAS, UP, DOWN, FC2, FC2_BIAS, SHARED_UP, SHARED_UP_BIAS, SHARED_DOWN, SHARED_DOWN_BIAS };
+enum {
+    NORM,
+    GATE,
+    CORRECTION,
+    FC1,
+    FC1_BIAS,
+    UP,
+    DOWN,
+    FC2,
+    FC2_BIAS,
+    SHARED_UP,
+    SHARED_UP_BIAS,
+    SHARED_DOWN,
+    SHARED_DOWN_BIAS
+};
 /* clang-format off */
 static const struct param_row rows[] = {
     /* name                                 shape                 split      segments              begins         may be             when              block  meaning */
@@ -31,41 +46,44 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-static struct tensor *routed(struct tape *t, struct layer *l, struct tensor *h, struct tensor *weight,
-                             struct tensor *index) {
+static struct tensor *routed(struct tape *t, struct layer *l, struct tensor *h,
+                             struct tensor *weight, struct tensor *index) {
     const struct deck_model *c = &l->config->keys;
     int64_t here = c->n_routed_experts / l->mesh->expert;
     struct tensor *order, *position, *offset;
     sort_experts(t, index, c->n_routed_experts, &order, &position, &offset);
     if (l->pass->count_experts) count_experts(t, offset, l->load);
-    struct tensor *rows_in = expert_dispatch(t, gather_rows(t, h, order, position, c->num_experts_per_tok));
+    struct tensor *rows_in =
+        expert_dispatch(t, gather_rows(t, h, order, position, c->num_experts_per_tok));
     struct tensor *u = grouped_linear(t, rows_in, l->p[UP], here, offset);
     tensor_drop(t, rows_in);
     struct tensor *a = relu2(t, u);
     tensor_drop(t, u);
     struct tensor *y = expert_return(t, grouped_linear(t, a, l->p[DOWN], here, offset));
     tensor_drop(t, a);
-    return combine_rows(t, y, weight, position);                        /* [tokens, latent or hidden], partial */
+    return combine_rows(t, y, weight, position); /* [tokens, latent or hidden], partial */
 }
 
 static struct tensor *shared(struct tape *t, struct layer *l, struct tensor *h) {
-    struct tensor *u = add_after(t, linear(t, h, l->p[SHARED_UP]), l->p[SHARED_UP_BIAS]), *a = relu2(t, u);
+    struct tensor *u = add_after(t, linear(t, h, l->p[SHARED_UP]), l->p[SHARED_UP_BIAS]),
+                  *a = relu2(t, u);
     tensor_drop(t, u);
-    return linear(t, a, l->p[SHARED_DOWN]);                             /* [tokens, hidden], partial */
+    return linear(t, a, l->p[SHARED_DOWN]); /* [tokens, hidden], partial */
 }
 
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
     int64_t tokens = b->rows * b->length;
-    struct routing r = {c->n_routed_experts, c->num_experts_per_tok, c->n_group, c->topk_group, c->norm_topk_prob,
-                        c->routed_scaling_factor};
+    struct routing r = {c->n_routed_experts, c->num_experts_per_tok, c->n_group,
+                        c->topk_group,       c->norm_topk_prob,      c->routed_scaling_factor};
     struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *index;
     struct tensor *weight = route(t, linear(t, h, l->p[GATE]), l->p[CORRECTION]->value, &r, &index);
     weight = tensor_enter(t, weight, tokens);
     index = tensor_enter(t, index, tokens);
     struct tensor *full = tensor_enter(t, h, tokens), *in = full;
-    if (l->p[FC1]) in = tensor_enter(t, add_after(t, linear(t, h, l->p[FC1]), l->p[FC1_BIAS]), tokens);
+    if (l->p[FC1])
+        in = tensor_enter(t, add_after(t, linear(t, h, l->p[FC1]), l->p[FC1_BIAS]), tokens);
     struct tensor *y = routed(t, l, in, weight, index);
     if (l->p[FC2]) y = linear(t, y, l->p[FC2]);
     y = tensor_leave(t, add(t, y, shared(t, l, full)));
@@ -73,4 +91,5 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[SHARED_DOWN_BIAS]);
 }
 
-const struct layer_kind layer_experts = {'E', "experts", rows, sizeof rows / sizeof *rows, forward, NULL};
+const struct layer_kind layer_experts = {'E',     "experts", rows, sizeof rows / sizeof *rows,
+                                         forward, NULL};

@@ -1,17 +1,27 @@
 /* mamba: the Mamba-2 block, one 'M' of the pattern.
  *
- *   z | x | B | C | dt = in_proj(norm(x));  x, B, C = silu(conv(x | B | C));  y = scan(x, B, C, dt);
- *   out_proj(w * g / rms(g)) with g = y silu(z), the norm over each group's channels
+ *   z | x | B | C | dt = in_proj(norm(x));  x, B, C = silu(conv(x | B | C));  y = scan(x, B, C,
+ * dt); out_proj(w * g / rms(g)) with g = y silu(z), the norm over each group's channels
  *
- * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups, neighbours
- * hold the same B and C, and the norm of a group is finished by a sum over them. */
+ * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups,
+ * neighbours hold the same B and C, and the norm of a group is finished by a sum over them. */
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
 enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OUT_BIAS };
-#define IN_SEGMENTS                                                                                         \
-    {{INNER, MAMBA_HEADS}, {INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {GROUP_STATE, GROUPS}, {MAMBA_HEADS, MAMBA_HEADS}}
-#define CONV_SEGMENTS {{INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {GROUP_STATE, GROUPS}}
+#define IN_SEGMENTS                                                                                \
+    {                                                                                              \
+        {INNER, MAMBA_HEADS}, {INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {GROUP_STATE, GROUPS},  \
+        {                                                                                          \
+            MAMBA_HEADS, MAMBA_HEADS                                                               \
+        }                                                                                          \
+    }
+#define CONV_SEGMENTS                                                                              \
+    {                                                                                              \
+        {INNER, MAMBA_HEADS}, {GROUP_STATE, GROUPS}, {                                             \
+            GROUP_STATE, GROUPS                                                                    \
+        }                                                                                          \
+    }
 /* clang-format off */
 static const struct param_row rows[] = {
     /* name                   shape                 split      segments                       begins          may be             when             block  meaning */
@@ -31,7 +41,8 @@ static const struct param_row rows[] = {
 
 enum { CONV_STATE, SCAN_STATE };
 
-/* The columns that the convolution looks back on, and the scan's state; neither grows with the tokens. */
+/* The columns that the convolution looks back on, and the scan's state; neither grows with the
+ * tokens. */
 static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]) {
     const struct deck_model *c = &l->config->keys;
     (void)capacity;
@@ -40,35 +51,41 @@ static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_
 }
 
 /* State i as a tensor beside x, or NULL where nothing is remembered. */
-static struct tensor *state_of(struct tape *t, const struct layer *l, int i, const struct tensor *x) {
+static struct tensor *state_of(struct tape *t, const struct layer *l, int i,
+                               const struct tensor *x) {
     int64_t n[LAYER_STATES];
     if (!l->pass->state) return NULL;
     state_size(l, l->pass->capacity, n);
-    return tensor_over(t, "state", l->pass->state[l->number].p[i], t->real, l->pass->batch.rows, n[i], &x->layout);
+    return tensor_over(t, "state", l->pass->state[l->number].p[i], t->real, l->pass->batch.rows,
+                       n[i], &x->layout);
 }
 
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
-    int64_t heads = l->p[A_LOG]->rows, inner = l->p[GATE_NORM]->rows, channels = l->p[CONV]->rows, first, groups;
+    int64_t heads = l->p[A_LOG]->rows, inner = l->p[GATE_NORM]->rows, channels = l->p[CONV]->rows,
+            first, groups;
     int share;
     part_heads(c->n_groups, l->mesh->tensor, l->tensor_rank, &first, &groups, &share);
     struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *v[3];
     h = tensor_enter(t, h, b->rows * b->length);
     struct tensor *in = add_after(t, linear(t, h, l->p[IN]), l->p[IN_BIAS]);
     tensor_drop(t, h);
-    tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v);           /* z, x | B | C, dt */
-    struct tensor *columns = state_of(t, l, CONV_STATE, v[1]), *states = state_of(t, l, SCAN_STATE, v[2]);
+    tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v); /* z, x | B | C, dt */
+    struct tensor *columns = state_of(t, l, CONV_STATE, v[1]),
+                  *states = state_of(t, l, SCAN_STATE, v[2]);
     bool begun = l->pass->past > 0;
-    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL, columns ? &columns : NULL);
-    struct scan_shape shape = {heads,         c->mamba_head_dim,  groups,           c->ssm_state_size,
-                               c->chunk_size, l->config->dt_min, l->config->dt_max};
-    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS], begun ? states : NULL,
-                            states ? &states : NULL);
+    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL,
+                            columns ? &columns : NULL);
+    struct scan_shape shape = {
+        heads,         c->mamba_head_dim, groups,           c->ssm_state_size,
+        c->chunk_size, l->config->dt_min, l->config->dt_max};
+    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS],
+                            begun ? states : NULL, states ? &states : NULL);
     tensor_drop(t, u);
     struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups, share), share);
-    struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM], dim_size(l->config, INNER) / c->n_groups,
-                                 c->layer_norm_epsilon);
+    struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM],
+                                 dim_size(l->config, INNER) / c->n_groups, c->layer_norm_epsilon);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, in);
     tensor_drop(t, y);
@@ -76,4 +93,5 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, out, l->p[OUT_BIAS]);
 }
 
-const struct layer_kind layer_mamba = {'M', "mamba", rows, sizeof rows / sizeof *rows, forward, state_size};
+const struct layer_kind layer_mamba = {'M',     "mamba",   rows, sizeof rows / sizeof *rows,
+                                       forward, state_size};

@@ -17,12 +17,13 @@ static const struct param_row rows[] = {
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct batch *b = &l->pass->batch;
     struct tensor *h = rms_norm(t, x, l->p[NORM], l->config->keys.layer_norm_epsilon);
-    h = tensor_enter(t, h, b->rows * b->length);                /* [tokens, hidden], the same on every tensor rank */
+    h = tensor_enter(t, h,
+                     b->rows * b->length); /* [tokens, hidden], the same on every tensor rank */
     struct tensor *u = add_after(t, linear(t, h, l->p[UP]), l->p[UP_BIAS]);
     tensor_drop(t, h);
-    struct tensor *a = relu2(t, u);                             /* [tokens, ffn/T] */
+    struct tensor *a = relu2(t, u); /* [tokens, ffn/T] */
     tensor_drop(t, u);
-    struct tensor *y = tensor_leave(t, linear(t, a, l->p[DOWN]));       /* partial sums added */
+    struct tensor *y = tensor_leave(t, linear(t, a, l->p[DOWN])); /* partial sums added */
     return add_after(t, y, l->p[DOWN_BIAS]);
 }
 

@@ -1,10 +1,11 @@
-/* main: the command line. What a run does is told by its deck; this file reads it, checks it, and hands it over. */
+/* main: the command line. What a run does is told by its deck; this file reads it, checks it, and
+ * hands it over. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/timer.h"
 #include "src/deck_rules.h"
 #include "src/engine.h"
@@ -13,15 +14,19 @@
 #include "src/planning.h"
 
 static const char help[] =
-    "mestar trains hybrid Mamba-2, attention, MLP and mixture-of-experts language models, as one YAML deck says.\n"
+    "mestar trains hybrid Mamba-2, attention, MLP and mixture-of-experts language models, as one "
+    "YAML deck says.\n"
     "\n"
-    "  mpirun -n N mestar DECK [section.key=value ...]     run the deck (run.mode says what to do)\n"
-    "  mestar check DECK [section.key=value ...]           every rule of the deck; counts parameters and tensors\n"
+    "  mpirun -n N mestar DECK [section.key=value ...]     run the deck (run.mode says what to "
+    "do)\n"
+    "  mestar check DECK [section.key=value ...]           every rule of the deck; counts "
+    "parameters and tensors\n"
     "  mestar plan DECK [section.key=value ...] [--json]   the memory of every rank\n"
     "  mestar keys [SECTION|SECTION.KEY] [--markdown]      what a deck may say\n"
     "  mestar --version, mestar --help\n"
     "\n"
-    "Exit codes: 0 finished, 1 failed, 2 the input is wrong, 3 stopped early (the same command continues),\n"
+    "Exit codes: 0 finished, 1 failed, 2 the input is wrong, 3 stopped early (the same command "
+    "continues),\n"
     "4 the verdict is no.\n";
 
 static int wrong_words(const char *what) {
@@ -87,7 +92,8 @@ static int run_dry(int argc, char **argv) {
     return code;
 }
 
-/* Every rank checks the deck on its own; the first rank that finds something wrong speaks, and all leave. */
+/* Every rank checks the deck on its own; the first rank that finds something wrong speaks, and all
+ * leave. */
 static bool anyone_mistaken(struct comm *c, const struct mistakes *m, bool *mine) {
     int64_t first = comm_max(c->world, m->n ? c->size - c->rank : 0);
     *mine = first && c->rank == c->size - (int)first;

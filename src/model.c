@@ -33,14 +33,16 @@ static void add_mtp(struct model *m) {
     for (int i = 0; i < c->n_mtp; i++) {
         char *prefix = die_format("mtp.layers.%d.", i);
         const struct layer_kind *k = layer_kind(c->mtp_kinds[i]);
-        for (int r = 0; i % of_one == 0 && r < 3; r++) params_add_unused(&m->params, &mtp_first[r], prefix, i);
+        for (int r = 0; i % of_one == 0 && r < 3; r++)
+            params_add_unused(&m->params, &mtp_first[r], prefix, i);
         for (int r = 0; r < k->n_rows; r++) params_add_unused(&m->params, &k->rows[r], prefix, i);
         if (i % of_one == of_one - 1) params_add_unused(&m->params, &mtp_last[0], prefix, i);
         free(prefix);
     }
 }
 
-void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute) {
+void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank,
+                bool recompute) {
     memset(m, 0, sizeof *m);
     m->config = c;
     m->recompute = recompute;
@@ -63,7 +65,7 @@ void model_init(struct model *m, const struct config *c, const struct mesh_shape
     }
     for (int r = NORM_F; r <= WORDS; r++) top[r] = params_add(&m->params, &model_rows[r], "", -1);
     add_mtp(m);
-    struct param_block *block = m->params.block;           /* all are added: their addresses hold now */
+    struct param_block *block = m->params.block; /* all are added: their addresses hold now */
     for (int i = 0; i < c->n_layers; i++)
         for (int r = 0; r < m->layer[i].kind->n_rows; r++)
             m->layer[i].p[r] = of_layer[i][r] < 0 ? NULL : &block[of_layer[i][r]].p;
@@ -80,7 +82,8 @@ void model_free(struct model *m) {
     memset(m, 0, sizeof *m);
 }
 
-void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real) {
+void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads,
+                    enum dtype real) {
     params_allocate(&m->params, d, values, grads, real);
     for (int i = 0; i < m->config->n_layers; i++) {
         struct layer *l = &m->layer[i];
@@ -100,18 +103,21 @@ static struct tensor *layer_forward(struct tape *t, void *layer, struct tensor *
 }
 
 /* From ids to the normed stream, entered: [tokens, hidden]. */
-static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass) {
     int64_t tokens = b->rows * b->length;
     t->pass = pass;
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
-    pass->batch = (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
+    pass->batch =
+        (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
     struct tensor *ids = tensor_over(t, "ids", b->ids, I32, tokens, 1, &l);
     struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
     if (m->after_layer) m->after_layer(m->watcher, -1, x);
     for (int i = 0; i < m->config->n_layers; i++) {
         int scope = tape_scope_begin(t);
-        struct tensor *y = m->recompute && t->learning ? tape_segment(t, layer_forward, &m->layer[i], x)
-                                                       : layer_forward(t, &m->layer[i], x);
+        struct tensor *y = m->recompute && t->learning
+                               ? tape_segment(t, layer_forward, &m->layer[i], x)
+                               : layer_forward(t, &m->layer[i], x);
         struct tensor *sum = add(t, x, y);
         tape_scope_end(t, scope, sum);
         tensor_drop(t, x);
@@ -123,7 +129,8 @@ static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_
     return tensor_enter(t, h, tokens);
 }
 
-struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass) {
     struct tensor *h = trunk(m, t, b, pass), *lse, *picked;
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
     struct tensor *target = tensor_over(t, "targets", b->target, I32, b->rows * b->length, 1, &l);
@@ -131,7 +138,8 @@ struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_
     return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
 }
 
-struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass) {
+struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass) {
     struct tensor *h = trunk(m, t, b, pass);
     return linear(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
 }

@@ -2,8 +2,9 @@
  *
  *   x = embedding(ids);  x = x + layer(x) for each letter;  loss = head(norm_f(x))
  *
- * Building a model makes its tables of parameters (src/params.h) for one rank of a mesh; that needs neither memory nor
- * other ranks, so counts and plans build models too. A pass runs on a tape and ends in losses or in logits. */
+ * Building a model makes its tables of parameters (src/params.h) for one rank of a mesh; that needs
+ * neither memory nor other ranks, so counts and plans build models too. A pass runs on a tape and
+ * ends in losses or in logits. */
 #ifndef SRC_MODEL_H
 #define SRC_MODEL_H
 
@@ -13,33 +14,43 @@ struct model {
     const struct config *config;
     struct params params;
     struct layer *layer;
-    struct param *embeddings, *norm_f, *words;          /* words: the head; the embeddings where tied */
-    int64_t first_word;                                 /* of this rank's words */
+    struct param *embeddings, *norm_f, *words; /* words: the head; the embeddings where tied */
+    int64_t first_word;                        /* of this rank's words */
     bool recompute;
-    void (*after_layer)(void *watcher, int layer, const struct tensor *x);  /* told of the stream, -1: the embedding; or NULL */
+    void (*after_layer)(
+        void *watcher, int layer,
+        const struct tensor *x); /* told of the stream, -1: the embedding; or NULL */
     void *watcher;
 };
 
 /* The model as rank `rank` of the mesh holds it; no memory is taken. */
-void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank, bool recompute);
+void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank,
+                bool recompute);
 void model_free(struct model *m);
 
 /* Takes memory: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
-void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads, enum dtype real);
+void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads,
+                    enum dtype real);
 
-/* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the factor of each token's loss. */
+/* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the
+ * factor of each token's loss. */
 struct micro_batch {
     int64_t rows, length;
     void *ids, *start, *target, *weight;
 };
 
-/* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is cleared. Collective over the tensor group. */
-struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
+/* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is
+ * cleared. Collective over the tensor group. */
+struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass);
 
-/* This rank's columns of the logits, [tokens, words here], or [rows, words here] with pass->ends_only. Collective likewise. */
-struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b, struct pass *pass);
+/* This rank's columns of the logits, [tokens, words here], or [rows, words here] with
+ * pass->ends_only. Collective likewise. */
+struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass);
 
-/* Visits the tables of rows, layers in order and the top's around them: used by the manual's table and by tests. */
+/* Visits the tables of rows, layers in order and the top's around them: used by the manual's table
+ * and by tests. */
 extern const struct param_row model_rows[];
 extern const int model_n_rows;
 

@@ -9,8 +9,8 @@
 #include "parallel/groups.h"
 #include "src/model.h"
 
-void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s, struct device *d, struct arena *arena,
-                    enum dtype real) {
+void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s,
+                    struct device *d, struct arena *arena, enum dtype real) {
     *o = (struct optimiser){.deck = deck, .params = s, .device = d, .real = real};
     for (int i = 0; i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
@@ -28,8 +28,9 @@ void optimiser_init(struct optimiser *o, const struct deck *deck, struct params 
     for (int i = 0; i < n; i++) {
         char *p = boxes[i].memory;
         int64_t count = boxes[i].rows * boxes[i].columns;
-        if (o->n_runs && (char *)o->run[o->n_runs - 1].p + o->run[o->n_runs - 1].n * dtype_size(real) == p) {
-            o->run[o->n_runs - 1].n += count;           /* experts and fused rows follow each other */
+        if (o->n_runs &&
+            (char *)o->run[o->n_runs - 1].p + o->run[o->n_runs - 1].n * dtype_size(real) == p) {
+            o->run[o->n_runs - 1].n += count; /* experts and fused rows follow each other */
             continue;
         }
         o->run[o->n_runs].p = p;
@@ -47,7 +48,8 @@ double optimiser_norm(struct optimiser *o, struct parallel *p) {
     struct exact sum;
     device_zero(o->device, o->sum, sizeof sum);
     for (int i = 0; i < o->n_runs; i++)
-        DEVICE_RUN(o->device, exact_sum, o->real, .x = o->run[i].p, .sum = o->sum, .n = o->run[i].n, .squares = 1);
+        DEVICE_RUN(o->device, exact_sum, o->real, .x = o->run[i].p, .sum = o->sum, .n = o->run[i].n,
+                   .squares = 1);
     device_read(o->device, &sum, o->sum, sizeof sum);
     comm_sum_exact(p->comm->world, &sum);
     return sqrt(exact_value(&sum));
@@ -60,16 +62,19 @@ void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm)
     for (int i = 0; i < o->params->n_blocks; i++) {
         struct param_block *b = &o->params->block[i];
         if (!b->p.trained) continue;
-        DEVICE_RUN(o->device, adamw, o->real, .w = b->p.value, .g = b->p.grad, .m = b->m, .v = b->v, .n = b->elements,
-                   .clip = clip, .rate = rate * b->rate, .beta1 = k->beta1, .beta2 = k->beta2, .eps = k->epsilon,
-                   .decay = b->decay ? k->weight_decay : 0, .c1 = c1, .c2 = c2);
+        DEVICE_RUN(o->device, adamw, o->real, .w = b->p.value, .g = b->p.grad, .m = b->m, .v = b->v,
+                   .n = b->elements, .clip = clip, .rate = rate * b->rate, .beta1 = k->beta1,
+                   .beta2 = k->beta2, .eps = k->epsilon, .decay = b->decay ? k->weight_decay : 0,
+                   .c1 = c1, .c2 = c2);
     }
 }
 
-void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real, double rate) {
+void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real,
+                       double rate) {
     int64_t n = m->config->keys.n_routed_experts;
     int64_t *load = die_alloc(n * sizeof *load);
-    char *bias = die_alloc(n * sizeof(double)), *scratch = die_alloc(comm_sum_scratch(p->replicas, n, I64));
+    char *bias = die_alloc(n * sizeof(double)),
+         *scratch = die_alloc(comm_sum_scratch(p->replicas, n, I64));
     for (int i = 0; i < m->config->n_layers; i++) {
         struct layer *l = &m->layer[i];
         if (!l->load) continue;
@@ -82,7 +87,7 @@ void optimiser_balance(struct model *m, struct device *d, struct parallel *p, en
         device_read(d, bias, b->p.value, n * dtype_size(real));
         comm_sum_start(p->replicas, load, n, I64, scratch, &request);
         comm_wait(&request);
-        int64_t total = 0;                              /* load against mean, in whole numbers: n * load against the total */
+        int64_t total = 0; /* load against mean, in whole numbers: n * load against the total */
         for (int64_t e = 0; e < n; e++) total += load[e];
         for (int64_t e = 0; e < n; e++) {
             double move = rate * ((total > n * load[e]) - (total < n * load[e]));

@@ -1,8 +1,8 @@
 /* optimiser: from gradients to new weights.
  *
- * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's norm is that of the whole
- * model, every number counted once, its squares summed exactly, so it does not depend on the mesh beyond the gradients' own
- * rounding. */
+ * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's
+ * norm is that of the whole model, every number counted once, its squares summed exactly, so it
+ * does not depend on the mesh beyond the gradients' own rounding. */
 #ifndef SRC_OPTIMISER_H
 #define SRC_OPTIMISER_H
 
@@ -16,13 +16,16 @@ struct optimiser {
     struct device *device;
     enum dtype real;
     int n_runs;
-    struct { void *p; int64_t n; } *run;        /* owned gradients, as contiguous runs */
-    void *sum;                                  /* struct exact on the device */
+    struct {
+        void *p;
+        int64_t n;
+    } * run;   /* owned gradients, as contiguous runs */
+    void *sum; /* struct exact on the device */
 };
 
 /* Memory for the moments (from `arena`), zeroed. */
-void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s, struct device *d, struct arena *arena,
-                    enum dtype real);
+void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s,
+                    struct device *d, struct arena *arena, enum dtype real);
 void optimiser_free(struct optimiser *o);
 
 /* Norm of the gradient of the whole model. Collective over the world. 0 on dry. */
@@ -31,9 +34,10 @@ double optimiser_norm(struct optimiser *o, struct parallel *p);
 /* One update; step counts from 1. norm: for clipping. */
 void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm);
 
-/* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load - load), and clears the loads.
- * Collective over the replicas. */
+/* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load
+ * - load), and clears the loads. Collective over the replicas. */
 struct model;
-void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real, double rate);
+void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real,
+                       double rate);
 
 #endif

@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
 #include "version.inc"
@@ -28,8 +28,8 @@ double seconds_now(void) {
 
 void print_version(FILE *f) {
     fprintf(f, "mestar %s\n", BUILD_REVISION);
-    fprintf(f, "compiler: %s\nflags: %s\nmpi: %s\nproducts: %s\nlibraries: %s\n", BUILD_COMPILER, BUILD_FLAGS, BUILD_MPI,
-            BUILD_PRODUCTS, BUILD_LIBRARIES);
+    fprintf(f, "compiler: %s\nflags: %s\nmpi: %s\nproducts: %s\nlibraries: %s\n", BUILD_COMPILER,
+            BUILD_FLAGS, BUILD_MPI, BUILD_PRODUCTS, BUILD_LIBRARIES);
 }
 
 const char *number_text(double x, char *text) {
@@ -47,7 +47,8 @@ static void make_folders(const char *path) {
         if (*s != '/' && *s) continue;
         char end = *s;
         *s = 0;
-        if (mkdir(p, 0777) && errno != EEXIST) die("cannot make the folder %s: %s", p, strerror(errno));
+        if (mkdir(p, 0777) && errno != EEXIST)
+            die("cannot make the folder %s: %s", p, strerror(errno));
         *s = end;
         if (!end) break;
     }
@@ -88,13 +89,15 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
     time_t t = time(NULL);
     strftime(now, sizeof now, "%Y-%m-%d %H:%M:%S UTC", gmtime(&t));
     uname(&u);
-    fprintf(f, "started: %s\nhost: %s, %s %s %s\nfolder: %s\ncommand:", now, u.nodename, u.sysname, u.release, u.machine,
-            getcwd(cwd, sizeof cwd) ? cwd : "unknown");
+    fprintf(f, "started: %s\nhost: %s, %s %s %s\nfolder: %s\ncommand:", now, u.nodename, u.sysname,
+            u.release, u.machine, getcwd(cwd, sizeof cwd) ? cwd : "unknown");
     for (int i = 0; i < argc; i++) fprintf(f, " %s", argv[i]);
-    fprintf(f, "\nranks: %d, of which %d on this host with %d cores\n", c->size, c->host_ranks, c->host_cores);
+    fprintf(f, "\nranks: %d, of which %d on this host with %d cores\n", c->size, c->host_ranks,
+            c->host_cores);
     print_version(f);
-    static const char *const matters[] = {"OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
-                                          "SLURM_NTASKS", "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
+    static const char *const matters[] = {"OMP_NUM_THREADS",  "OMP_PROC_BIND",      "OMP_PLACES",
+                                          "SLURM_JOB_ID",     "SLURM_JOB_NODELIST", "SLURM_NTASKS",
+                                          "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
     for (size_t i = 0; i < sizeof matters / sizeof *matters; i++)
         if (getenv(matters[i])) fprintf(f, "%s=%s\n", matters[i], getenv(matters[i]));
     close_written(f, "provenance.txt");
@@ -108,12 +111,14 @@ static char *lock_path(const char *folder) {
     return die_format("%s/lock", folder);
 }
 
-/* The lock is the kernel's: it goes with the process, however that ends. The text says who holds it. */
+/* The lock is the kernel's: it goes with the process, however that ends. The text says who holds
+ * it. */
 static int lock_take(const char *folder, char *holder, size_t size) {
     char *path = lock_path(folder);
     int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666), failed = -1;
     if (fd < 0) die("cannot make %s: %s", path, strerror(errno));
-    for (double until = seconds_now() + LOCK_WAIT_S; (failed = flock(fd, LOCK_EX | LOCK_NB)) && seconds_now() < until;)
+    for (double until = seconds_now() + LOCK_WAIT_S;
+         (failed = flock(fd, LOCK_EX | LOCK_NB)) && seconds_now() < until;)
         usleep(200000);
     free(path);
     if (failed) {
@@ -126,7 +131,8 @@ static int lock_take(const char *folder, char *holder, size_t size) {
     char host[64] = "?", text[160];
     gethostname(host, sizeof host - 1);
     int n = snprintf(text, sizeof text, "process %d on %s\n", (int)getpid(), host);
-    if (ftruncate(fd, 0) || pwrite(fd, text, n, 0) != n) die("cannot write %s/lock: %s", folder, strerror(errno));
+    if (ftruncate(fd, 0) || pwrite(fd, text, n, 0) != n)
+        die("cannot write %s/lock: %s", folder, strerror(errno));
     lock_file = fd;
     return 0;
 }
@@ -134,10 +140,13 @@ static int lock_take(const char *folder, char *holder, size_t size) {
 int output_lock(const char *folder, struct comm *c, struct mistakes *m) {
     char holder[160] = "";
     int failed = 0;
-    if (c->rank == 0 && lock_file < 0 && !access(folder, F_OK)) failed = lock_take(folder, holder, sizeof holder);
+    if (c->rank == 0 && lock_file < 0 && !access(folder, F_OK))
+        failed = lock_take(folder, holder, sizeof holder);
     if (!comm_max(c->world, failed != 0)) return 0;
     comm_broadcast(c->world, holder, sizeof holder, 0);
-    mistake(m, folder, 0, "another run (%s) is using this folder; wait for it, or give another run.output", holder);
+    mistake(m, folder, 0,
+            "another run (%s) is using this folder; wait for it, or give another run.output",
+            holder);
     return -1;
 }
 
@@ -150,7 +159,8 @@ static void cut_metrics(const struct output *o, int64_t done) {
     size_t room = 0;
     off_t keep = 0;
     long step;
-    while (f && getline(&line, &room, f) > 0 && sscanf(line, "{\"step\": %ld", &step) == 1 && step <= done && strchr(line, '\n'))
+    while (f && getline(&line, &room, f) > 0 && sscanf(line, "{\"step\": %ld", &step) == 1 &&
+           step <= done && strchr(line, '\n'))
         keep = ftello(f);
     if (f && ftruncate(fileno(f), keep)) die("cannot cut %s: %s", path, strerror(errno));
     if (f) fclose(f);
@@ -158,7 +168,8 @@ static void cut_metrics(const struct output *o, int64_t done) {
     free(path);
 }
 
-void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv, int64_t done) {
+void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv,
+                  int64_t done) {
     bool trains = !strcmp(d->run.mode, "train");
     char holder[160];
     *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
@@ -175,9 +186,11 @@ void output_begin(struct output *o, const struct deck *d, struct comm *c, int ar
         if (trains && done >= 0) cut_metrics(o, done);
         o->log = open_in(o, "log.txt", done >= 0 ? "a" : "w");
         if (trains) o->metrics = open_in(o, "metrics.jsonl", done >= 0 ? "a" : "w");
-        if (done >= 0) fprintf(o->log, "\n---------------------------------------- continued after step %ld\n", (long)done);
+        if (done >= 0)
+            fprintf(o->log, "\n---------------------------------------- continued after step %ld\n",
+                    (long)done);
     }
-    comm_barrier(c->world);             /* the folder is there for all */
+    comm_barrier(c->world); /* the folder is there for all */
 }
 
 void output_end(struct output *o) {
@@ -203,18 +216,23 @@ void say(const struct output *o, const char *fmt, ...) {
 void output_metrics(const struct output *o, const struct step_metrics *s) {
     if (!o->metrics) return;
     char text[7][32];
-    fprintf(o->metrics,
-            "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
-            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s%s}\n",
-            (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
-            number_text(s->learning_rate, text[2]), (long)s->tokens, number_text(s->tokens_per_second, text[3]),
-            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]), (long)s->peak_bytes,
-            s->validated ? ", \"validation\": " : "", s->validated ? number_text(s->validation, text[6]) : "");
+    fprintf(
+        o->metrics,
+        "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
+        "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s%s}\n",
+        (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
+        number_text(s->learning_rate, text[2]), (long)s->tokens,
+        number_text(s->tokens_per_second, text[3]), number_text(s->mfu, text[4]),
+        number_text(s->step_seconds, text[5]), (long)s->peak_bytes,
+        s->validated ? ", \"validation\": " : "",
+        s->validated ? number_text(s->validation, text[6]) : "");
     if (fflush(o->metrics)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
 }
 
-void output_summary(const struct output *o, struct comm *c, const char *why, int code, int64_t peak_bytes, const char *more) {
-    int64_t *counts = die_alloc(c->size * sizeof *counts), *peak = die_alloc(c->size * sizeof *peak);
+void output_summary(const struct output *o, struct comm *c, const char *why, int code,
+                    int64_t peak_bytes, const char *more) {
+    int64_t *counts = die_alloc(c->size * sizeof *counts),
+            *peak = die_alloc(c->size * sizeof *peak);
     struct request r;
     for (int i = 0; i < c->size; i++) counts[i] = 1;
     peak[c->rank] = peak_bytes;
@@ -224,7 +242,8 @@ void output_summary(const struct output *o, struct comm *c, const char *why, int
         char *text;
         size_t size;
         FILE *f = open_memstream(&text, &size);
-        fprintf(f, "stopped: %s\nexit_code: %d\nranks: %d\n%s", why, code, c->size, more ? more : "");
+        fprintf(f, "stopped: %s\nexit_code: %d\nranks: %d\n%s", why, code, c->size,
+                more ? more : "");
         fprintf(f, "peak_bytes:          # of all arenas, by rank\n");
         for (int i = 0; i < c->size; i++) fprintf(f, "  - %ld\n", (long)peak[i]);
         fclose(f);

@@ -1,8 +1,9 @@
 /* output: the folder that a run leaves behind, and what it says on the way.
  *
- * One rank speaks: rank 0 writes the log to standard output and to log.txt, one line of metrics a step to metrics.jsonl, and at
- * the end summary.yaml. Every function may be called on any rank and does nothing on the others, unless it
- * says that it is collective. The folder is made only after everything the person gave has been checked. */
+ * One rank speaks: rank 0 writes the log to standard output and to log.txt, one line of metrics a
+ * step to metrics.jsonl, and at the end summary.yaml. Every function may be called on any rank and
+ * does nothing on the others, unless it says that it is collective. The folder is made only after
+ * everything the person gave has been checked. */
 #ifndef SRC_OUTPUT_H
 #define SRC_OUTPUT_H
 
@@ -15,19 +16,21 @@ struct comm;
 struct mistakes;
 
 struct output {
-    bool speaks;                /* this is rank 0 */
+    bool speaks; /* this is rank 0 */
     const char *folder;
     FILE *log, *metrics;
 };
 
-/* Takes the folder's lock, if the folder is there: one run at a time. A newcomer waits 30 s for the one before to end. -1 on every rank after
- * telling m who holds it. Collective over the world. */
+/* Takes the folder's lock, if the folder is there: one run at a time. A newcomer waits 30 s for the
+ * one before to end. -1 on every rank after telling m who holds it. Collective over the world. */
 int output_lock(const char *folder, struct comm *c, struct mistakes *m);
 
-/* Makes the folder, takes its lock if that has not been done, and writes used.yaml and provenance.txt. Dies if it cannot be written. With
- * done >= 0 an earlier run goes on after that many steps: its metrics are cut back to them, and its log is added to. argc, argv: the
- * command line. Collective over the world. */
-void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv, int64_t done);
+/* Makes the folder, takes its lock if that has not been done, and writes used.yaml and
+ * provenance.txt. Dies if it cannot be written. With done >= 0 an earlier run goes on after that
+ * many steps: its metrics are cut back to them, and its log is added to. argc, argv: the command
+ * line. Collective over the world. */
+void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv,
+                  int64_t done);
 void output_end(struct output *o);
 
 /* A line of the log. */
@@ -38,13 +41,14 @@ struct step_metrics {
     int64_t step, tokens, peak_bytes;
     double loss, grad_norm, learning_rate, tokens_per_second, mfu, step_seconds;
     bool validated;
-    double validation;          /* if validated */
+    double validation; /* if validated */
 };
 void output_metrics(const struct output *o, const struct step_metrics *s);
 
-/* summary.yaml: why it stopped, the code it leaves with, peak bytes of every rank. `more`: further YAML lines, or NULL. Collective over
- * the world. */
-void output_summary(const struct output *o, struct comm *c, const char *why, int code, int64_t peak_bytes, const char *more);
+/* summary.yaml: why it stopped, the code it leaves with, peak bytes of every rank. `more`: further
+ * YAML lines, or NULL. Collective over the world. */
+void output_summary(const struct output *o, struct comm *c, const char *why, int code,
+                    int64_t peak_bytes, const char *more);
 
 /* Writes a small text file in the folder, whole or not at all. */
 void output_text(const struct output *o, const char *name, const char *text);

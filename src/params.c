@@ -22,7 +22,8 @@ int64_t dim_size(const struct config *c, enum dim d) {
     case GROUPS: return k->n_groups;
     case INNER: return k->mamba_num_heads * k->mamba_head_dim;
     case GROUP_STATE: return k->n_groups * k->ssm_state_size;
-    case MAMBA_IN: return 2 * dim_size(c, INNER) + 2 * dim_size(c, GROUP_STATE) + k->mamba_num_heads;
+    case MAMBA_IN:
+        return 2 * dim_size(c, INNER) + 2 * dim_size(c, GROUP_STATE) + k->mamba_num_heads;
     case MAMBA_CONV: return dim_size(c, INNER) + 2 * dim_size(c, GROUP_STATE);
     case KERNEL: return k->conv_kernel;
     case EXPERTS: return k->n_routed_experts;
@@ -48,7 +49,8 @@ bool params_has(const struct config *c, const struct param_row *row) {
     bug("unknown condition of row %s", row->name);
 }
 
-void params_init(struct params *s, const struct config *c, const struct mesh_shape *shape, int rank) {
+void params_init(struct params *s, const struct config *c, const struct mesh_shape *shape,
+                 int rank) {
     memset(s, 0, sizeof *s);
     s->config = c;
     s->shape = *shape;
@@ -72,7 +74,7 @@ static bool is_family(const struct param_row *row) {
 /* Numbers that stand together along the split dimension: here, and in the whole tensor. */
 struct span {
     int64_t global, local, n;
-    int share, share_rank;              /* neighbours that hold the same, and this rank's number among them */
+    int share, share_rank; /* neighbours that hold the same, and this rank's number among them */
 };
 
 static int row_spans(const struct params *s, const struct param_row *row, struct span *out) {
@@ -83,7 +85,8 @@ static int row_spans(const struct params *s, const struct param_row *row, struct
         out[0] = (struct span){0, 0, dim_size(s->config, row->shape[0]), 1, 0};
         return 1;
     }
-    for (const struct row_segment *g = row->segment; g < row->segment + MAX_SEGMENTS && g->width != NONE; g++) {
+    for (const struct row_segment *g = row->segment;
+         g < row->segment + MAX_SEGMENTS && g->width != NONE; g++) {
         int64_t width = dim_size(s->config, g->width), first, held;
         struct span *p = &out[n++];
         p->share = 1;
@@ -112,7 +115,8 @@ static int64_t spans_width(int n, const struct span *spans) {
 }
 
 /* A stored tensor as a matrix: its first dimension by all the others. */
-static void matrix_of(const struct config *c, const struct param_row *row, int64_t *rows, int64_t *columns) {
+static void matrix_of(const struct config *c, const struct param_row *row, int64_t *rows,
+                      int64_t *columns) {
     *rows = dim_size(c, row->shape[0]);
     *columns = 1;
     for (int i = 1; i < 3 && row->shape[i] != NONE; i++) *columns *= dim_size(c, row->shape[i]);
@@ -121,21 +125,23 @@ static void matrix_of(const struct config *c, const struct param_row *row, int64
 int params_shares(const struct config *c, int tensor, int *shares) {
     int64_t first, held;
     int n = 0, share;
-    if (strchr(c->kinds, '*') && !part_heads(c->keys.num_key_value_heads, tensor, 0, &first, &held, &share))
+    if (strchr(c->kinds, '*') &&
+        !part_heads(c->keys.num_key_value_heads, tensor, 0, &first, &held, &share))
         shares[n++] = share;
-    if (strchr(c->kinds, 'M') && !part_heads(c->keys.n_groups, tensor, 0, &first, &held, &share)) shares[n++] = share;
+    if (strchr(c->kinds, 'M') && !part_heads(c->keys.n_groups, tensor, 0, &first, &held, &share))
+        shares[n++] = share;
     return n;
 }
 
 /* ---- the tables ---- */
 
 static void *grow(void *p, int n, size_t size) {
-    if (n & (n - 1)) return p;          /* room is doubled at powers of two */
+    if (n & (n - 1)) return p; /* room is doubled at powers of two */
     return die_realloc(p, (n ? 2 * (size_t)n : 1) * size);
 }
 
-static struct param_tensor *add_tensor(struct params *s, const struct param_row *row, const char *prefix, int layer,
-                                       int expert) {
+static struct param_tensor *add_tensor(struct params *s, const struct param_row *row,
+                                       const char *prefix, int layer, int expert) {
     s->tensor = grow(s->tensor, s->n_tensors, sizeof *s->tensor);
     struct param_tensor *t = &s->tensor[s->n_tensors++];
     memset(t, 0, sizeof *t);
@@ -159,15 +165,18 @@ static int family_size(const struct params *s, const struct param_row *row) {
     return is_family(row) ? (int)dim_size(s->config, EXPERTS) : 1;
 }
 
-void params_add_unused(struct params *s, const struct param_row *row, const char *prefix, int layer) {
+void params_add_unused(struct params *s, const struct param_row *row, const char *prefix,
+                       int layer) {
     if (!params_has(s->config, row)) return;
-    for (int e = 0; e < family_size(s, row); e++) add_tensor(s, row, prefix, layer, is_family(row) ? e : -1);
+    for (int e = 0; e < family_size(s, row); e++)
+        add_tensor(s, row, prefix, layer, is_family(row) ? e : -1);
 }
 
-static struct param_block *block_for(struct params *s, const struct param_row *row, const char *prefix, int layer,
-                                     int64_t columns) {
+static struct param_block *block_for(struct params *s, const struct param_row *row,
+                                     const char *prefix, int layer, int64_t columns) {
     struct param_block *last = s->n_blocks ? &s->block[s->n_blocks - 1] : NULL;
-    if (row->block && last && last->layer == layer && last->row->block && !strcmp(last->row->block, row->block)) {
+    if (row->block && last && last->layer == layer && last->row->block &&
+        !strcmp(last->row->block, row->block)) {
         if (last->p.width != columns) bug("rows of block %s differ in width", row->block);
         return last;
     }
@@ -214,7 +223,8 @@ int params_add(struct params *s, const struct param_row *row, const char *prefix
     for (int e = 0; e < family; e++) {
         struct param_tensor *t = add_tensor(s, row, prefix, layer, is_family(row) ? e : -1);
         t->block = block;
-        t->block_row = e >= first && e < first + held ? s->block[block].p.rows + (e - first) * rows : -1;
+        t->block_row =
+            e >= first && e < first + held ? s->block[block].p.rows + (e - first) * rows : -1;
     }
     b = &s->block[block];
     b->p.rows += held * rows;
@@ -224,7 +234,8 @@ int params_add(struct params *s, const struct param_row *row, const char *prefix
 
 /* ---- memory ---- */
 
-void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads, enum dtype real) {
+void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads,
+                     enum dtype real) {
     (void)d;
     for (int i = 0; i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
@@ -239,20 +250,23 @@ void params_zero_gradients(struct params *s, struct device *d, enum dtype real) 
     for (int i = 0; i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
         if (b->p.trained)
-            DEVICE_RUN(d, fill, real, .x = b->p.grad, .T = 1, .W = b->elements, .ld = b->elements, .value = 0);
+            DEVICE_RUN(d, fill, real, .x = b->p.grad, .T = 1, .W = b->elements, .ld = b->elements,
+                       .value = 0);
     }
 }
 
 /* ---- boxes ---- */
 
-/* Whether this rank is the one that speaks for what it holds of a tensor (heads shared by neighbours apart). */
+/* Whether this rank is the one that speaks for what it holds of a tensor (heads shared by
+ * neighbours apart). */
 static bool owns(const struct params *s, const struct param_tensor *t) {
     bool split = t->row->split != WHOLE_ROW;
     if (is_family(t->row)) return s->at.expert_data == 0 && (split || s->at.expert_tensor == 0);
     return s->at.data == 0 && s->at.context == 0 && (split || s->at.tensor == 0);
 }
 
-static int tensor_boxes(const struct params *s, int number, void *memory, enum dtype real, bool owned_only, struct box *out) {
+static int tensor_boxes(const struct params *s, int number, void *memory, enum dtype real,
+                        bool owned_only, struct box *out) {
     const struct param_tensor *t = &s->tensor[number];
     const struct param_block *b = &s->block[t->block];
     if (t->block_row < 0 || (owned_only && !owns(s, t))) return 0;
@@ -263,7 +277,8 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
     for (int i = 0; i < n; i++) {
         if (owned_only && span[i].share_rank) continue;
         struct box *x = &out[made];
-        *x = (struct box){.tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = real};
+        *x = (struct box){
+            .tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = real};
         int64_t row = t->block_row, column = 0;
         if (t->row->split == COLUMNS) {
             x->column = span[i].global;
@@ -292,7 +307,8 @@ static void *part_of(const struct param_block *b, enum part part) {
     return NULL;
 }
 
-struct box *params_boxes(const struct params *s, enum dtype real, enum part part, bool owned_only, int *n) {
+struct box *params_boxes(const struct params *s, enum dtype real, enum part part, bool owned_only,
+                         int *n) {
     struct box *boxes = die_alloc(((size_t)s->n_tensors * MAX_SEGMENTS + 1) * sizeof *boxes);
     *n = 0;
     for (int i = 0; i < s->n_tensors; i++) {
@@ -314,7 +330,8 @@ struct param_counts params_count(const struct params *s) {
         const struct param_tensor *t = &s->tensor[i];
         c.all += t->elements;
         if (t->block < 0) c.mtp += t->elements;
-        else if (t->layer < 0 && !strcmp(t->row->name, "backbone.embeddings.weight")) c.embedding += t->elements;
+        else if (t->layer < 0 && !strcmp(t->row->name, "backbone.embeddings.weight"))
+            c.embedding += t->elements;
         else if (t->expert < s->config->keys.num_experts_per_tok) c.active += t->elements;
     }
     if (s->config->keys.tie_word_embeddings) c.active += c.embedding;

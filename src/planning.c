@@ -4,16 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/generate.h"
 
-int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape, struct mistakes *m) {
+int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape,
+               struct mistakes *m) {
     struct engine e;
     struct model model;
     if (vocabulary_only(d)) {
-        printf("tokenizer: %s\nids: %d\n", c->vocabulary.name, tokenizer_size(c->vocabulary.tokenizer));
+        printf("tokenizer: %s\nids: %d\n", c->vocabulary.name,
+               tokenizer_size(c->vocabulary.tokenizer));
         return 0;
     }
     int bad = engine_open(&e, d, c, m);
@@ -28,13 +30,17 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
     struct param_counts n = params_count(&model.params);
     if (!bad) {
         printf("parameters: %ld\n", (long)n.all);
-        if (n.mtp) printf("parameters_without_mtp: %ld\nparameters_mtp: %ld   # counted and kept, not computed\n", (long)(n.all - n.mtp), (long)n.mtp);
+        if (n.mtp)
+            printf("parameters_without_mtp: %ld\nparameters_mtp: %ld   # counted and kept, not "
+                   "computed\n",
+                   (long)(n.all - n.mtp), (long)n.mtp);
         printf("active: %ld   # that a token meets, without the input table\n", (long)n.active);
         printf("active_with_embedding: %ld\n",
                (long)(n.active + (c->keys.tie_word_embeddings ? 0 : n.embedding)));
         printf("tensors: %d\n", n.tensors);
         printf("layers: \"%s\"\n", c->kinds);
-        printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data, shape->tensor);
+        printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data,
+               shape->tensor);
         if (e.has_weights) printf("unused_tensors: %d   # in %s\n", e.weights.n_unused, c->folder);
         for (int i = 0; e.has_weights && i < e.weights.n_unused && i < 20; i++)
             printf("  # %s\n", e.weights.checkpoint.tensor[e.weights.unused[i]].name);
@@ -61,45 +67,55 @@ int64_t plan_bytes(const struct rank_plan *p) {
     return p->parameters + p->gradients + p->moments + p->states + p->activations + p->scratch;
 }
 
-int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank, struct rank_plan *p,
-              struct mistakes *m) {
+int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
+              struct rank_plan *p, struct mistakes *m) {
     struct engine e;
     struct comm comm;
     struct generation g = {0};
     bool generates = !strcmp(d->run.mode, "generate");
     comm_init_dry(&comm, mesh_ranks(shape), rank);
-    bool prepared = !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
+    bool prepared =
+        !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
     bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
     if (!bad && generates) generation_plan(&g);
     else if (!bad) dry_step(&e);
     generation_free(&g);
-    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak,  (int64_t)e.moments.peak,
-                            (int64_t)e.states.peak, (int64_t)e.work.peak, (int64_t)e.scratch.peak};
+    *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak, (int64_t)e.moments.peak,
+                            (int64_t)e.states.peak, (int64_t)e.work.peak,  (int64_t)e.scratch.peak};
     engine_free(&e);
     comm_end(&comm);
     return bad ? -1 : 0;
 }
 
-static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coords *c, int rank, bool json, bool last) {
+static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coords *c, int rank,
+                       bool json, bool last) {
     const double mib = 1048576;
     if (json)
-        fprintf(f, "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, \"parameters_bytes\": %ld, "
-                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, \"activations_bytes\": %ld, "
+        fprintf(f,
+                "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
+                "\"parameters_bytes\": %ld, "
+                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, "
+                "\"activations_bytes\": %ld, "
                 "\"scratch_bytes\": %ld}%s\n",
-                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters, (long)p->gradients, (long)p->moments,
-                (long)p->states, (long)p->activations, (long)p->scratch, last ? "" : ",");
+                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters,
+                (long)p->gradients, (long)p->moments, (long)p->states, (long)p->activations,
+                (long)p->scratch, last ? "" : ",");
     else
-        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data, c->tensor,
-                (double)p->parameters / mib, (double)p->gradients / mib, (double)p->moments / mib, (double)p->states / mib,
-                (double)p->activations / mib, (double)p->scratch / mib, (double)plan_bytes(p) / mib);
+        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data,
+                c->tensor, (double)p->parameters / mib, (double)p->gradients / mib,
+                (double)p->moments / mib, (double)p->states / mib, (double)p->activations / mib,
+                (double)p->scratch / mib, (double)plan_bytes(p) / mib);
 }
 
 /* The whole plan, or nothing if m has mistakes. */
-static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+static void plan_ranks(FILE *f, const struct deck *d, struct config *c,
+                       const struct mesh_shape *shape, bool json, struct mistakes *m) {
     int ranks = mesh_ranks(shape);
     if (json) fprintf(f, "{\n  \"ranks\": [\n");
-    else fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank", "data", "tensor", "parameters", "gradients",
-                 "moments", "states", "activations", "scratch", "all");
+    else
+        fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
+                "data", "tensor", "parameters", "gradients", "moments", "states", "activations",
+                "scratch", "all");
     for (int r = 0; r < ranks && !m->n; r++) {
         struct rank_plan p;
         struct mesh_coords at = mesh_coords(shape, r);
@@ -108,7 +124,8 @@ static void plan_ranks(FILE *f, const struct deck *d, struct config *c, const st
     if (json) fprintf(f, "  ]\n}\n");
 }
 
-int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json, struct mistakes *m) {
+int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json,
+             struct mistakes *m) {
     char *text;
     size_t bytes;
     if (strcmp(d->run.mode, "train") && strcmp(d->run.mode, "generate")) {

@@ -4,8 +4,9 @@
  *   constant       the highest rate
  *   linear, cosine from the highest to the lowest at decay_steps
  *   inverse-sqrt   highest * sqrt(warmup / step), never below the lowest
- *   wsd            the highest, and over the last wsd_decay_steps down to the lowest, by wsd_shape: with x from 0 to 1,
- *                  linear 1-x, cosine (1+cos(pi x))/2, exponential 2 * 0.5^x - 1, minus-sqrt 1 - sqrt(x) */
+ *   wsd            the highest, and over the last wsd_decay_steps down to the lowest, by wsd_shape:
+ * with x from 0 to 1, linear 1-x, cosine (1+cos(pi x))/2, exponential 2 * 0.5^x - 1, minus-sqrt 1 -
+ * sqrt(x) */
 #ifndef SRC_RATE_H
 #define SRC_RATE_H
 

@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/deck_table.h"
 #include "src/engine.h"
 #include "src/output.h"
@@ -25,7 +25,8 @@ static char *latest_folder(const char *output) {
     char *text = file_exists(path) ? file_text(path, 4096, &bytes, why) : NULL;
     if (text) {
         text[strcspn(text, "\r\n")] = 0;
-        if (*text && !strchr(text, '/') && *text != '.') folder = die_format("%s/checkpoints/%s", output, text);
+        if (*text && !strchr(text, '/') && *text != '.')
+            folder = die_format("%s/checkpoints/%s", output, text);
     }
     if (folder && !file_exists(folder)) {
         free(folder);
@@ -59,15 +60,19 @@ static void compare_decks(const struct resume *r, const struct deck *d, struct m
     struct deck old;
     struct mistakes of_old = {0};
     deck_read(&old, path, 0, NULL, &of_old);
-    if (of_old.n) mistake(m, path, 0, "cannot be read (%s); checkpoint.resume: never starts anew", of_old.text[0]);
+    if (of_old.n)
+        mistake(m, path, 0, "cannot be read (%s); checkpoint.resume: never starts anew",
+                of_old.text[0]);
     for (int i = 0; i < deck_table_n && !of_old.n; i++) {
         const struct deck_key *k = &deck_table[i];
         if (!k->fixed) continue;
-        char *was = deck_value_text(k, (const char *)&old + k->at), *is = deck_value_text(k, (const char *)d + k->at);
+        char *was = deck_value_text(k, (const char *)&old + k->at),
+             *is = deck_value_text(k, (const char *)d + k->at);
         char *name = die_format("%s.%s", k->section, k->name);
         if (strcmp(was, is))
-            deck_mistake(d, m, name, "is %s, but the run in %s was begun with %s; it cannot change on the way", is, d->run.output,
-                         was);
+            deck_mistake(d, m, name,
+                         "is %s, but the run in %s was begun with %s; it cannot change on the way",
+                         is, d->run.output, was);
         free(was);
         free(is);
         free(name);
@@ -84,7 +89,8 @@ int resume_find(struct resume *r, const struct deck *d, struct mistakes *m) {
     r->folder = latest_folder(d->run.output);
     if (!r->folder) {
         if (!strcmp(d->checkpoint.resume, "must"))
-            deck_mistake(d, m, "checkpoint.resume", "must, but %s holds no checkpoint", d->run.output);
+            deck_mistake(d, m, "checkpoint.resume", "must, but %s holds no checkpoint",
+                         d->run.output);
         return m->n > before ? -1 : 0;
     }
     r->found = true;
@@ -94,8 +100,12 @@ int resume_find(struct resume *r, const struct deck *d, struct mistakes *m) {
 
 /* ---- the tensors beside the model ---- */
 
-struct extra { const char *suffix; enum part part; };
-static const struct extra extras[] = {{".master", PART_VALUES}, {".moment1", PART_MOMENT_1}, {".moment2", PART_MOMENT_2}};
+struct extra {
+    const char *suffix;
+    enum part part;
+};
+static const struct extra extras[] = {
+    {".master", PART_VALUES}, {".moment1", PART_MOMENT_1}, {".moment2", PART_MOMENT_2}};
 enum { EXTRAS = 3 };
 
 static bool wants_extra(const struct engine *e, const struct param_tensor *t, int x) {
@@ -119,11 +129,15 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
             char *name = die_format("%s%s", t->name, extras[x].suffix);
             const struct stored_tensor *f = checkpoint_find(&c, name);
             if (!f || f->elements != t->elements)
-                mistake(m, path, 0, "tensor %s is missing or of another size; checkpoint.resume: never starts anew", name);
+                mistake(
+                    m, path, 0,
+                    "tensor %s is missing or of another size; checkpoint.resume: never starts anew",
+                    name);
             else boxes[used] = boxes[i], boxes[used++].tensor = (int)(f - c.tensor);
             free(name);
         }
-        bad = comm_max(e->comm->world, m->n > before) || checkpoint_read(&c, e->comm->world, used, boxes, m);
+        bad = comm_max(e->comm->world, m->n > before) ||
+              checkpoint_read(&c, e->comm->world, used, boxes, m);
         free(boxes);
     }
     checkpoint_close(&c);
@@ -133,7 +147,8 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
 
 static void write_extras(struct engine *e, const char *path, int64_t step, uint64_t data) {
     const struct params *s = &e->model.params;
-    int most = EXTRAS * s->n_tensors + 1, n = 0, n_boxes = 0, *number = die_alloc(most * sizeof *number);
+    int most = EXTRAS * s->n_tensors + 1, n = 0, n_boxes = 0,
+        *number = die_alloc(most * sizeof *number);
     struct new_tensor *tensors = die_alloc(most * sizeof *tensors);
     struct box *boxes = NULL;
     for (int x = 0; x < EXTRAS; x++) {
@@ -142,7 +157,8 @@ static void write_extras(struct engine *e, const char *path, int64_t step, uint6
             const struct param_tensor *t = &s->tensor[i];
             if (!wants_extra(e, t, x)) continue;
             number[i] = n;
-            tensors[n] = (struct new_tensor){.name = die_format("%s%s", t->name, extras[x].suffix), .dtype = e->real,
+            tensors[n] = (struct new_tensor){.name = die_format("%s%s", t->name, extras[x].suffix),
+                                             .dtype = e->real,
                                              .n_dims = t->n_dims};
             memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
         }
@@ -156,12 +172,15 @@ static void write_extras(struct engine *e, const char *path, int64_t step, uint6
         }
         free(more);
     }
-    char *state = die_format("{\"step\": %ld, \"data\": \"%016lx\"}\n", (long)step, (unsigned long)data), *used;
+    char *state =
+             die_format("{\"step\": %ld, \"data\": \"%016lx\"}\n", (long)step, (unsigned long)data),
+         *used;
     size_t bytes;
     FILE *f = open_memstream(&used, &bytes);
     deck_write_used(e->deck, f);
     fclose(f);
-    const struct new_file files[] = {{"state.json", state, (int64_t)strlen(state)}, {"used.yaml", used, (int64_t)bytes}};
+    const struct new_file files[] = {{"state.json", state, (int64_t)strlen(state)},
+                                     {"used.yaml", used, (int64_t)bytes}};
     checkpoint_write(path, e->comm->world, n, tensors, n_boxes, boxes, 2, files, 0);
     for (int i = 0; i < n; i++) free((char *)tensors[i].name);
     free(tensors);
@@ -201,7 +220,8 @@ static void remove_oldest(const char *output, int64_t keep, int64_t newest) {
             free(victim);
             break;
         }
-        char *gone = die_format("%s.part", victim);     /* renamed first: a half removed one must not look whole */
+        char *gone = die_format("%s.part",
+                                victim); /* renamed first: a half removed one must not look whole */
         folder_remove(gone);
         int failed = rename(victim, gone) || folder_remove(gone);
         free(victim);
@@ -226,15 +246,18 @@ void resume_sweep(const char *output) {
 
 double resume_save(struct engine *e, const struct output *o, int64_t step, uint64_t data) {
     double began = seconds_now();
-    char *name = die_format("step-%08ld", (long)step), *folder = die_format("%s/checkpoints/%s", o->folder, name);
-    char *part = die_format("%s.part", folder), *inside = die_format("%s/resume", part), *line = die_format("%s\n", name);
+    char *name = die_format("step-%08ld", (long)step),
+         *folder = die_format("%s/checkpoints/%s", o->folder, name);
+    char *part = die_format("%s.part", folder), *inside = die_format("%s/resume", part),
+         *line = die_format("%s\n", name);
     if (o->speaks) folder_remove(part);
     comm_barrier(e->comm->world);
     engine_save(e, part, false);
     write_extras(e, inside, step, data);
     if (o->speaks) {
         bool was_there;
-        if (folder_replace(part, folder, &was_there)) die("cannot rename %s to %s: %s", part, folder, strerror(errno));
+        if (folder_replace(part, folder, &was_there))
+            die("cannot rename %s to %s: %s", part, folder, strerror(errno));
         if (was_there) folder_remove(part);
         folder_sync_above(folder);
         output_text(o, "checkpoints/latest", line);

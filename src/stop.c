@@ -33,8 +33,9 @@ static int parse_walltime(const char *text, double *seconds) {
         if (*end != ':' || n == 3) return -1;
         p = end;
     }
-    double s = n == 1 ? 60.0 * (double)part[0] : n == 2 ? 60.0 * (double)part[0] + (double)part[1]
-                                                        : 3600.0 * (double)part[0] + 60.0 * (double)part[1] + (double)part[2];
+    double s = n == 1   ? 60.0 * (double)part[0]
+               : n == 2 ? 60.0 * (double)part[0] + (double)part[1]
+                        : 3600.0 * (double)part[0] + 60.0 * (double)part[1] + (double)part[2];
     *seconds = s + 86400.0 * (double)days;
     return days < 0 || *seconds <= 0 ? -1 : 0;
 }
@@ -43,7 +44,8 @@ int stop_init(struct stop *s, const struct deck *d, struct mistakes *m) {
     *s = (struct stop){.folder = d->run.output, .began = seconds_now()};
     double limit = 0;
     if (*d->run.walltime && parse_walltime(d->run.walltime, &limit)) {
-        deck_mistake(d, m, "run.walltime", "'%s' is no time; write hours:minutes:seconds, or days-hours:minutes:seconds",
+        deck_mistake(d, m, "run.walltime",
+                     "'%s' is no time; write hours:minutes:seconds, or days-hours:minutes:seconds",
                      d->run.walltime);
         return -1;
     }

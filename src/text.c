@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/config_json.h"
 
@@ -64,7 +64,8 @@ int text_init(struct text *x, const struct config *c, struct mistakes *m) {
         bad = generation_config(c->folder, &root, &path, m);
         const json_t *own = json_object_get(root, "eos_token_id");
         if (!bad)
-            bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"), own ? path : c->folder, m);
+            bad = take_ends(x, own ? own : json_object_get(c->kept, "eos_token_id"),
+                            own ? path : c->folder, m);
     }
     if (!x->n_ends) end_of_tokenizer(x, v);
     json_decref(root);
@@ -88,7 +89,8 @@ bool text_ends(const struct text *x, int64_t id) {
     return false;
 }
 
-int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids, const char **why) {
+int32_t *text_encode(const struct text *x, const char *s, size_t n, int64_t *n_ids,
+                     const char **why) {
     if (!x->tokenizer) bug("a text without a tokenizer");
     struct ids ids = {0};
     ids_reserve(&ids, 1);

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/timer.h"
 #include "src/diagnose.h"
 #include "src/engine.h"
@@ -29,12 +29,16 @@ struct training {
     int64_t steps;
 };
 
-/* A loss or norm that is not finite: says where it began. Returns whether the run goes on without this update. */
+/* A loss or norm that is not finite: says where it began. Returns whether the run goes on without
+ * this update. */
 static bool not_finite(struct training *r, int64_t step) {
     bool skip = !strcmp(r->e->deck->train.on_nonfinite, "skip");
-    char *where = diagnose(r->e, r->feed.micro_batches, r->feed.batch, (step - 1) * r->feed.global_batch + r->feed.first);
+    char *where = diagnose(r->e, r->feed.micro_batches, r->feed.batch,
+                           (step - 1) * r->feed.global_batch + r->feed.first);
     say(&r->o, "step %ld: loss or gradient norm is not finite: %s; %s", (long)step, where,
-        skip ? "this update is left out" : "nothing was updated. A lower optimizer.learning_rate or train.clip may help, or train.on_nonfinite: skip");
+        skip ? "this update is left out"
+             : "nothing was updated. A lower optimizer.learning_rate or train.clip may help, or "
+               "train.on_nonfinite: skip");
     free(where);
     show_did(&r->show, 's', NULL);
     return skip;
@@ -61,7 +65,8 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     s.learning_rate = rate_at(d, r->steps, step);
     if (isfinite(s.loss) && isfinite(s.grad_norm)) {
         optimiser_step(&e->optimiser, step, s.learning_rate, s.grad_norm);
-        if (balance) optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+        if (balance)
+            optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
     } else {
         goes_on = not_finite(r, step);
     }
@@ -98,8 +103,8 @@ static int train(struct training *r) {
     double seconds = 0;
     enum stop_wish wish = STOP_NO;
     if (every && !r->steps && !r->resume.found) save(r, 0);
-    if (step < r->steps) wish = stop_agree(&r->stop, r->c, 0);         /* asked while it was starting */
-    if (wish && every && !r->resume.found) save(r, 0);                  /* so that it can go on from the beginning */
+    if (step < r->steps) wish = stop_agree(&r->stop, r->c, 0); /* asked while it was starting */
+    if (wish && every && !r->resume.found) save(r, 0); /* so that it can go on from the beginning */
     while (step < r->steps && !wish) {
         if (!train_step(r, ++step, &seconds)) {
             show_line(&r->show, true);
@@ -118,8 +123,9 @@ static int train(struct training *r) {
     return code;
 }
 
-/* What config.json says of a new model: it has no tensors for multi-token prediction; and its time steps are not
- * limited from below, which transformers would do while running, at the least step that dt_bias was drawn for. */
+/* What config.json says of a new model: it has no tensors for multi-token prediction; and its time
+ * steps are not limited from below, which transformers would do while running, at the least step
+ * that dt_bias was drawn for. */
 static void settle_new(struct config *c) {
     c->keys.num_nextn_predict_layers = 0;
     c->keys.time_step_min = 1e-9;
@@ -145,7 +151,9 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     if (t->resume.found && resume_read(&t->resume, e, m)) return false;
     if (feed_init(&t->feed, e, m)) return false;
     if (t->resume.found && t->resume.data && t->resume.data != t->feed.corpus.identity)
-        deck_mistake(d, m, "data.path", "the text is not what it was when the run in %s began; with checkpoint.resume: never it begins anew",
+        deck_mistake(d, m, "data.path",
+                     "the text is not what it was when the run in %s began; with "
+                     "checkpoint.resume: never it begins anew",
                      d->run.output);
     return !comm_max(r->comm->world, m->n);
 }
@@ -159,14 +167,17 @@ int mode_train(struct run *r, struct mistakes *m) {
         t.steps = count_steps(e->deck, &t.feed);
         if (r->comm->rank == 0) resume_sweep(e->deck->run.output);
         output_begin(&t.o, e->deck, r->comm, r->argc, r->argv, t.resume.found ? t.resume.step : -1);
-        lastwords_begin(e->deck->run.output, r->comm->rank, r->comm->size, (int)e->deck->run.watchdog);
+        lastwords_begin(e->deck->run.output, r->comm->rank, r->comm->size,
+                        (int)e->deck->run.watchdog);
         show_begin(&t.show, &t.o, &t.feed, t.resume.step, t.steps);
         if (before) say(&t.o, "NOTE      %s", before);
         free(before);
         if (!e->config->folder) settle_new(e->config);
-        if (t.resume.found) say(&t.o, "NOTE      %s after step %ld, from %s",
-                                t.resume.step < t.steps ? "continues" : "had finished, and there is nothing left to do", (long)t.resume.step,
-                                t.resume.folder);
+        if (t.resume.found)
+            say(&t.o, "NOTE      %s after step %ld, from %s",
+                t.resume.step < t.steps ? "continues"
+                                        : "had finished, and there is nothing left to do",
+                (long)t.resume.step, t.resume.folder);
         code = train(&t);
         output_end(&t.o);
         lastwords_end();

@@ -6,9 +6,9 @@
 #include <sys/stat.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/config_json.h"
 
@@ -57,7 +57,7 @@ static char *own_name(const char *folder) {
     if (!folder) return NULL;
     json_t *root = config_of(folder);
     const char *said = json_string_value(json_object_get(root, "mestar_tokenizer"));
-    char *name = said && is(said, "bytes")              ? die_strdup(said)
+    char *name = said && is(said, "bytes")            ? die_strdup(said)
                  : has_file(folder, "tokenizer.json") ? die_strdup(folder)
                                                       : NULL;
     json_decref(root);
@@ -68,7 +68,8 @@ static char *own_name(const char *folder) {
 static char *folder_name(const char *given) {
     const char *slash = strrchr(given, '/'), *file = slash ? slash + 1 : given;
     if (is(file, "tokenizer.json") && !is_folder(given))
-        return slash ? die_format("%.*s", slash == given ? 1 : (int)(slash - given), given) : die_strdup(".");
+        return slash ? die_format("%.*s", slash == given ? 1 : (int)(slash - given), given)
+                     : die_strdup(".");
     return die_strdup(given);
 }
 
@@ -92,10 +93,13 @@ static int32_t end_of_config(const char *folder, int32_t size) {
     return id >= 0 && id < size ? (int32_t)id : -1;
 }
 
-static void open_it(struct vocabulary *v, const char *model_folder, const struct deck *d, struct mistakes *m) {
+static void open_it(struct vocabulary *v, const char *model_folder, const struct deck *d,
+                    struct mistakes *m) {
     if (!is(v->name, "bytes") && !file_exists(v->name)) {
-        deck_mistake(d, m, "model.tokenizer", "there is no file or folder %.200s; give bytes, or a folder with tokenizer.json",
-                     v->name);
+        deck_mistake(
+            d, m, "model.tokenizer",
+            "there is no file or folder %.200s; give bytes, or a folder with tokenizer.json",
+            v->name);
         return;
     }
     if (!(v->tokenizer = tokenizer_open(v->name, m))) return;
@@ -116,16 +120,21 @@ static void check(const struct vocabulary *v, const struct deck *d, struct mista
     RULE("model.tokenizer", text && !v->name,
          "data.kind text needs a tokenizer: bytes, or a folder with tokenizer.json");
     RULE("model.tokenizer", vocabulary_only(d) && !v->name,
-         "convert.what tokens needs a tokenizer: a folder with tokenizer.json, here or as model.from");
+         "convert.what tokens needs a tokenizer: a folder with tokenizer.json, here or as "
+         "model.from");
     if (!v->tokenizer) return;
     int64_t size = tokenizer_size(v->tokenizer);
     RULE("model.vocab_size", text && bytes && words < size,
-         "%" PRId64 " is too few for bytes; 257 is the least (256 bytes and the end of a document)", words);
+         "%" PRId64 " is too few for bytes; 257 is the least (256 bytes and the end of a document)",
+         words);
     RULE("model.vocab_size", text && !bytes && words < size,
-         "%" PRId64 " is too few for the tokenizer %.200s, whose ids end at %" PRId64 "; %" PRId64 " is the least", words,
-         v->name, size - 1, size);
+         "%" PRId64 " is too few for the tokenizer %.200s, whose ids end at %" PRId64 "; %" PRId64
+         " is the least",
+         words, v->name, size - 1, size);
     RULE("model.tokenizer", text && v->end < 0,
-         "%.200s does not say which token ends a document; name it as eos_token in a tokenizer_config.json beside it", v->name);
+         "%.200s does not say which token ends a document; name it as eos_token in a "
+         "tokenizer_config.json beside it",
+         v->name);
 }
 
 /* The folder that a tokenizer is looked for in without model.tokenizer, malloc'd; NULL: none. */
@@ -138,7 +147,8 @@ static char *model_folder(const struct config *c, struct deck const *d) {
     char *latest = die_format("%s/checkpoints/latest", from), *folder = NULL;
     char *line = file_exists(latest) ? file_text(latest, 4096, &bytes, why) : NULL;
     if (line) line[strcspn(line, "\r\n")] = 0;
-    if (line && *line && *line != '.' && !strchr(line, '/')) folder = die_format("%s/checkpoints/%s", from, line);
+    if (line && *line && *line != '.' && !strchr(line, '/'))
+        folder = die_format("%s/checkpoints/%s", from, line);
     free(line);
     free(latest);
     return folder ? folder : die_strdup(from);
@@ -152,7 +162,8 @@ void vocabulary_settle(struct config *c, const struct deck *d, struct mistakes *
     v->name = given ? folder_name(d->model.tokenizer) : own ? die_strdup(own) : NULL;
     v->own = v->name && own && same_place(v->name, own);
     if (v->name && (given || generates || learns_text(d) || vocabulary_only(d))) {
-        /* Prompts of ids go without the model's own tokenizer, should that be of a kind that is not built. */
+        /* Prompts of ids go without the model's own tokenizer, should that be of a kind that is not
+         * built. */
         bool optional = generates && !given && d->generate.prompt_ids.n && !d->generate.stop.n;
         struct mistakes forgiven = {0};
         open_it(v, folder, d, optional ? &forgiven : m);
@@ -173,7 +184,8 @@ void vocabulary_free(struct vocabulary *v) {
 /* ---- saving ---- */
 
 char *vocabulary_file(const struct vocabulary *v, const char *name, const char *weights_folder) {
-    bool of_generation = is(name, "generation_config.json"), bytes = v->name && is(v->name, "bytes");
+    bool of_generation = is(name, "generation_config.json"),
+         bytes = v->name && is(v->name, "bytes");
     if (!v->name || (v->own && (!bytes || of_generation)))
         return weights_folder ? die_format("%s/%s", weights_folder, name) : NULL;
     /* Another tokenizer than the model had: its own ends of texts would be wrong. */

@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 enum { MOST_SMALL_FILE = 64 << 20 };
 static const int64_t shard_bytes = 5000000000;
@@ -17,7 +17,8 @@ static bool has_prefix(const char *s, const char *prefix) {
     return !strncmp(s, prefix, strlen(prefix));
 }
 
-/* A row's name in spelling number i, malloc'd; NULL past the last. `first` gets the place in a stack of experts. */
+/* A row's name in spelling number i, malloc'd; NULL past the last. `first` gets the place in a
+ * stack of experts. */
 static char *spelling(const char *name, int i, int64_t elements, int64_t *first) {
     enum { PREFIXES = 3, FORMS = 3 };
     int prefix = i % PREFIXES, form = i / PREFIXES, expert, skip = 0;
@@ -28,17 +29,19 @@ static char *spelling(const char *name, int i, int64_t elements, int64_t *first)
     static const char *const heads[PREFIXES] = {"backbone.", "model.", "language_model.backbone."};
     const char *head = rest ? heads[prefix] : prefix == 2 ? "language_model." : "";
     const char *tail = rest ? rest : name;
-    if (form == 1 && !strcmp(tail, "embeddings.weight")) return die_format("%sembedding.weight", head);
+    if (form == 1 && !strcmp(tail, "embeddings.weight"))
+        return die_format("%sembedding.weight", head);
     if (form == 2 && e && sscanf(e, ".experts.%d.%n", &expert, &skip) == 1 && skip) {
         const char *which = e + skip, *end = strstr(which, ".weight");
         *first = expert * elements;
-        return die_format("%s%.*s.experts.%.*s", head, (int)(e - tail), tail, end ? (int)(end - which) : 0, which);
+        return die_format("%s%.*s.experts.%.*s", head, (int)(e - tail), tail,
+                          end ? (int)(end - which) : 0, which);
     }
     return die_format("%s%s", head, tail);
 }
 
-const struct stored_tensor *weights_find(const struct checkpoint *c, const char *prefix, const struct param_tensor *t,
-                                         int64_t *first) {
+const struct stored_tensor *weights_find(const struct checkpoint *c, const char *prefix,
+                                         const struct param_tensor *t, int64_t *first) {
     const struct stored_tensor *found = NULL;
     char *s, *whole;
     for (int i = 0; !found && (s = spelling(t->name, i, t->elements, first)); i++) {
@@ -80,21 +83,24 @@ void weights_settle(const struct weights *w, struct config *c) {
         k->use_bias = any_ends(p, "mixer.in_proj.bias") || any_ends(p, "mixer.out_proj.bias");
         k->use_conv_bias = any_ends(p, "mixer.conv1d.bias");
     }
-    if (strpbrk(c->kinds, "-E")) k->mlp_bias = any_ends(p, "mixer.up_proj.bias") || any_ends(p, "shared_experts.up_proj.bias");
+    if (strpbrk(c->kinds, "-E"))
+        k->mlp_bias =
+            any_ends(p, "mixer.up_proj.bias") || any_ends(p, "shared_experts.up_proj.bias");
     if (strchr(c->kinds, '*')) k->attention_bias = any_ends(p, "mixer.q_proj.bias");
     if (any_ends(p, "lm_head.weight")) k->tie_word_embeddings = false;
 }
 
 static char *shape_text(int n, const int64_t *dim) {
     char text[200] = "[", *p = text + 1;
-    for (int i = 0; i < n; i++) p += snprintf(p, text + sizeof text - p, "%s%ld", i ? ", " : "", (long)dim[i]);
+    for (int i = 0; i < n; i++)
+        p += snprintf(p, text + sizeof text - p, "%s%ld", i ? ", " : "", (long)dim[i]);
     snprintf(p, text + sizeof text - p, "]");
     return die_strdup(text);
 }
 
 /* Experts in a stack have the number of experts before their own shape. */
-static bool shape_fits(const struct params *s, const struct param_tensor *t, const struct stored_tensor *f, int *n,
-                       int64_t *dim) {
+static bool shape_fits(const struct params *s, const struct param_tensor *t,
+                       const struct stored_tensor *f, int *n, int64_t *dim) {
     bool stacked = t->expert >= 0 && !strstr(f->name, ".weight");
     *n = 0;
     if (stacked) dim[(*n)++] = dim_size(s->config, EXPERTS);
@@ -105,8 +111,10 @@ static bool shape_fits(const struct params *s, const struct param_tensor *t, con
     return true;
 }
 
-/* Another stored tensor that could be the same row's, in a spelling of its own; NULL if there is none. */
-static const struct stored_tensor *find_other(const struct checkpoint *c, const struct param_tensor *t,
+/* Another stored tensor that could be the same row's, in a spelling of its own; NULL if there is
+ * none. */
+static const struct stored_tensor *find_other(const struct checkpoint *c,
+                                              const struct param_tensor *t,
                                               const struct stored_tensor *found) {
     const struct stored_tensor *other = NULL;
     int64_t first;
@@ -132,15 +140,20 @@ static void match_one(struct weights *w, struct params *s, int i, char *taken, s
     int number = w->source[i].tensor = (int)(f - c->tensor);
     if (!shape_fits(s, t, f, &n, dim)) {
         char *want = shape_text(n, dim), *have = shape_text(f->n_dims, f->dim);
-        mistake(m, c->file[f->file].path, 0, "tensor %s has shape %s; config.json asks for %s", f->name, have, want);
+        mistake(m, c->file[f->file].path, 0, "tensor %s has shape %s; config.json asks for %s",
+                f->name, have, want);
         free(want);
         free(have);
     } else if (f->dtype != F32 && f->dtype != BF16 && f->dtype != F16) {
-        mistake(m, c->file[f->file].path, 0, "tensor %s is stored as %s; weights are read from F32, BF16 and F16", f->name,
+        mistake(m, c->file[f->file].path, 0,
+                "tensor %s is stored as %s; weights are read from F32, BF16 and F16", f->name,
                 dtype_name(f->dtype));
     }
     const struct stored_tensor *other = find_other(c, t, f);
-    if (other) mistake(m, c->folder, 0, "tensors %s and %s are both there for the same weights; only one may be", f->name, other->name);
+    if (other)
+        mistake(m, c->folder, 0,
+                "tensors %s and %s are both there for the same weights; only one may be", f->name,
+                other->name);
     t->stored = f->dtype;
     taken[number] = 1;
 }
@@ -161,8 +174,8 @@ int weights_match(struct weights *w, struct params *s, struct mistakes *m) {
     return m->n > before ? -1 : 0;
 }
 
-int weights_read(const struct weights *w, const struct params *s, struct device *d, enum dtype real, struct group *g,
-                 struct mistakes *m) {
+int weights_read(const struct weights *w, const struct params *s, struct device *d, enum dtype real,
+                 struct group *g, struct mistakes *m) {
     int n;
     struct box *boxes = params_boxes(s, real, PART_VALUES, false, &n);
     boxes_to_host(d, n, boxes);
@@ -178,7 +191,7 @@ int weights_read(const struct weights *w, const struct params *s, struct device 
 
 /* ---- writing ---- */
 
-struct plan {                           /* the tensors to be written, and where each of the table's goes */
+struct plan { /* the tensors to be written, and where each of the table's goes */
     int n;
     struct new_tensor *tensor;
     char **name;
@@ -189,7 +202,7 @@ static void plan_tensor(struct plan *p, const struct params *s, int i, bool tran
     const struct param_tensor *t = &s->tensor[i];
     const char *e = strstr(t->name, ".experts.");
     bool stack = transformers_names && t->expert >= 0 && e;
-    if (stack && t->expert > 0) {                       /* its stack began with expert 0 of the same row */
+    if (stack && t->expert > 0) { /* its stack began with expert 0 of the same row */
         int first = i;
         while (s->tensor[first].expert > 0) first--;
         p->to[i] = (struct source){p->to[first].tensor, t->expert * t->elements};
@@ -199,7 +212,9 @@ static void plan_tensor(struct plan *p, const struct params *s, int i, bool tran
     *x = (struct new_tensor){.dtype = t->stored};
     if (stack) x->dim[x->n_dims++] = dim_size(s->config, EXPERTS);
     for (int d = 0; d < t->n_dims; d++) x->dim[x->n_dims++] = t->dim[d];
-    const char *rest = transformers_names && has_prefix(t->name, "backbone.") ? t->name + strlen("backbone.") : NULL;
+    const char *rest = transformers_names && has_prefix(t->name, "backbone.")
+                           ? t->name + strlen("backbone.")
+                           : NULL;
     const char *head = rest ? "model." : "", *tail = rest ? rest : t->name;
     if (stack) {
         const char *which = strchr(e + strlen(".experts."), '.') + 1;
@@ -212,15 +227,20 @@ static void plan_tensor(struct plan *p, const struct params *s, int i, bool tran
     p->to[i] = (struct source){p->n++, 0};
 }
 
-static struct plan plan_writing(const struct weights *w, const struct params *s, bool transformers_names) {
+static struct plan plan_writing(const struct weights *w, const struct params *s,
+                                bool transformers_names) {
     int most = s->n_tensors + (w ? w->n_unused : 0) + 1;
-    struct plan p = {0, die_alloc(most * sizeof *p.tensor), die_alloc(most * sizeof *p.name), die_alloc(most * sizeof *p.to)};
+    struct plan p = {0, die_alloc(most * sizeof *p.tensor), die_alloc(most * sizeof *p.name),
+                     die_alloc(most * sizeof *p.to)};
     for (int i = 0; i < s->n_tensors; i++)
         if (s->tensor[i].block >= 0) plan_tensor(&p, s, i, transformers_names);
     for (int i = 0; w && i < w->n_unused; i++) {
         const struct stored_tensor *f = &w->checkpoint.tensor[w->unused[i]];
         struct new_tensor *x = &p.tensor[p.n++];
-        *x = (struct new_tensor){.name = f->name, .dtype = f->dtype, .n_dims = f->n_dims, .from = &w->checkpoint,
+        *x = (struct new_tensor){.name = f->name,
+                                 .dtype = f->dtype,
+                                 .n_dims = f->n_dims,
+                                 .from = &w->checkpoint,
                                  .from_tensor = w->unused[i]};
         memcpy(x->dim, f->dim, sizeof x->dim);
     }
@@ -228,8 +248,14 @@ static struct plan plan_writing(const struct weights *w, const struct params *s,
 }
 
 /* What a model's folder has beside weights: copied as it is. */
-static const char *const beside[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"};
+static const char *const beside[] = {"tokenizer.json",
+                                     "tokenizer_config.json",
+                                     "special_tokens_map.json",
+                                     "added_tokens.json",
+                                     "vocab.json",
+                                     "merges.txt",
+                                     "chat_template.jinja",
+                                     "generation_config.json"};
 enum { BESIDE = sizeof beside / sizeof *beside };
 
 static int small_files(const struct weights *w, const struct params *s, struct new_file *files) {
@@ -237,7 +263,8 @@ static int small_files(const struct weights *w, const struct params *s, struct n
     char *text = config_text(s->config);
     files[n++] = (struct new_file){"config.json", text, (int64_t)strlen(text)};
     for (int i = 0; i < BESIDE; i++) {
-        char *path = vocabulary_file(&s->config->vocabulary, beside[i], w ? w->checkpoint.folder : NULL);
+        char *path =
+            vocabulary_file(&s->config->vocabulary, beside[i], w ? w->checkpoint.folder : NULL);
         struct stat st;
         if (!path) continue;
         FILE *f = fopen(path, "rb");
@@ -253,8 +280,8 @@ static int small_files(const struct weights *w, const struct params *s, struct n
     return n;
 }
 
-void weights_write(const char *folder, const struct weights *w, const struct params *s, struct device *d, enum dtype real,
-                   bool transformers_names, struct group *g) {
+void weights_write(const char *folder, const struct weights *w, const struct params *s,
+                   struct device *d, enum dtype real, bool transformers_names, struct group *g) {
     struct plan p = plan_writing(w, s, transformers_names);
     struct new_file files[BESIDE + 1];
     int n, n_files = small_files(w, s, files);

@@ -1,5 +1,6 @@
-/* mpi_hello: does this MPI start ranks that know of each other?  Some distributions ship one whose ranks each believe to be
- * alone; make compiles this and runs it on two ranks before it trusts a compiler wrapper and its launcher. */
+/* mpi_hello: does this MPI start ranks that know of each other?  Some distributions ship one whose
+ * ranks each believe to be alone; make compiles this and runs it on two ranks before it trusts a
+ * compiler wrapper and its launcher. */
 #include <mpi.h>
 #include <stdio.h>
 

@@ -1,4 +1,5 @@
-/* Decks: what is read, what is refused and in which words, what is written. Run from the repository root. */
+/* Decks: what is read, what is refused and in which words, what is written. Run from the repository
+ * root. */
 #include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,9 +12,9 @@
 
 #include <cmocka.h>
 
-#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/mesh.h"
 #include "src/config.h"
 #include "src/deck.h"
@@ -189,8 +190,9 @@ static void values(void **state) {
 
 static void overrides(void **state) {
     (void)state;
-    char *path = put("overrides.yaml",
-                     "model:\n  preset: tiny\ntrain:\n  steps: 7\ndata:\n  kind: text\n  path: [a, b]\n");
+    char *path =
+        put("overrides.yaml",
+            "model:\n  preset: tiny\ntrain:\n  steps: 7\ndata:\n  kind: text\n  path: [a, b]\n");
     char *given[] = {"train.steps=8",           "train.steps=9",
                      "run.name=a=b: [c",        "data.path=one two",
                      "data.path=[x, \"y, z\"]", "compare.tolerance=[1, 2, 3]",
@@ -219,7 +221,8 @@ static void bases(void **state) {
     (void)state;
     char *sub = die_format("%s/sub", folder);
     mkdir(sub, 0777);
-    char *a = put("sub/a.yaml", "train:\n  steps: 1\n  clip: 2\ndata:\n  kind: text\n  path: [a, b, c]\n");
+    char *a = put("sub/a.yaml",
+                  "train:\n  steps: 1\n  clip: 2\ndata:\n  kind: text\n  path: [a, b, c]\n");
     char *b = put("sub/b.yaml", "base: a.yaml\ntrain:\n  steps: 2\nmodel:\n  preset: tiny\n");
     char *c2 = put("c.yaml", "train:\n  micro_batch: 3\n  steps: 3\nbase: [sub/a.yaml, "
                              "sub/b.yaml]\ndata:\n  path: [z]\n");
@@ -329,7 +332,8 @@ static void round_trip(void **state) {
     free(again_path);
 }
 
-/* ---------------------------------------------------------------- the manual, and the example decks */
+/* ---------------------------------------------------------------- the manual, and the example
+ * decks */
 
 static void manual(void **state) {
     (void)state;
@@ -382,7 +386,8 @@ static void mutations(void **state) {
     static const char seed_text[] =
         "run:\n  name: \"a b\"\n  seed: 12\nmodel:\n  hybrid_override_pattern: \"ME*-\"\n  "
         "time_step_limit: [1e-3, 2]\n  hidden_size: 64\n"
-        "data:\n  kind: text\n  path: [a, 'b', c]\n  kind: text\ntrain:\n  steps: 5\n  clip: 1e-3 # "
+        "data:\n  kind: text\n  path: [a, 'b', c]\n  kind: text\ntrain:\n  steps: 5\n  clip: 1e-3 "
+        "# "
         "c\nparallel:\n  tensor: 2\n";
     static const char signs[] = "\n\n  ::--*&!|>'\"[]{},#%@`\t?\\0e.~\x80\xff";
     char text[2 * sizeof seed_text];

@@ -1,5 +1,5 @@
-/* A step's tokens are the same in all on every mesh, in any order of asking, and validation measures
- * each held-out sample once. */
+/* A step's tokens are the same in all on every mesh, in any order of asking, and validation
+ * measures each held-out sample once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,8 +12,8 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/engine.h"
 #include "src/feed.h"

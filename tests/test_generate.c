@@ -10,12 +10,12 @@
 
 #include <cmocka.h>
 
-#include "kernels/mistakes.h"
+#include "io/tokenizer.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/answer.h"
 #include "src/decoder.h"
 #include "src/sample.h"
-#include "io/tokenizer.h"
 #include "src/text.h"
 
 /* ---- drawing ---- */
@@ -144,10 +144,10 @@ static void characters(void **state) {
 
 /* ---- answers ---- */
 
-/* After the bytes of a prompt, feeds the bytes of `in` (256: \x01) and checks what was shown after each ("|" between), what is
- * there and why it ended. */
-static void answered(const char *prompt, const char *in, int most, int n_stops, char **stops, const char *shown,
-                     const char *there, enum stop why) {
+/* After the bytes of a prompt, feeds the bytes of `in` (256: \x01) and checks what was shown after
+ * each ("|" between), what is there and why it ended. */
+static void answered(const char *prompt, const char *in, int most, int n_stops, char **stops,
+                     const char *shown, const char *there, enum stop why) {
     int64_t end = 256;
     struct mistakes none = {0};
     struct tokenizer *bytes = tokenizer_open("bytes", &none);
@@ -190,7 +190,8 @@ static void answers(void **state) {
     answered("", "aabbab", 9, 2, two, "|a||ab||", "aab", STOP_TEXT);
     answered("", "x\ny", 9, 2, line, "x||", "x", STOP_TEXT);
     answered("", "\xc3\xa9\xc3", 9, 0, NULL, "|\xc3\xa9||", "\xc3\xa9", GOING_ON);
-    answered("", "\xc3\xa9\xc3", 3, 0, NULL, "|\xc3\xa9|\xef\xbf\xbd|", "\xc3\xa9\xef\xbf\xbd", STOP_LENGTH);
+    answered("", "\xc3\xa9\xc3", 3, 0, NULL, "|\xc3\xa9|\xef\xbf\xbd|", "\xc3\xa9\xef\xbf\xbd",
+             STOP_LENGTH);
     /* A character that the prompt began. */
     answered("\xc3", "\xa9!", 9, 0, NULL, "\xc3\xa9|!|", "\xc3\xa9!", GOING_ON);
     answered("a\xc3", "\x01", 9, 0, NULL, "|", "", STOP_END);

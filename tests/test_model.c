@@ -1,5 +1,6 @@
 /* Whole models in double: gradients are derivatives of the loss, documents and paddings do not see
- * each other, and the same tokens give the same numbers however they are cut, replayed or walked. */
+ * each other, and the same tokens give the same numbers however they are cut, replayed or walked.
+ */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,9 +11,9 @@
 
 #include <cmocka.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
+#include "kernels/mistakes.h"
 #include "src/deck_rules.h"
 #include "src/engine.h"
 
@@ -165,7 +166,8 @@ static void free_batch(struct host_batch *b) {
     free(b->weight);
 }
 
-/* n tokens of one row, from `from` on, as a row of their own: what the documents are there, or one. */
+/* n tokens of one row, from `from` on, as a row of their own: what the documents are there, or one.
+ */
 static struct host_batch slice(const struct host_batch *b, int64_t row, int64_t from, int64_t n) {
     struct host_batch s = make_batch(1, n, 1);
     int64_t at = row * b->length + from;
@@ -494,7 +496,8 @@ static void split_backward(void **state) {
     }
 }
 
-/* Several micro-batches under way at once, each replayed with its own tokens, as a pipeline does. */
+/* Several micro-batches under way at once, each replayed with its own tokens, as a pipeline does.
+ */
 static void replays_of_several(void **state) {
     (void)state;
     enum { N = 2, LENGTH = 5 };

@@ -175,7 +175,8 @@ static void try_row(void **state) {
     assert_int_equal(wrong, 0);
 }
 
-/* Products of many shapes: the library's sums must not depend on how many threads share the tiles. */
+/* Products of many shapes: the library's sums must not depend on how many threads share the tiles.
+ */
 static void products_on_any_threads(void **state) {
     (void)state;
     int wrong = 0;

@@ -13,8 +13,8 @@
 
 #include <cmocka.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/init.h"
 #include "src/model.h"
 
@@ -529,7 +529,8 @@ static void published_counts(void **state) {
     }
 }
 
-/* A preset is the same sum of tensors on whatever rank of a mesh looks, and the ranks hold it all. */
+/* A preset is the same sum of tensors on whatever rank of a mesh looks, and the ranks hold it all.
+ */
 static void preset_on_a_mesh(void **state) {
     (void)state;
     struct deck d;

@@ -1,6 +1,6 @@
-/* Arenas, tensor states and the tape: that memory is the same everywhere and given back early, that an
- * op refuses what it cannot be right for, and that shared, cut, replayed and split walks all give the
- * gradients of the plain one. */
+/* Arenas, tensor states and the tape: that memory is the same everywhere and given back early, that
+ * an op refuses what it cannot be right for, and that shared, cut, replayed and split walks all
+ * give the gradients of the plain one. */
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>

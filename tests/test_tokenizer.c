@@ -1,9 +1,10 @@
-/* Tokenizers against what the `tokenizers` package made of the same strings (tests/tokenizers, by tests/reference/tokenizing.py),
- * hand-written patterns against compiled ones, several threads against one, files that must be refused, and files that are
- * damaged at random.
- *   test_tokenizer live FOLDER STRINGS [IDS]     ids and texts of length-prefixed strings, as 32-bit numbers, for comparing
- *   test_tokenizer cases FOLDER STRINGS TOKENS   the fixture's strings as lines of JSON, and what `mestar` is to make of them
- *   test_tokenizer bench FOLDER TEXT [THREADS]   the speed on one text */
+/* Tokenizers against what the `tokenizers` package made of the same strings (tests/tokenizers, by
+ * tests/reference/tokenizing.py), hand-written patterns against compiled ones, several threads
+ * against one, files that must be refused, and files that are damaged at random. test_tokenizer
+ * live FOLDER STRINGS [IDS]     ids and texts of length-prefixed strings, as 32-bit numbers, for
+ * comparing test_tokenizer cases FOLDER STRINGS TOKENS   the fixture's strings as lines of JSON,
+ * and what `mestar` is to make of them test_tokenizer bench FOLDER TEXT [THREADS]   the speed on
+ * one text */
 #include <glob.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,12 +21,12 @@
 #include <jansson.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "io/tokenizer_known.h"
 #include "io/tokenizer_pattern.h"
 #include "io/unicode.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 static uint64_t state = 1;
 
@@ -50,7 +51,8 @@ static char *whole_file(const char *path, int64_t *n) {
     return s;
 }
 
-/* ------------------------------------------------------------------------------------------- answers */
+/* -------------------------------------------------------------------------------------------
+ * answers */
 static void add_number(struct utf8_text *to, int64_t n) {
     int32_t x = (int32_t)n;
     utf8_text_add(to, &x, 4);
@@ -134,7 +136,8 @@ static int live(int argc, char **argv) {
     return 0;
 }
 
-/* The fixture's strings that JSON can spell, a line each, and {ids, text} for each as convert.what tokens writes it. */
+/* The fixture's strings that JSON can spell, a line each, and {ids, text} for each as convert.what
+ * tokens writes it. */
 static int cases_as_lines(char **argv) {
     int64_t n;
     char *path = die_format("%s/cases", argv[2]), *s = whole_file(path, &n);
@@ -144,13 +147,15 @@ static int cases_as_lines(char **argv) {
     for (; string < end; string += 4 + number_at(string)) {
         json_t *text = json_stringn(string + 4, number_at(string));
         uint32_t ids = number_at(answer);
-        const char *at = answer + 4, *whole = at + 4 * (size_t)ids, *skipped = whole + 4 + number_at(whole);
+        const char *at = answer + 4, *whole = at + 4 * (size_t)ids,
+                   *skipped = whole + 4 + number_at(whole);
         answer = skipped + 4 + number_at(skipped);
         if (!text) continue;
         json_dumpf(text, in, JSON_ENCODE_ANY);
         fprintf(in, "\n");
         fprintf(out, "{\"ids\": [");
-        for (uint32_t i = 0; i < ids; i++) fprintf(out, i ? ", %u" : "%u", number_at(at + 4 * (size_t)i));
+        for (uint32_t i = 0; i < ids; i++)
+            fprintf(out, i ? ", %u" : "%u", number_at(at + 4 * (size_t)i));
         fprintf(out, "], \"text\": ");
         json_t *decoded = json_stringn(skipped + 4, number_at(skipped));
         json_dumpf(decoded, out, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
@@ -195,7 +200,8 @@ static int bench(int argc, char **argv) {
     return 0;
 }
 
-/* -------------------------------------------------------------------------------------------- fixtures */
+/* --------------------------------------------------------------------------------------------
+ * fixtures */
 static void each_fixture(void (*test)(const char *folder)) {
     glob_t found;
     assert_int_equal(glob("tests/tokenizers/*/tokenizer.json", 0, NULL, &found), 0);
@@ -289,7 +295,8 @@ static void test_threads(void **unused) {
     each_fixture(threads_equal);
 }
 
-/* -------------------------------------------------------------------------------------------- patterns */
+/* --------------------------------------------------------------------------------------------
+ * patterns */
 static void one_known(const struct known *k, const struct pattern *p, struct finder *f,
                       struct matcher *m) {
     static const uint32_t some[] = {
@@ -374,7 +381,8 @@ static void test_runaway(void **unused) {
     unlink(path);
 }
 
-/* ----------------------------------------------------------------------------------------------- files */
+/* -----------------------------------------------------------------------------------------------
+ * files */
 static void file_write(const char *path, const char *text, size_t n) {
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(text, 1, n, f) != n || fclose(f) != 0) die("cannot write %s", path);
@@ -545,7 +553,8 @@ static void test_damaged(void **unused) {
     each_fixture(damage);
 }
 
-/* --------------------------------------------------------------------------------------- the built-in kind */
+/* --------------------------------------------------------------------------------------- the
+ * built-in kind */
 static void test_bytes(void **unused) {
     (void)unused;
     struct tokenizer *t = opened("bytes");

@@ -1,8 +1,9 @@
 /* kernel: what every file of the cpu room begins with.
  *
- * A file of plain definitions is compiled twice, with -DREAL=float -DROOM=f32 and with -DREAL=double -DROOM=f64.
- * KERNEL(rms_norm) { ... a->x ... } defines rms_norm_f32 or rms_norm_f64; the argument struct is made from the
- * row in ops.def. Faster float versions are in files of their own, compiled with -DROOM=fast. */
+ * A file of plain definitions is compiled twice, with -DREAL=float -DROOM=f32 and with
+ * -DREAL=double -DROOM=f64. KERNEL(rms_norm) { ... a->x ... } defines rms_norm_f32 or rms_norm_f64;
+ * the argument struct is made from the row in ops.def. Faster float versions are in files of their
+ * own, compiled with -DROOM=fast. */
 #ifndef KERNELS_CPU_KERNEL_H
 #define KERNELS_CPU_KERNEL_H
 
@@ -15,10 +16,12 @@ typedef REAL real;
 #define KERNEL_NAME2(name, room) name##_##room
 #define KERNEL_NAME1(name, room) KERNEL_NAME2(name, room)
 #define KERNEL_NAME(name) KERNEL_NAME1(name, ROOM)
-#define KERNEL(name)                                                                                       \
-    static void name##_body(const struct name##_args *a);                                                 \
-    void KERNEL_NAME(name)(const void *args);                                                              \
-    void KERNEL_NAME(name)(const void *args) { name##_body(args); }                                        \
+#define KERNEL(name)                                                                               \
+    static void name##_body(const struct name##_args *a);                                          \
+    void KERNEL_NAME(name)(const void *args);                                                      \
+    void KERNEL_NAME(name)(const void *args) {                                                     \
+        name##_body(args);                                                                         \
+    }                                                                                              \
     static void name##_body(const struct name##_args *a)
 
 #endif
