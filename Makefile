@@ -17,7 +17,7 @@ SHELL  := /bin/sh
 export LC_ALL := C
 comma  := ,
 MARCH  ?= native
-VERSION := 0.4
+VERSION := 0.1
 PREFIX ?= /usr/local
 DESTDIR ?=
 MPI_TRY ?= yes
@@ -253,7 +253,10 @@ run:
 	@$(MAKE) all
 	@$(MAKE) run-built
 run-built:
-	@B=$(B); . tests/lib.sh; mpi 2 ./$(PROGRAM) inputs/quickstart.yaml
+	@B=$(B); . tests/lib.sh; mpi 2 ./$(PROGRAM) inputs/quickstart.yaml && ./$(PROGRAM) inputs/tiny-generate.yaml
+	@echo "report       outputs/quickstart/report.html"
+	@echo "checkpoints  outputs/quickstart/checkpoints, Hugging Face folders"
+	@echo "more text    ./$(PROGRAM) inputs/tiny-generate.yaml 'generate.prompt=#define '"
 
 test:
 	@$(MAKE) packages WANT=test

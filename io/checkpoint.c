@@ -8,7 +8,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { TEXT_LIMIT = 100000000, CONFIG_LIMIT = 1 << 24, NAMED = 8, BLOCK_UNIT = 64 };

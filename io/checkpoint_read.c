@@ -6,7 +6,7 @@
 #include "io/checkpoint.h"
 #include "io/exchange.h"
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
 

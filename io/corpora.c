@@ -13,7 +13,7 @@
 #include "io/corpora_files.h"
 #include "io/corpora_mock.h"
 #include "io/corpora_stream.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/token_source.h"
 #include "kernels/die.h"
 

@@ -17,7 +17,7 @@
 #include "io/corpora_files.h"
 #include "io/corpora_piece.h"
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/progress.h"
 #include "io/token_source.h"
 #include "kernels/die.h"

@@ -13,7 +13,7 @@
 #include <xxhash.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
 

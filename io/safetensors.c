@@ -8,7 +8,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { HEADER_LIMIT = 100000000, LENGTH_BYTES = 8, MISTAKES_OF_A_FILE = 20, DATA_ALIGNMENT = 64 };

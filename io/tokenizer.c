@@ -7,7 +7,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer_load.h"
 #include "kernels/die.h"
 

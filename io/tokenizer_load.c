@@ -9,7 +9,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { FIELD = 160, DEEPEST = 8, MOST_STEPS = 64 };

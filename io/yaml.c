@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <yaml.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { LARGEST = 1 << 20, MOST_ENTRIES = 10000, RETRIES = 50 };
@@ -89,6 +89,10 @@ static size_t utf8_length(const unsigned char *s, size_t left) {
 static void clean(struct reading *r) {
     int line = 1, bad_line = 0;
     bool comment = false, indent = true;
+    if (r->bytes >= 3 && !memcmp(r->text, "\xef\xbb\xbf", 3)) { /* a byte order mark says nothing */
+        memmove(r->text, r->text + 3, r->bytes - 2);
+        r->bytes -= 3;
+    }
     for (size_t i = 0; i < r->bytes;) {
         unsigned char c = (unsigned char)r->text[i];
         size_t n = utf8_length((unsigned char *)r->text + i, r->bytes - i);

@@ -1,7 +1,7 @@
 /* die: how a run ends when something fails that no caller can cope with.
  *
  * Two kinds end here: the world's failures (disk, network, memory) by die(), and our own mistakes by
- * bug().  Mistakes of the person who wrote the deck do not: they are collected (io/mistakes.h) and
+ * bug().  Mistakes of the person who wrote the deck do not: they are collected (mistakes.h) and
  * end a run with exit code 2.  The transport sets a hook, so that one dying rank takes the others
  * along within seconds. */
 #ifndef KERNELS_DIE_H

@@ -3,7 +3,7 @@
 #include <limits.h>
 #include <stdio.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 
 static const char *const axis_names[MESH_AXES] = {"pipeline",    "data",   "context",      "tensor",
                                                   "expert_data", "expert", "expert_tensor"};

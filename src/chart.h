@@ -1,8 +1,9 @@
 /* chart: curves and bars as inline SVG, for report.html.
  *
  * A drawing is text in viewBox units that scales with the page; its colours are CSS variables of
- * the page, so that it follows a light or a dark screen. A curve of many points is drawn as the mean
- * of bins with a band from least to most, so that a spike is never lost and the page stays small. */
+ * the page, so that it follows a light or a dark screen. A curve of many points is drawn as the
+ * mean of bins with a band from least to most, so that a spike is never lost and the page stays
+ * small. */
 #ifndef SRC_CHART_H
 #define SRC_CHART_H
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/engine.h"
 #include "src/modes.h"
@@ -29,6 +29,11 @@ static int64_t *read_integers(const struct checkpoint *c, const struct stored_te
         if (checkpoint_read_whole(c, t, out, m)) memset(out, 0, n * sizeof *out);
     } else if (t->dtype == I32) {
         int32_t *p = die_alloc(n * sizeof *p);
+        if (!checkpoint_read_whole(c, t, p, m))
+            for (int64_t i = 0; i < n; i++) out[i] = p[i];
+        free(p);
+    } else if (t->dtype == BOOL || t->dtype == U8) {
+        uint8_t *p = die_alloc(n);
         if (!checkpoint_read_whole(c, t, p, m))
             for (int64_t i = 0; i < n; i++) out[i] = p[i];
         free(p);
@@ -389,6 +394,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
         if (r->loss) judge(&o, &v, "loss", loss == theirs ? 0 : fabs(loss - theirs) / fabs(theirs), tolerance[1], NULL);
         if (worst.compared)
             judge(&o, &v, "gradients", worst.relative, tolerance[2], e->model.params.tensor[worst.tensor].name);
+        if (worst.compared) say(&o, "%d gradients were compared", worst.compared);
         if (dumping) dump(e, c, r, &w, logits, loss);
         output_summary(&o, c, v.good ? "the numbers agree" : "the numbers differ", v.good ? 0 : 4, engine_peak_bytes(e), v.yaml);
         output_end(&o);
@@ -402,9 +408,9 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
 int mode_compare(struct run *run, struct mistakes *m) {
     struct engine *e = run->engine;
     struct reference r;
-    int code = 2, bad = reference_open(&r, e, m);
+    int code = 2, bad = reference_open(&r, e, m);          /* closed below, also if it is refused */
     if (!comm_max(run->comm->world, bad != 0) && !engine_init(e, run->comm, run->shape, false, true, false, m))
         code = run_comparison(e, run->comm, &r, run, m);
-    if (!bad) reference_close(&r);
+    reference_close(&r);
     return code;
 }

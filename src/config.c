@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "src/config_json.h"

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/deck_table.h"
@@ -271,7 +271,7 @@ char *config_json_kinds(const struct config_file *f, const char *list_key, const
     }
     if (!problem && *kinds && from_text && strcmp(*kinds, from_text) &&
         !strcmp(text_key, "hybrid_override_pattern"))
-        problem = die_format("says other layers than %s", text_key);
+        problem = die_format("says other layers than layers_block_type");
     if (!problem && from_text && (!*kinds || !strcmp(*kinds, "*E"))) {
         /* For multi-token prediction the pattern counts where the list is its default, as in
          * transformers. */

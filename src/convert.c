@@ -3,7 +3,7 @@
 #include <sys/stat.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "src/convert_tokens.h"
 #include "src/engine.h"
 #include "src/modes.h"

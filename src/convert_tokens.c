@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "io/unicode.h"
 #include "kernels/die.h"

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"

@@ -3,8 +3,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
@@ -30,6 +31,11 @@ static bool same_place(const char *a, const char *b) {
     free(real_a);
     free(real_b);
     return same;
+}
+
+static bool is_folder(const char *path) {
+    struct stat s;
+    return *path && !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
 static void check_generate(const struct deck *d, struct mistakes *m) {
@@ -88,6 +94,14 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "wsd needs the length of its decay");
     RULE("schedule.warmup_fraction", train && s->warmup_steps && s->warmup_fraction > 0,
          "warmup_steps is given too; one of the two");
+    RULE("data.path", train && !text && d->data.path.n,
+         "is given, but data.kind is mock; say data.kind: text");
+    RULE("compare.dump", compare && *d->compare.dump && !ends_with(d->compare.dump, ".safetensors"),
+         "must end in .safetensors");
+    RULE("compare.dump", compare && *d->compare.dump && *d->compare.reference &&
+             same_place(d->compare.dump, d->compare.reference),
+         "is the reference itself; give another name");
+    RULE("compare.dump", compare && is_folder(d->compare.dump), "is a folder; give a file's name");
     RULE("data.path", text && !d->data.path.n,
          "data.kind text needs files, folders or patterns to read");
     for (int i = 0; i < d->data.path.n; i++)

@@ -3,13 +3,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "parallel/data_parallel.h"
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/init.h"
+
+enum { MOST_THREADS = 4096 };
+
+/* OMP_NUM_THREADS may be a list, one number a nesting level; the first counts. */
+static void check_threads(struct mistakes *m) {
+    const char *given = getenv("OMP_NUM_THREADS");
+    char *end;
+    long n = given && *given ? strtol(given, &end, 10) : 1;
+    if (given && *given && (end == given || (*end && *end != ',') || n < 1 || n > MOST_THREADS))
+        mistake(m, NULL, 0, "OMP_NUM_THREADS is '%.40s'; it must be a number from 1 to %d", given, MOST_THREADS);
+}
 
 int engine_open(struct engine *e, const struct deck *deck, struct config *c, struct mistakes *m) {
     memset(e, 0, sizeof *e);
@@ -35,7 +46,7 @@ int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
     if (d->run.threads) return (int)d->run.threads;
     const char *given = getenv("OMP_NUM_THREADS");
     int n = given ? atoi(given) : 0;
-    if (n > 0) return n;
+    if (n > 0 && n <= MOST_THREADS) return n;
     n = cores / (ranks_on_host > 0 ? ranks_on_host : 1);
     return n > 0 ? n : 1;
 }
@@ -62,10 +73,17 @@ static void make_device(struct engine *e, bool dry) {
     arena_init(&e->scratch, "scratch", &e->device);
 }
 
+static bool any_trained(const struct params *s) {
+    for (int i = 0; i < s->n_blocks; i++)
+        if (s->block[i].p.trained) return true;
+    return false;
+}
+
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry, bool learns, bool updates,
                 struct mistakes *m) {
     const struct deck *d = e->deck;
     int before = m->n, shares[MAX_SHARES];
+    if (!dry) check_threads(m);
     e->comm = comm;
     e->shape = *shape;
     e->learns = learns;
@@ -78,6 +96,10 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     make_device(e, dry);
     parallel_init(&e->parallel, comm, shape, d->parallel.sequence, params_shares(e->config, shape->tensor, shares), shares);
     if (choose_parameters(d, &e->model.params, m)) return -1;
+    if (updates && !any_trained(&e->model.params)) {
+        deck_mistake(d, m, "train.freeze", "leaves nothing to train");
+        return -1;
+    }
     model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL, e->real);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
@@ -120,9 +142,9 @@ static void *load(struct engine *e, struct loaded *l, int i, const void *host, s
 
 static void load_batch(struct engine *e, const struct host_batch *h, struct loaded *l) {
     size_t n = h->rows * h->length, ints = n * sizeof(int32_t), reals = n * dtype_size(e->real);
-    void *weight = die_alloc(reals);
-    if (e->real == F64) memcpy(weight, h->weight, reals);
-    else
+    void *weight = e->device.dry ? NULL : die_alloc(reals);
+    if (e->real == F64 && weight) memcpy(weight, h->weight, reals);
+    else if (weight)
         for (size_t i = 0; i < n; i++) ((float *)weight)[i] = (float)h->weight[i];
     l->b.rows = h->rows;
     l->b.length = h->length;

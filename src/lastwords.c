@@ -85,6 +85,7 @@ char *lastwords_of_before(const char *folder) {
     fprintf(f, "the earlier run here did not end by itself (%d of %d ranks); the first to stop was\n", unended, size);
     describe(f, &first, newest > first.heartbeat ? newest : first.heartbeat);
     fclose(f);
+    text[strlen(text) - 1] = 0;         /* without the last newline */
     return text;
 }
 
@@ -96,12 +97,13 @@ static void tell_hang(void) {
     int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0666);
     if (fd >= 0) {
         double now = wall_now();
-        fprintf(stderr, "mestar: nothing moved for %d s (run.watchdog); where the ranks that wait for nobody are:\n", watchdog_seconds);
+        fprintf(stderr, "mestar: nothing moved for %d s (run.watchdog); where the ranks that wait for nobody, or do not answer, are:\n", watchdog_seconds);
         FILE *to = fdopen(fd, "w");
         for (int i = 0; i < mine->size; i++) {
             struct record r;
             if (!read_record(folder_of_all, i, &r)) continue;
-            if (!r.waiting) describe(stderr, &r, now);
+            /* A process that is stopped has no heartbeat, whatever it was doing. */
+            if (!r.waiting || now - r.heartbeat > 4 * BEAT_MS / 1000.0) describe(stderr, &r, now);
             describe(to, &r, now);
         }
         fclose(to);

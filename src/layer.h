@@ -5,10 +5,13 @@
  * from these two. To add a kind:
  *   src/layer_<kind>.c   the table and the function, ending in a struct layer_kind with the letter
  *   src/layer.c          its name in the list
- *   src/pattern.c        the letter and the words that config.json has for it
- *   src/deck.def         keys for sizes it needs (they are config.json's), and in src/params.h and params.c names for
- *                        these sizes, conditions and first values that no other kind has
+ *   src/pattern.c        the letter and the words that config.json has for it; src/config.h and deck.def list the letters too
+ *   src/deck.def         keys for sizes it needs (they are config.json's); src/config.c: which kinds read them, their rules, and
+ *                        the estimate of the model's size; src/params.{h,c}: names for sizes, conditions and first values
+ *                        that no other kind has
  *   src/deck_rules.c     what must divide by the tensor ranks, if it splits heads; src/params.c, params_shares, if some share
+ *   src/weights.c        weights_settle, if it has biases that a folder's tensors decide about
+ * A kind with more than LAYER_ROWS rows raises that.
  * Everything else walks the rows.
  *
  * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel part

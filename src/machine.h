@@ -1,4 +1,5 @@
-/* machine: the hosts a run is on: how much memory each has for us, and what every rank will need of it.
+/* machine: the hosts a run is on: how much memory each has for us, and what every rank will need of
+ * it.
  *
  * Before anything is allocated every rank plans itself (src/planning.h) and tells the others. If
  * the ranks of a host together need more than the host has, the run is refused, with the keys that

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/generate.h"
@@ -36,6 +36,11 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
         printf("layers: \"%s\"\n", c->kinds);
         printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data, shape->tensor);
         if (e.has_weights) printf("unused_tensors: %d   # in %s\n", e.weights.n_unused, c->folder);
+        for (int i = 0; e.has_weights && i < e.weights.n_unused && i < 20; i++)
+            printf("  # %s\n", e.weights.checkpoint.tensor[e.weights.unused[i]].name);
+        if (c->keys.tie_word_embeddings || c->keys.attention_bias)
+            printf("# NOTE transformers (5.23) ignores %s: its logits will differ\n",
+                   c->keys.tie_word_embeddings ? "tie_word_embeddings" : "attention_bias");
     }
     model_free(&model);
     engine_free(&e);
@@ -46,11 +51,10 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
 static void dry_step(struct engine *e) {
     const struct deck *d = e->deck;
     int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
-    struct host_batch b = {rows, length, NULL, NULL, NULL, die_alloc(rows * length * sizeof(double))};
+    struct host_batch b = {rows, length, NULL, NULL, NULL, NULL};
     engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
     optimiser_norm(&e->optimiser, &e->parallel);
     optimiser_step(&e->optimiser, 1, 0, 0);
-    free(b.weight);
 }
 
 int64_t plan_bytes(const struct rank_plan *p) {

@@ -6,7 +6,7 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
 #include "src/deck.h"

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"
 #include "src/engine.h"
@@ -45,6 +45,8 @@ static int read_state(struct resume *r, struct mistakes *m) {
     if (!text) mistake(m, path, 0, "%s; checkpoint.resume: never starts anew", why);
     else if (bad) mistake(m, path, 0, "is damaged; checkpoint.resume: never starts anew");
     else r->step = json_integer_value(step);
+    const char *data = json_string_value(json_object_get(j, "data"));
+    if (data) r->data = strtoull(data, NULL, 16);
     json_decref(j);
     free(text);
     free(path);
@@ -129,7 +131,7 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
     return bad ? -1 : 0;
 }
 
-static void write_extras(struct engine *e, const char *path, int64_t step) {
+static void write_extras(struct engine *e, const char *path, int64_t step, uint64_t data) {
     const struct params *s = &e->model.params;
     int most = EXTRAS * s->n_tensors + 1, n = 0, n_boxes = 0, *number = die_alloc(most * sizeof *number);
     struct new_tensor *tensors = die_alloc(most * sizeof *tensors);
@@ -154,7 +156,7 @@ static void write_extras(struct engine *e, const char *path, int64_t step) {
         }
         free(more);
     }
-    char *state = die_format("{\"step\": %ld}\n", (long)step), *used;
+    char *state = die_format("{\"step\": %ld, \"data\": \"%016lx\"}\n", (long)step, (unsigned long)data), *used;
     size_t bytes;
     FILE *f = open_memstream(&used, &bytes);
     deck_write_used(e->deck, f);
@@ -222,14 +224,14 @@ void resume_sweep(const char *output) {
     free(folder);
 }
 
-double resume_save(struct engine *e, const struct output *o, int64_t step) {
+double resume_save(struct engine *e, const struct output *o, int64_t step, uint64_t data) {
     double began = seconds_now();
     char *name = die_format("step-%08ld", (long)step), *folder = die_format("%s/checkpoints/%s", o->folder, name);
     char *part = die_format("%s.part", folder), *inside = die_format("%s/resume", part), *line = die_format("%s\n", name);
     if (o->speaks) folder_remove(part);
     comm_barrier(e->comm->world);
     engine_save(e, part, false);
-    write_extras(e, inside, step);
+    write_extras(e, inside, step, data);
     if (o->speaks) {
         bool was_there;
         if (folder_replace(part, folder, &was_there)) die("cannot rename %s to %s: %s", part, folder, strerror(errno));

@@ -21,6 +21,7 @@ struct output;
 struct resume {
     bool found;
     int64_t step;               /* done when it was saved */
+    uint64_t data;              /* corpus.identity then; 0 if it was not kept */
     char *folder;               /* of the checkpoint; malloc'd */
 };
 
@@ -33,7 +34,7 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m);
 
 /* Writes <output>/checkpoints/step-NNNNNNNN, then `latest`, and removes the oldest beyond checkpoint.keep. Collective over the world.
  * Returns the seconds it took. */
-double resume_save(struct engine *e, const struct output *o, int64_t step);
+double resume_save(struct engine *e, const struct output *o, int64_t step, uint64_t data);
 
 /* Removes what a killed run left half written. Rank 0, while it holds the folder's lock. */
 void resume_sweep(const char *output);

@@ -182,31 +182,44 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
     return text;
 }
 
+static void say_end(const struct show *s, const struct timetable *t, double took, double speed,
+                    const char *why, int code) {
+    const struct output *o = s->output;
+    char tokens[UNIT_TEXT], peak[UNIT_TEXT], duration[UNIT_TEXT], skipped[48] = "";
+    int64_t most = 0;
+    for (int r = 0; r < s->machine.ranks; r++)
+        if (s->machine.rank[r].peak > most) most = s->machine.rank[r].peak;
+    if (!s->steps && s->done && !code) {
+        say(o,
+            "\nAll %ld steps were finished before: nothing is left to do. More train.steps would "
+            "go on",
+            (long)s->total);
+        return;
+    }
+    if (s->skipped) snprintf(skipped, sizeof skipped, ", %ld updates skipped", (long)s->skipped);
+    say(o, "\n%s at step %ld of %ld after %s\n", code == 0 ? "Finished" : "Stopped",
+        (long)s->last.step, (long)s->total, duration_text(took, duration));
+    timetable_say(t, o, &s->machine);
+    say(o, "  %s tokens/s, peak %s on a rank%s",
+        s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),
+        skipped);
+    if (code) say_wrapped(o, "  why", why);
+}
+
 int show_end(struct show *s, const char *why, int code) {
     const struct deck *d = deck_of(s);
     struct output *o = s->output;
     struct comm *c = s->run->comm;
     struct timetable t;
-    char tokens[UNIT_TEXT], peak[UNIT_TEXT], duration[UNIT_TEXT];
-    double took = seconds_now() - s->began_s;
-    double speed =
-        s->steps ? (double)(s->steps * d->train.global_batch * d->train.sequence_length) / took
-                 : NAN;
+    double took = seconds_now() - s->began_s,
+           tokens = (double)(s->steps * d->train.global_batch * d->train.sequence_length);
+    double speed = s->steps ? tokens / took : NAN;
     timetable_gather(&t, c, c->timer);
-    int64_t most = 0;
     machine_measure(&s->machine, c, engine_peak_bytes(s->run->engine));
-    for (int r = 0; r < c->size; r++)
-        if (s->machine.rank[r].peak > most) most = s->machine.rank[r].peak;
-    say(o, "\n%s at step %ld of %ld after %s\n", code == 0 ? "Finished" : "Stopped",
-        (long)s->last.step, (long)s->total, duration_text(took, duration));
-    timetable_say(&t, o, &s->machine);
-    say(o, "  %s tokens/s, peak %s on a rank%s",
-        s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),
-        s->skipped ? ", updates skipped" : "");
-    if (code) say(o, "  why: %s", why);
+    say_end(s, &t, took, speed, why, code);
     char *more = summary_lines(s, &t, took, speed);
     output_summary(o, c, why, code, engine_peak_bytes(s->run->engine), more);
-    if (o->speaks) report_write(s, &t, why);
+    if (o->speaks && (s->steps || !s->done)) report_write(s, &t, why);
     say(o, "  everything is in %s; see report.html there", o->folder);
     free(more);
     timetable_free(&t);

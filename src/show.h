@@ -1,8 +1,8 @@
 /* show: what a person sees of a training run, from its first line to its last.
  *
- * The mode that trains calls this at a handful of moments; everything behind them (the first screen,
- * the line a step, TensorBoard's events, the table of where time went, summary.yaml, report.html)
- * is told from here. In order:
+ * The mode that trains calls this at a handful of moments; everything behind them (the first
+ * screen, the line a step, TensorBoard's events, the table of where time went, summary.yaml,
+ * report.html) is told from here. In order:
  *
  *     show_open    before anything is allocated: the first lines, the plan, and whether it fits
  *     show_begin   weights and data are there, the output folder is open: the rest of the screen
@@ -52,8 +52,8 @@ struct show {
  * memory; s may be freed either way. Collective over the world. */
 int show_open(struct show *s, const struct run *r, struct mistakes *m);
 
-/* The rest of the screen. done: steps that are behind the run, 0 unless it continues; total: where it
- * ends. */
+/* The rest of the screen. done: steps that are behind the run, 0 unless it continues; total: where
+ * it ends. */
 void show_begin(struct show *s, struct output *o, const struct feed *feed, int64_t done,
                 int64_t total);
 
@@ -63,15 +63,17 @@ void show_stepped(struct show *s);
 /* A step is done, and validated if it is time. Writes its metrics and events; on rank 0. */
 void show_step(struct show *s, const struct step_metrics *k);
 
-/* letter: 'e' evaluated, 'c' checkpoint, 's' skipped. Words, unless fmt is NULL, come after the letters. */
+/* letter: 'e' evaluated, 'c' checkpoint, 's' skipped. Words, unless fmt is NULL, come after the
+ * letters. */
 void show_did(struct show *s, char letter, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The step's line, if it is due (log.interval, something happened, the last) or `always`. Collective
- * over the world. */
+/* The step's line, if it is due (log.interval, something happened, the last) or `always`.
+ * Collective over the world. */
 void show_line(struct show *s, bool always);
 
-/* The end: why it stopped and the code it leaves with. Returns the code. Collective over the world. */
+/* The end: why it stopped and the code it leaves with. Returns the code. Collective over the world.
+ */
 int show_end(struct show *s, const char *why, int code);
 void show_free(struct show *s);
 

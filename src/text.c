@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/config.h"

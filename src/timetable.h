@@ -36,8 +36,8 @@ struct time_row {
     int slowest;
 };
 
-/* The rows with any time in them, the longest mean first and `other` last; then the total. Means are
- * rounded to multiples of `unit` ns. rows has room for N_RANGES + 1; returns how many. */
+/* The rows with any time in them, the longest mean first and `other` last; then the total. Means
+ * are rounded to multiples of `unit` ns. rows has room for N_RANGES + 1; returns how many. */
 int timetable_rows(const struct timetable *t, int64_t unit, struct time_row *rows);
 
 /* The table on the terminal, and as YAML below the key `time` of summary.yaml. */

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/timer.h"
 #include "src/diagnose.h"
@@ -88,7 +88,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
 static void save(struct training *r, int64_t step) {
     lastwords_at(step, "checkpoint");
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
-    r->stop.last_save = resume_save(r->e, &r->o, step);
+    r->stop.last_save = resume_save(r->e, &r->o, step, r->feed.corpus.identity);
     timer_leave(r->c->timer);
     show_did(&r->show, 'c', NULL);
 }
@@ -98,6 +98,8 @@ static int train(struct training *r) {
     double seconds = 0;
     enum stop_wish wish = STOP_NO;
     if (every && !r->steps && !r->resume.found) save(r, 0);
+    if (step < r->steps) wish = stop_agree(&r->stop, r->c, 0);         /* asked while it was starting */
+    if (wish && every && !r->resume.found) save(r, 0);                  /* so that it can go on from the beginning */
     while (step < r->steps && !wish) {
         if (!train_step(r, ++step, &seconds)) {
             show_line(&r->show, true);
@@ -110,7 +112,7 @@ static int train(struct training *r) {
     if (!wish) return show_end(&r->show, "finished", 0);
     if (r->o.speaks) stop_clear(&r->stop);
     char *why = die_format("early, by %s; %s", stop_reason(wish),
-                           every ? "the same command continues" : "nothing is saved (checkpoint.interval is 0)");
+                           every ? "the same command continues" : "nothing is saved");
     int code = show_end(&r->show, why, every ? 3 : 1);
     free(why);
     return code;
@@ -141,7 +143,11 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     if (comm_max(r->comm->world, m->n)) return false;
     if (engine_init(e, r->comm, r->shape, false, true, true, m)) return false;
     if (t->resume.found && resume_read(&t->resume, e, m)) return false;
-    return !feed_init(&t->feed, e, m);
+    if (feed_init(&t->feed, e, m)) return false;
+    if (t->resume.found && t->resume.data && t->resume.data != t->feed.corpus.identity)
+        deck_mistake(d, m, "data.path", "the text is not what it was when the run in %s began; with checkpoint.resume: never it begins anew",
+                     d->run.output);
+    return !comm_max(r->comm->world, m->n);
 }
 
 int mode_train(struct run *r, struct mistakes *m) {
@@ -158,7 +164,9 @@ int mode_train(struct run *r, struct mistakes *m) {
         if (before) say(&t.o, "NOTE      %s", before);
         free(before);
         if (!e->config->folder) settle_new(e->config);
-        if (t.resume.found) say(&t.o, "NOTE      continues after step %ld, from %s", (long)t.resume.step, t.resume.folder);
+        if (t.resume.found) say(&t.o, "NOTE      %s after step %ld, from %s",
+                                t.resume.step < t.steps ? "continues" : "had finished, and there is nothing left to do", (long)t.resume.step,
+                                t.resume.folder);
         code = train(&t);
         output_end(&t.o);
         lastwords_end();

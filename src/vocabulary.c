@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/config.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 
 enum { MOST_SMALL_FILE = 64 << 20 };
@@ -105,6 +105,20 @@ static bool shape_fits(const struct params *s, const struct param_tensor *t, con
     return true;
 }
 
+/* Another stored tensor that could be the same row's, in a spelling of its own; NULL if there is none. */
+static const struct stored_tensor *find_other(const struct checkpoint *c, const struct param_tensor *t,
+                                              const struct stored_tensor *found) {
+    const struct stored_tensor *other = NULL;
+    int64_t first;
+    char *s;
+    for (int i = 0; !other && (s = spelling(t->name, i, t->elements, &first)); i++) {
+        const struct stored_tensor *f = checkpoint_find(c, s);
+        if (f && f != found) other = f;
+        free(s);
+    }
+    return other;
+}
+
 static void match_one(struct weights *w, struct params *s, int i, char *taken, struct mistakes *m) {
     struct param_tensor *t = &s->tensor[i];
     const struct checkpoint *c = &w->checkpoint;
@@ -125,6 +139,8 @@ static void match_one(struct weights *w, struct params *s, int i, char *taken, s
         mistake(m, c->file[f->file].path, 0, "tensor %s is stored as %s; weights are read from F32, BF16 and F16", f->name,
                 dtype_name(f->dtype));
     }
+    const struct stored_tensor *other = find_other(c, t, f);
+    if (other) mistake(m, c->folder, 0, "tensors %s and %s are both there for the same weights; only one may be", f->name, other->name);
     t->stored = f->dtype;
     taken[number] = 1;
 }

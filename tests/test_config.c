@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/config_json.h"
@@ -277,7 +277,7 @@ static void bad_patterns(void **state) {
     REFUSED(HEAD "\"hybrid_override_pattern\": \"M*\", \"num_hidden_layers\": 3}",
             "num_hidden_layers: 3, but the pattern has 2 layers");
     REFUSED(HEAD "\"hybrid_override_pattern\": \"M*\", \"layers_block_type\": [\"mlp\"]}",
-            "says other layers than hybrid_override_pattern");
+            "says other layers than layers_block_type");
     REFUSED(HEAD "\"num_nextn_predict_layers\": 1, \"mtp_hybrid_override_pattern\": \"*E/\"}",
             "mtp_hybrid_override_pattern: position 3");
 }

@@ -18,7 +18,7 @@
 
 #include "io/corpora.h"
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/token_source.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"

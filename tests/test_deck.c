@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "parallel/mesh.h"
@@ -150,7 +150,7 @@ static void values(void **state) {
                      "name too\n  debug: true\n"
                      "model: {preset: debug, time_step_limit: [1e-3]}\n"
                      "train:\n  steps: 7\n  clip: .5\n"
-                     "data:\n  path:\n  - /a b\n  - \"c: d\"\n"
+                     "data:\n  kind: text\n  path:\n  - /a b\n  - \"c: d\"\n"
                      "compare:\n  tolerance: [1e-3, 0, 1.]\nmemory:\nlog:\n  # nothing set\n");
     struct deck d;
     struct config c;
@@ -190,16 +190,17 @@ static void values(void **state) {
 static void overrides(void **state) {
     (void)state;
     char *path = put("overrides.yaml",
-                     "model:\n  preset: tiny\ntrain:\n  steps: 7\ndata:\n  path: [a, b]\n");
+                     "model:\n  preset: tiny\ntrain:\n  steps: 7\ndata:\n  kind: text\n  path: [a, b]\n");
     char *given[] = {"train.steps=8",           "train.steps=9",
                      "run.name=a=b: [c",        "data.path=one two",
                      "data.path=[x, \"y, z\"]", "compare.tolerance=[1, 2, 3]",
                      "model.preset=",           "model.hybrid_override_pattern=*-M",
-                     "run.debug=true",          "compare.dump="};
+                     "run.debug=true",          "compare.dump=",
+                     "model.tokenizer=bytes"};
     struct deck d;
     struct config c;
     struct mistakes m = {0};
-    everything(&d, &c, path, 10, given, 0, &m);
+    everything(&d, &c, path, sizeof given / sizeof *given, given, 0, &m);
     expect_none(&m);
     assert_int_equal(d.train.steps, 9);
     assert_string_equal(d.run.name, "a=b: [c");
@@ -218,7 +219,7 @@ static void bases(void **state) {
     (void)state;
     char *sub = die_format("%s/sub", folder);
     mkdir(sub, 0777);
-    char *a = put("sub/a.yaml", "train:\n  steps: 1\n  clip: 2\ndata:\n  path: [a, b, c]\n");
+    char *a = put("sub/a.yaml", "train:\n  steps: 1\n  clip: 2\ndata:\n  kind: text\n  path: [a, b, c]\n");
     char *b = put("sub/b.yaml", "base: a.yaml\ntrain:\n  steps: 2\nmodel:\n  preset: tiny\n");
     char *c2 = put("c.yaml", "train:\n  micro_batch: 3\n  steps: 3\nbase: [sub/a.yaml, "
                              "sub/b.yaml]\ndata:\n  path: [z]\n");
@@ -301,7 +302,8 @@ static void round_trip(void **state) {
                                 "run.output=- x: #y \"z\" \\ 'q' \xc3\xa9",
                                 "optimizer.learning_rate=1.2345678901234567e-5",
                                 "optimizer.epsilon=3e-21",
-                                "data.path=[a, \"b, c\", \"#d\", null x, \"null\", \"\"]",
+                                "data.path=[a, \"b, c\", \"#d\", null x, \"null\"]",
+                                "data.kind=text",
                                 "compare.dump=null",
                                 "convert.to=~",
                                 "model.time_step_limit=[0.001]",
@@ -380,7 +382,7 @@ static void mutations(void **state) {
     static const char seed_text[] =
         "run:\n  name: \"a b\"\n  seed: 12\nmodel:\n  hybrid_override_pattern: \"ME*-\"\n  "
         "time_step_limit: [1e-3, 2]\n  hidden_size: 64\n"
-        "data:\n  path: [a, 'b', c]\n  kind: text\ntrain:\n  steps: 5\n  clip: 1e-3 # "
+        "data:\n  kind: text\n  path: [a, 'b', c]\n  kind: text\ntrain:\n  steps: 5\n  clip: 1e-3 # "
         "c\nparallel:\n  tensor: 2\n";
     static const char signs[] = "\n\n  ::--*&!|>'\"[]{},#%@`\t?\\0e.~\x80\xff";
     char text[2 * sizeof seed_text];

@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/engine.h"

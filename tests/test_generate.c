@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/answer.h"
 #include "src/decoder.h"

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "src/deck_rules.h"

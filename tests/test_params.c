@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/init.h"
 #include "src/model.h"

@@ -15,7 +15,7 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/safetensors.h"
 #include "kernels/die.h"
 

@@ -20,7 +20,7 @@
 #include <jansson.h>
 
 #include "io/files.h"
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 #include "io/tokenizer.h"
 #include "io/tokenizer_known.h"
 #include "io/tokenizer_pattern.h"

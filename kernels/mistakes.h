@@ -3,8 +3,8 @@
  * Decks, checkpoints, data and meshes are checked as far as they can be before anything is said, so
  * that one look at the terminal shows everything there is to mend.  Each mistake is one line:
  * where (file and line, or file and tensor), which key, what is wrong, and what would be right. */
-#ifndef IO_MISTAKES_H
-#define IO_MISTAKES_H
+#ifndef KERNELS_MISTAKES_H
+#define KERNELS_MISTAKES_H
 
 #include <stdio.h>
 

@@ -1,4 +1,4 @@
-#include "io/mistakes.h"
+#include "kernels/mistakes.h"
 
 #include <ctype.h>
 #include <stdarg.h>
