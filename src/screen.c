@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"
 #include "src/engine.h"
@@ -63,6 +64,13 @@ static char *job_text(void) {
     return die_format("%s, %s left", id, duration_text(atof(end) - wall_now(), left));
 }
 
+/* Of the tokenizer, where the run reads text. */
+static char *tokenizer_text(const struct vocabulary *v) {
+    if (!v->tokenizer) return NULL;
+    if (v->end < 0) return die_format("%s, %d ids", v->name, tokenizer_size(v->tokenizer));
+    return die_format("%s, %d ids, %d ends a document", v->name, tokenizer_size(v->tokenizer), v->end);
+}
+
 int screen_facts(const struct run *r, const struct machine *h, struct fact *f, int room) {
     const struct deck *d = r->engine->deck;
     char started[UNIT_TEXT], *compiler = until(BUILD_COMPILER, ""), *mpi = until(BUILD_MPI, "("),
@@ -85,6 +93,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
                                           r->argc == 3 ? "" : "s")
                              : die_strdup(d->path)},
         {"output", die_strdup(d->run.output)},
+        {"tokens", tokenizer_text(&r->engine->config->vocabulary)},
         {"started", die_strdup(moment_text(h->started, started))},
         {"job", job},
     };
