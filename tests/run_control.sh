@@ -36,7 +36,6 @@ mkdir -p "$TMP/stopfile"; touch "$TMP/stopfile/stop"
 go stopfile 3 2 "$deck" $slow && { [ ! -e "$TMP/stopfile/stop" ] && ok stop-file || fail stop-file "still there"; }
 go stopfile 0 2 "$deck" $slow && alike stopfile alone continued-stop-file
 go walltime 3 2 "$deck" $slow run.walltime=0:0:1 checkpoint.interval=7
-for _ in 1 2 3 4 5 6 7 8; do go walltime 3 2 "$deck" $slow run.walltime=0:0:2 checkpoint.interval=7 >/dev/null || break; done
 go walltime 0 2 "$deck" $slow && alike walltime alone continued-walltime
 go bad-walltime 2 1 "$deck" run.walltime=soon && says bad-walltime "walltime" bad-walltime
 
