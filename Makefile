@@ -217,6 +217,7 @@ header xxhash.h || need="$$need libxxhash-dev"
 header utf8proc.h || need="$$need libutf8proc-dev"
 [ -e /usr/include/pcre2.h ] || header pcre2posix.h || need="$$need libpcre2-dev"
 if [ "$(WANT)" = test ]; then header cmocka.h || need="$$need libcmocka-dev"; fi
+if [ "$(WANT)" = test ]; then there pgrep || need="$$need procps"; fi
 if [ "$(WANT)" = reference ]; then python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3 python3-venv"; fi
 header dnnl.h || header cblas.h || wish=libdnnl-dev
 if [ "$(CC)" = clang ]; then header omp.h || need="$$need libomp-dev"; fi
