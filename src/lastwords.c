@@ -104,11 +104,12 @@ static void tell_hang(void) {
     int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0666);
     if (fd >= 0) {
         double now = wall_now();
+        FILE *to = fdopen(fd, "w");
         fprintf(stderr,
                 "mestar: nothing moved for %d s (run.watchdog); where the ranks that wait for "
                 "nobody, or do not answer, are:\n",
                 watchdog_seconds);
-        FILE *to = fdopen(fd, "w");
+        fprintf(to, "nothing moved for %d s; the ranks then:\n", watchdog_seconds);
         for (int i = 0; i < mine->size; i++) {
             struct record r;
             if (!read_record(folder_of_all, i, &r)) continue;

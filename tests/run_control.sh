@@ -92,6 +92,8 @@ kill -STOP "$victim"; began=$(date +%s)
 wait $pid; code=$?
 kill -CONT "$victim" 2>/dev/null; kill -9 "$victim" 2>/dev/null; kill $killer 2>/dev/null
 [ $code != 0 ] && [ $(($(date +%s) - began)) -lt 15 ] && ok hang-ends || fail hang-ends "code $code after $(($(date +%s) - began)) s"
+# in the folder: whether the launcher still passes on what was said on the terminal is the launcher's affair
+cat "$TMP/hung/ranks/hung.txt" >>"$TMP/hung.log"
 says hung "nothing moved for 3 s" hang-told
 says hung "rank [01] \(pid $victim" hang-named
 finish
