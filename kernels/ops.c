@@ -160,7 +160,7 @@ static void linear_backward(struct tape *t, struct note *n, unsigned mask) {
                    .ldc = x->stride);
     void *dw = tape_grad_in(t, n, 1, mask, &add);
     if (dw)
-        DEVICE_RUN(t->device, matmul, t->real, .a = dy, .ta = 1, .b = x->data, .c = dw,
+        DEVICE_RUN(t->device, matmul_weight, t->real, .a = dy, .ta = 1, .b = x->data, .c = dw,
                    .c_add = add, .M = y->width, .N = x->width, .K = x->rows, .lda = y->stride,
                    .ldb = x->stride, .ldc = w->stride);
 }
