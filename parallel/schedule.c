@@ -86,12 +86,16 @@ void schedule_init(struct schedule *s, const struct schedule_shape *shape) {
     s->rank = die_alloc((unsigned long)shape->ranks * sizeof *s->rank);
 }
 
+void schedule_reserve(struct schedule *s, int rank, int n) {
+    struct action_list *l = &s->rank[rank];
+    if (l->n + n <= l->room) return;
+    l->room = l->n + n;
+    l->action = die_realloc(l->action, (unsigned long)l->room * sizeof *l->action);
+}
+
 void schedule_add(struct schedule *s, int rank, struct action a) {
     struct action_list *l = &s->rank[rank];
-    if (l->n == l->room) {
-        l->room = l->room ? 2 * l->room : 64;
-        l->action = die_realloc(l->action, (unsigned long)l->room * sizeof *l->action);
-    }
+    if (l->n == l->room) schedule_reserve(s, rank, l->room ? l->room : 64);
     l->action[l->n++] = a;
     if (a.slot >= l->slots) l->slots = a.slot + 1;
 }

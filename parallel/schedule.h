@@ -3,19 +3,22 @@
  * A model cut into stages is spread over the ranks of the pipeline axis, one or more stages
  * (chunks) a rank, and a step's micro-batches pass through all of them forward and back. Who does
  * what when is a list of actions for each rank, made before the first step from four numbers and
- * then simply obeyed: an executor is one switch over the kinds below. Because it is data, a schedule
- * can be proven (schedule_check.h), timed (schedule_time.h) and drawn (schedule_picture.h) without
- * a model; schedule_build.h makes them. Nothing here knows tensors or MPI, all numbers are integers,
- * and all ranks compute the same lists.
+ * then simply obeyed: an executor is one switch over the kinds below. Because it is data, a
+ * schedule can be proven (schedule_check.h), timed (schedule_time.h) and drawn (schedule_picture.h)
+ * without a model; schedule_build.h makes them. Nothing here knows tensors or MPI, all numbers are
+ * integers, and all ranks compute the same lists.
  *
  * Where stages live, for P ranks:
  *     1f1b, zero-bubble   stage = rank
  *     interleaved         stage = chunk * P + rank: round and round
  *     zbv                 stage = rank, and 2P - 1 - rank: there and back, so rank 0 has both ends
- * Neighbouring stages on one rank hand over in memory; there is no action for that. Everything else
- * that crosses a stage boundary is sent: a start (`send`, `receive`) and later a wait, each start
- * naming one of the rank's request slots, which its wait frees. Messages have no tags: the k-th send
- * from rank a to rank b meets the k-th receive on b from a, activations and gradients together. */
+ * Neighbouring stages on one rank hand over in memory; there is no action for that: the input of
+ * a forward is the tokens in stage 0, else what the stage before made where it is on the same
+ * rank, else what was received; the gradient into a backward likewise from behind. Everything
+ * else that crosses a stage boundary is sent: a start (`send`, `receive`) and later a wait, each
+ * start naming one of the rank's request slots, which its wait frees. Messages have no tags: the
+ * k-th send from rank a to rank b meets the k-th receive on b from a, activations and gradients
+ * together. */
 #ifndef PARALLEL_SCHEDULE_H
 #define PARALLEL_SCHEDULE_H
 
@@ -121,6 +124,7 @@ int64_t schedule_cost(const struct schedule_costs *c, enum action_kind kind, int
 int64_t schedule_change(const struct schedule_sizes *z, enum action_kind kind, int stage);
 
 void schedule_init(struct schedule *s, const struct schedule_shape *shape); /* empty lists */
+void schedule_reserve(struct schedule *s, int rank, int n);                 /* room for n more */
 void schedule_add(struct schedule *s, int rank, struct action a);
 void schedule_free(struct schedule *s);
 

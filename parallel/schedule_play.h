@@ -1,10 +1,10 @@
 /* schedule_play: plays the lists of all ranks against each other, without doing anything.
  *
- * Each rank goes through its list until it stands at a wait whose message has not been started at
- * both ends: the strictest reading of a send, which moves nothing before its receive is there (MPI's
- * rendezvous, NCCL). Starts never block. What a rank sees depends on its list alone and not on who
- * is faster, so one run of this is the proof for all: if it comes through, no timing can make the
- * lists wait for each other for ever. The checker and the timer are visitors of it. */
+ * Each rank goes through its list until it stands at a wait whose message has not been started
+ * at both ends: the strictest reading of a send, which moves nothing before its receive is there
+ * (MPI's rendezvous, NCCL). Starts never block. What a rank sees depends on its list alone and
+ * not on who is faster, so one run of this is the proof for all: if it comes through, no timing
+ * can make the lists wait for each other for ever. The checker and the timer are visitors of it. */
 #ifndef PARALLEL_SCHEDULE_PLAY_H
 #define PARALLEL_SCHEDULE_PLAY_H
 

@@ -5,7 +5,8 @@
 #include "kernels/die.h"
 #include "parallel/schedule_time.h"
 
-/* One message. Places are numbers of actions in the computing lists: `before` n means at the end. */
+/* One message. Places are numbers of actions in the computing lists: `before` n means at the
+ * end. */
 struct message {
     struct action send, receive;
     int from, to;
@@ -154,6 +155,7 @@ static void write_lists(struct transfer *t, struct schedule *out) {
     for (int r = 0; r < t->computing->shape.ranks; r++) {
         const struct action_list *l = &t->computing->rank[r];
         struct slots slots = {0};
+        schedule_reserve(out, r, 5 * l->n); /* each sends and receives once at most */
         for (int i = 0; i <= l->n; i++) {
             for (int k = t->starts[r][i]; k >= 0; k = m[k].next_start)
                 start(out, r, &slots, &m[k].receive);

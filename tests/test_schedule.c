@@ -52,7 +52,7 @@ static int smaller(int a, int b) {
     return a < b ? a : b;
 }
 
-/* ------------------------------------------------------------------------------------ the stages */
+/* ----------------------------------------------------------------------------------- the stages */
 
 static void test_stages(void **state) {
     (void)state;
@@ -82,15 +82,27 @@ static void test_stages(void **state) {
     assert_non_null(schedule_refuses(&(struct schedule_shape){N_SCHEDULE_KINDS, 1, 1, 1}));
 }
 
-/* ------------------------------------------------------------------------- all of them are right */
+/* ------------------------------------------------------------------------ all of them are right */
+
+/* All up to 16, then every few; each with LONG=1. */
+static int next_m(int m) {
+    return getenv("LONG") || m < 16 || m >= 62 ? m + 1 : m + 1 + m / 16;
+}
 
 static void prove_kind(enum schedule_kind kind, int chunks) {
     for (int P = 1; P <= RANKS; P++)
-        for (int m = 1; m <= 64; m++) {
+        for (int m = 1; m <= 64; m = next_m(m)) {
             struct schedule s = build(kind, P, chunks, m);
             int64_t most = prove(&s, 0);
-            /* 1f1b's peak, in units of a chunk; interleaved holds more. */
+            /* 1f1b's peak, in units of a chunk. Interleaved holds more: with groups of P, rank 0's
+             * warm-up and one. */
             if (kind != SCHEDULE_INTERLEAVED) assert_true(most <= chunks * smaller(P, m));
+            int warm = (chunks > 1 ? 2 : 1) * (P - 1) + (chunks - 1) * P;
+            if (kind == SCHEDULE_INTERLEAVED && m % P == 0)
+                assert_int_equal(most, smaller(warm + 1, chunks * m));
+            /* The published idle shares, for any number of micro-batches from P up. */
+            if (kind == SCHEDULE_1F1B || (kind == SCHEDULE_INTERLEAVED && m >= P))
+                assert_true(fabs(idle(&s) - (P - 1.0) / (chunks * m + P - 1.0)) < 1e-12);
             schedule_free(&s);
         }
 }
@@ -178,30 +190,20 @@ static void test_costs(void **state) {
     }
 }
 
-/* ----------------------------------------------------------------------------------- the numbers */
+/* ---------------------------------------------------------------------------------- the numbers */
 
-static void test_published(void **state) {
+/* 1f1b holds less on each further rank. */
+static void test_held(void **state) {
     (void)state;
-    for (int P = 1; P <= RANKS; P++)
-        for (int m = 1; m <= 64; m++) {
+    for (int P = 1; P <= RANKS; P += 3)
+        for (int m = 1; m <= 40; m += 3) {
             struct schedule s = build(SCHEDULE_1F1B, P, 1, m);
             char why[SCHEDULE_WHY];
             struct schedule_held held[RANKS];
-            assert_true(fabs(idle(&s) - (P - 1.0) / (m + P - 1.0)) < 1e-12);
             assert_int_equal(schedule_check(&s, NULL, held, why), 0);
             for (int r = 0; r < P; r++) assert_int_equal(held[r].most, smaller(P - r, m));
             schedule_free(&s);
         }
-    /* Any number of micro-batches from P up. Where P divides it the peak is rank 0's warm-up + 1. */
-    for (int P = 1; P <= RANKS; P++)
-        for (int v = 1; v <= 4; v++)
-            for (int m = P; m <= 64; m += 1 + m / 16) {
-                struct schedule s = build(SCHEDULE_INTERLEAVED, P, v, m);
-                assert_true(fabs(idle(&s) - (P - 1.0) / (v * m + P - 1.0)) < 1e-12);
-                int warm = (v > 1 ? 2 : 1) * (P - 1) + (v - 1) * P;
-                if (m % P == 0) assert_int_equal(prove(&s, 0), smaller(warm + 1, v * m));
-                schedule_free(&s);
-            }
 }
 
 /* Equal costs: a step of ZB-H1 is 3m + P-1 long (1f1b: 3m + 3(P-1)), one of zbv 6m + P-1 half
@@ -223,6 +225,27 @@ static void test_bubbles(void **state) {
             schedule_free(&plain);
             schedule_free(&zero);
             schedule_free(&zbv);
+        }
+}
+
+/* ZB-H1's bubble is (P-1)(F + B - W) for any costs with W <= F, B (Qi et al. 2023). */
+static void test_unequal(void **state) {
+    (void)state;
+    static const int of[][3] = {{20, 20, 20}, {20, 20, 12}, {20, 28, 20}, {25, 30, 15}};
+    for (int k = 0; k < 4; k++)
+        for (int P = 2; P <= 8; P++) {
+            int64_t cost[3][8];
+            int F = of[k][0], B = of[k][1], W = of[k][2], m = 3 * P;
+            for (int i = 0; i < 8; i++) cost[0][i] = F, cost[1][i] = B, cost[2][i] = W;
+            struct schedule_costs costs = {cost[0], cost[1], cost[2], 0};
+            struct schedule_wish wish = {{SCHEDULE_ZERO_BUBBLE, P, 1, m}, 0, &costs, NULL};
+            struct schedule s;
+            struct schedule_times t;
+            schedule_build(&s, &wish);
+            schedule_time(&t, &s, &costs, NULL);
+            assert_int_equal(t.length, m * (F + B + W) + (P - 1) * (F + B - W));
+            schedule_times_free(&t);
+            schedule_free(&s);
         }
 }
 
@@ -326,12 +349,14 @@ static void test_faults(void **state) {
     schedule_free(&s);
 
     s = build(SCHEDULE_1F1B, 3, 1, 4); /* two receives change places, their waits stay */
-    int a = find(&s, 2, ACTION_RECEIVE_ACTIVATION, 0);
-    int b = find(&s, 2, ACTION_RECEIVE_ACTIVATION, 1);
-    struct action kept = s.rank[2].action[a];
-    s.rank[2].action[a] = s.rank[2].action[b];
-    s.rank[2].action[b] = kept;
-    assert_true(caught(&s, NULL));
+    int a = find(&s, 1, ACTION_RECEIVE_ACTIVATION, 0);
+    int b = find(&s, 1, ACTION_RECEIVE_ACTIVATION, 1);
+    struct action kept = s.rank[1].action[a];
+    s.rank[1].action[a] = s.rank[1].action[b];
+    s.rank[1].action[b] = kept;
+    assert_true(caught(&s,
+                       "it meets another message, action 1 of rank 0 (send activation, chunk 0, "
+                       "micro-batch 0)"));
     schedule_free(&s);
 
     s = build(SCHEDULE_1F1B, 3, 1, 4); /* a send twice */
@@ -345,6 +370,15 @@ static void test_faults(void **state) {
     s = build(SCHEDULE_INTERLEAVED, 4, 2, 4); /* to another neighbour */
     s.rank[1].action[find(&s, 1, ACTION_SEND_ACTIVATION, 2)].peer = 3;
     assert_true(caught(&s, "the peer is stage 2, not 3"));
+    schedule_free(&s);
+
+    s = build(SCHEDULE_ZBV, 3, 2, 4); /* to itself */
+    schedule_add(&s, 2, (struct action){ACTION_SEND_ACTIVATION, 0, 0, 3, 0});
+    assert_true(caught(&s, "stage 3 is on the same rank"));
+    s.rank[2].action[3].kind = N_ACTION_KINDS;
+    assert_true(caught(&s, "there is no such action"));
+    s.shape.chunks = 1;
+    assert_true(caught(&s, "zbv has two stages a rank"));
     schedule_free(&s);
 
     s = build(SCHEDULE_ZERO_BUBBLE, 4, 1, 8); /* weight halves in another order */
@@ -436,7 +470,7 @@ static void test_deadlocks(void **state) {
     schedule_free(&s);
 }
 
-/* ------------------------------------------------------------------------------ time and picture */
+/* ----------------------------------------------------------------------------- time and picture */
 
 static void test_time(void **state) {
     (void)state;
@@ -515,13 +549,14 @@ static void test_picture(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stages),      cmocka_unit_test(test_1f1b),
-        cmocka_unit_test(test_interleaved), cmocka_unit_test(test_zero_bubble),
-        cmocka_unit_test(test_zbv),         cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_costs),       cmocka_unit_test(test_published),
-        cmocka_unit_test(test_bubbles),     cmocka_unit_test(test_every_action),
-        cmocka_unit_test(test_faults),      cmocka_unit_test(test_deadlocks),
-        cmocka_unit_test(test_time),        cmocka_unit_test(test_picture),
+        cmocka_unit_test(test_stages),       cmocka_unit_test(test_1f1b),
+        cmocka_unit_test(test_interleaved),  cmocka_unit_test(test_zero_bubble),
+        cmocka_unit_test(test_zbv),          cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_costs),        cmocka_unit_test(test_held),
+        cmocka_unit_test(test_bubbles),      cmocka_unit_test(test_unequal),
+        cmocka_unit_test(test_every_action), cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_deadlocks),    cmocka_unit_test(test_time),
+        cmocka_unit_test(test_picture),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
