@@ -80,7 +80,7 @@ struct schedule {
 const char *schedule_kind_name(enum schedule_kind kind);
 const char *action_name(enum action_kind kind);
 
-/* NULL, or why there is no such schedule ("zbv has two chunks a rank, not 3"). */
+/* NULL, or why there is no such schedule ("zbv has two stages a rank"). */
 const char *schedule_refuses(const struct schedule_shape *s);
 
 int schedule_stages(const struct schedule_shape *s);
@@ -105,7 +105,7 @@ static inline bool action_of_gradient(enum action_kind k) {
 }
 
 /* What computing costs: ticks of whatever length the caller likes, a number a stage. NULL in place
- * of the whole: each action one tick, transfers none. */
+ * of the whole: each half and each forward one tick, transfers none. */
 struct schedule_costs {
     const int64_t *forward, *backward_input, *backward_weight; /* [stages] */
     int64_t transfer; /* between two ranks, activation or gradient */
