@@ -161,6 +161,16 @@ void comm_exchange_start(struct group *g, const void *send, const int64_t *send_
     else steps_exchange(g, send, send_bytes, recv, recv_bytes, r);
 }
 
+void comm_pass_start(struct group *g, void *buf, size_t bytes, struct request *r) {
+    if (g->size != 2) bug("group %s: a message between %d members", g->name, g->size);
+    g->calls++;
+    steps_pass(g, buf, bytes, r);
+}
+
+void comm_progress(struct comm *c) {
+    steps_progress(c);
+}
+
 void comm_barrier(struct group *g) {
     struct request r;
     if (counted_alone(g, &r)) return;

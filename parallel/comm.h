@@ -119,6 +119,13 @@ size_t comm_sum_scatter_scratch(const struct group *g, const int64_t *counts, en
 void comm_exchange_start(struct group *g, const void *send, const int64_t *send_bytes, void *recv,
                          const int64_t *recv_bytes, struct request *r);
 
+/* One message: from member 0 of a group of two to member 1. Both start it; their k-th ones meet. */
+void comm_pass_start(struct group *g, void *buf, size_t bytes, struct request *r);
+
+/* Moves everything that was started on, without waiting: an MPI may do so inside its calls alone, and
+ * a message would else stand still while its ranks compute. */
+void comm_progress(struct comm *c);
+
 /* Small agreements; these return when done. */
 void comm_barrier(struct group *g);
 int64_t comm_max(struct group *g, int64_t value);   /* largest value over the group */

@@ -13,7 +13,7 @@ size_t transport_slice_bytes =
     8 << 20; /* bounds the scratch, and keeps a slice's pieces in cache */
 size_t transport_small_bytes = 64 << 10;
 
-enum kind { GATHER, SUM, SUM_SCATTER, EXCHANGE, MAX, BROADCAST };
+enum kind { GATHER, SUM, SUM_SCATTER, EXCHANGE, MAX, BROADCAST, PASS };
 
 struct step_op {
     struct step_op *next;
@@ -266,6 +266,13 @@ static bool broadcast_round(struct step_op *op, int round) {
     return false;
 }
 
+static bool pass_round(struct step_op *op, int round) {
+    if (round > 0) return true;
+    if (op->g->rank == 0) post_send(op, 1, op->recv, (size_t)op->n);
+    else post_receive(op, 0, op->recv, (size_t)op->n);
+    return false;
+}
+
 /* Posts what follows when all messages of the round before have arrived and gone; true at the end.
  * */
 static bool next_round(struct step_op *op) {
@@ -277,11 +284,12 @@ static bool next_round(struct step_op *op) {
     case EXCHANGE: return exchange_round(op, round);
     case MAX: return max_round(op, round);
     case BROADCAST: return broadcast_round(op, round);
+    case PASS: return pass_round(op, round);
     }
     return true;
 }
 
-static void progress(struct comm *c) {
+void steps_progress(struct comm *c) {
     for (struct step_op *op = c->under_way; op; op = op->next)
         while (!op->done && c->transport->finished(op->g, &op->ms)) op->done = next_round(op);
 }
@@ -292,7 +300,7 @@ static void wait_until_done(const struct step_op *op) {
     struct comm *c = op->g->comm;
     int spins = 0;
     timer_wait(c->timer);
-    while (progress(c), !op->done)
+    while (steps_progress(c), !op->done)
         if (c->yield || ++spins > SPINS) sched_yield();
     timer_waited(c->timer);
 }
@@ -463,5 +471,12 @@ void steps_broadcast(struct group *g, void *buf, size_t bytes, int root, struct 
     op->recv = buf;
     op->n = (int64_t)bytes;
     op->root = root;
+    begin(op);
+}
+
+void steps_pass(struct group *g, void *buf, size_t bytes, struct request *r) {
+    struct step_op *op = op_new(g, PASS, r);
+    op->recv = buf;
+    op->n = (int64_t)bytes;
     begin(op);
 }

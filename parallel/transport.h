@@ -79,6 +79,8 @@ void steps_exchange(struct group *g, const void *send, const int64_t *send_bytes
 void steps_max(struct group *g, int64_t value, bool carries, struct request *r);
 int64_t steps_wait_max(struct request *r); /* waits, and gives the largest value */
 void steps_broadcast(struct group *g, void *buf, size_t bytes, int root, struct request *r);
+void steps_pass(struct group *g, void *buf, size_t bytes, struct request *r);
+void steps_progress(struct comm *c);
 void steps_wait(struct request *r);
 void steps_end(struct comm *c); /* frees the spare ones */
 
