@@ -122,6 +122,28 @@ struct tensor *tensor_alias(struct tape *t, struct tensor *x, const struct layou
     return y;
 }
 
+struct tensor *tape_input(struct tape *t, const char *label, int64_t rows, int64_t width,
+                          const struct layout *l) {
+    struct tensor *x = tensor_new(t, label, rows, width, l);
+    x->needs_grad = t->learning;
+    return x;
+}
+
+struct tensor *tape_input_from(struct tape *t, struct tensor *y) {
+    op_require(y->data && !y->missing, "input", y, "was dropped");
+    struct tensor *x = tensor_alias(t, y, &y->layout);
+    x->needs_grad = t->learning;
+    return x;
+}
+
+struct tensor *tape_gradient_of(struct tape *t, const struct tensor *x) {
+    op_require(x->grad_buffer && x->has_grad, "gradient", x, "has none");
+    struct tensor *g = tensor_over(t, x->label, x->grad, x->dtype, x->rows, x->width, &x->layout);
+    g->buffer = x->grad_buffer;
+    g->buffer->refs++;
+    return g;
+}
+
 static void tensor_release(struct tensor *x) {
     if (x->holds <= 0) bug("tensor '%s' was released once too often", x->label);
     if (--x->holds) return;
@@ -385,6 +407,7 @@ static void walk(struct tape *t, int down_to, unsigned mask) {
         }
         if (later) wait_for_weights(t, &n);
         else note_release(&n);
+        if (t->between) t->between(t->context);
     }
 }
 
@@ -398,10 +421,25 @@ void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask)
     walk(t, 0, mask);
 }
 
+void tape_backward_given(struct tape *t, struct tensor *y, struct tensor *given, unsigned mask) {
+    op_require(given->rows == y->rows && given->width == y->width && given->dtype == y->dtype &&
+                   given->buffer && !y->grad,
+               "backward", y, "is given a gradient of another shape, or has one");
+    if (y->needs_grad) {
+        y->grad_buffer = given->buffer;
+        y->grad_buffer->refs++;
+        y->grad = given->data;
+        y->has_grad = true;
+    }
+    tensor_drop(t, given);
+    walk(t, 0, mask);
+}
+
 void tape_backward_weights(struct tape *t) {
     for (int i = 0; i < t->n_waiting; i++) {
         t->waiting[i].op->adjoint(t, &t->waiting[i], MASK_WEIGHT);
         note_release(&t->waiting[i]);
+        if (t->between) t->between(t->context);
     }
     t->n_waiting = 0;
 }

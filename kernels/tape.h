@@ -86,7 +86,9 @@ struct tape {
     int n_tensors, max_tensors;
     struct tensor **kept; /* decisions of segments, in order; see tape_keep */
     int n_kept, max_kept, next_kept;
-    bool keeping; /* inside a segment's first run */
+    bool keeping;                   /* inside a segment's first run */
+    void (*between)(void *context); /* called now and then in long walks; or NULL */
+    void *context;
 };
 
 void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch,
@@ -104,6 +106,14 @@ struct tensor *tensor_new_real(struct tape *t, const char *label, int64_t rows, 
                                const struct layout *l);
 struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
                                const struct layout *l);
+/* What another rank computed, or will send: like tensor_new, and with a gradient to give back, which
+ * stays until the tape is cleared. */
+struct tensor *tape_input(struct tape *t, const char *label, int64_t rows, int64_t width,
+                          const struct layout *l);
+/* The same where tape `from` of this rank made it: shares y's memory, which `from` may drop. */
+struct tensor *tape_input_from(struct tape *t, struct tensor *y);
+/* The gradient of such an x of another tape, as a value on this one. */
+struct tensor *tape_gradient_of(struct tape *t, const struct tensor *x);
 /* A tensor over memory that is not the tape's (tokens, a state kept between calls). */
 struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype dtype,
                            int64_t rows, int64_t width, const struct layout *l);
@@ -148,6 +158,9 @@ struct tensor *tape_kept(struct tape *t);
 /* Walks back from y with gradient `seed` in every element. Every parameter's gradient is added to.
  */
 void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask);
+/* The same from a gradient that comes from elsewhere: `given` has y's shape and holds it as its values;
+ * it may be on no tape but this one, and is dropped. Nothing happens if y needs none. */
+void tape_backward_given(struct tape *t, struct tensor *y, struct tensor *given, unsigned mask);
 /* Runs the weight halves that wait. */
 void tape_backward_weights(struct tape *t);
 
