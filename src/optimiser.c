@@ -15,7 +15,7 @@ void optimiser_init(struct optimiser *o, const struct deck *deck, struct params 
     for (int i = 0; i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
         size_t bytes = (size_t)b->elements * dtype_size(real);
-        if (!b->p.trained) continue;
+        if (!b->p.trained || !b->here) continue;
         arena_take(arena, bytes, "first moment", &b->m);
         arena_take(arena, bytes, "second moment", &b->v);
         device_zero(d, b->m, bytes);
@@ -61,7 +61,7 @@ void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm)
     double c1 = 1 - pow(k->beta1, (double)step), c2 = 1 - pow(k->beta2, (double)step);
     for (int i = 0; i < o->params->n_blocks; i++) {
         struct param_block *b = &o->params->block[i];
-        if (!b->p.trained) continue;
+        if (!b->p.trained || !b->here) continue;
         DEVICE_RUN(o->device, adamw, b->p.dtype, .w = b->master ? b->master : b->p.value,
                    .g = b->p.grad, .m = b->m, .v = b->v, .low = b->master ? b->p.value : NULL,
                    .n = b->elements, .clear = 1, .clip = clip, .rate = rate * b->rate,

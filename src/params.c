@@ -55,6 +55,12 @@ void params_init(struct params *s, const struct config *c, const struct mesh_sha
     s->config = c;
     s->shape = *shape;
     s->at = mesh_coords(shape, rank);
+    params_place(s, true, s->at.pipeline);
+}
+
+void params_place(struct params *s, bool here, int owner) {
+    s->here = here;
+    s->owner = owner;
 }
 
 void params_free(struct params *s) {
@@ -189,6 +195,8 @@ static struct param_block *block_for(struct params *s, const struct param_row *r
     b->p.trained = !(row->may & BUFFER);
     b->row = row;
     b->layer = layer;
+    b->here = s->here;
+    b->owner = s->owner;
     b->decay = row->may & DECAY;
     b->rate = 1;
     if (is_family(row)) b->p.layout.state[AXIS_EXPERT] = SPLIT;
@@ -248,12 +256,13 @@ void params_allocate(struct params *s, struct arena *values, struct arena *grads
         struct param_block *b = &s->block[i];
         size_t bytes = (size_t)b->elements * dtype_size(real);
         b->p.dtype = b->row->may & STORED ? stored : real;
+        b->p.trained &= grads != NULL;
+        b->mastered = masters && b->p.dtype != real && (b->p.trained || !saved_as(s, i, stored));
+        if (!b->here) continue;
         b->value_piece = arena_take(values, (size_t)b->elements * dtype_size(b->p.dtype), b->p.name,
                                     &b->p.value);
-        if (!b->p.trained || !grads) b->p.trained = false;
-        else b->grad_piece = arena_take(grads, bytes, b->p.name, &b->p.grad);
-        if (masters && b->p.dtype != real && (b->p.trained || !saved_as(s, i, stored)))
-            arena_take(masters, bytes, b->p.name, &b->master);
+        if (b->p.trained) b->grad_piece = arena_take(grads, bytes, b->p.name, &b->p.grad);
+        if (b->mastered) arena_take(masters, bytes, b->p.name, &b->master);
     }
 }
 
@@ -270,7 +279,7 @@ void params_zero_gradients(struct params *s, struct device *d, enum dtype real) 
     s->cleared = false;
     for (int i = 0; !cleared && i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
-        if (b->p.trained)
+        if (b->p.grad)
             DEVICE_RUN(d, fill, real, .x = b->p.grad, .T = 1, .W = b->elements, .ld = b->elements,
                        .value = 0);
     }
@@ -282,6 +291,7 @@ void params_zero_gradients(struct params *s, struct device *d, enum dtype real) 
  * neighbours apart). */
 static bool owns(const struct params *s, const struct param_tensor *t) {
     bool split = t->row->split != WHOLE_ROW;
+    if (s->block[t->block].owner != s->at.pipeline) return false;
     if (is_family(t->row)) return s->at.expert_data == 0 && (split || s->at.expert_tensor == 0);
     return s->at.data == 0 && s->at.context == 0 && (split || s->at.tensor == 0);
 }

@@ -4,8 +4,10 @@
  * tensor ranks, how it begins, and what may be done to it. From the rows come two tables:
  *
  *   tensors   every tensor of the checkpoint, by name, with its global shape; the same on all ranks
- *   blocks    what this rank stores: one piece of memory that ops use, which may hold several rows
- * (q, k and v as one product) or a whole family of them (the experts of a layer: %e in the name)
+ *   blocks    what a rank stores: one piece of memory that ops use, which may hold several rows
+ * (q, k and v as one product) or a whole family of them (the experts of a layer: %e in the name).
+ * Blocks of other pipeline stages are in the table too, so that all ranks agree on what is trained,
+ * saved and how; but they are not `here` and have no memory.
  *
  * Between the two stand boxes: which rows and columns of which tensor lie where in a block. Initial
  * values, gradient sums, the optimiser, checkpoints, counts and plans walk these tables and know no
@@ -109,18 +111,21 @@ struct param_tensor {
     int64_t block_row; /* where its first row is, on this rank */
 };
 
-/* What this rank stores. */
+/* What this rank stores, or would. */
 struct param_block {
     struct param p;
     const struct param_row *row; /* the first of its rows */
     int layer;
+    bool here; /* on this rank's stages: has memory */
+    int owner; /* pipeline coordinate of the ranks that speak for it */
     bool decay;
     double rate; /* factor on the learning rate */
     int64_t elements;
     struct piece *value_piece, *grad_piece;
-    void *master; /* the block in real numbers, of which p.value is the rounded copy; NULL where
-                   * p.value is all there is */
-    void *m, *v;  /* moments (src/optimiser.c) */
+    bool mastered; /* there is a master, here or where the block is */
+    void *master;  /* the block in real numbers, of which p.value is the rounded copy; NULL where
+                    * p.value is all there is */
+    void *m, *v;   /* moments (src/optimiser.c) */
 };
 
 struct params {
@@ -131,12 +136,18 @@ struct params {
     struct param_tensor *tensor;
     struct param_block *block;
     bool cleared; /* the gradients are zeros: the last update left them so */
+    bool here;    /* of blocks that are added from now on; see params_place */
+    int owner;
 };
 
 /* Begins empty tables for one rank of a mesh. */
 void params_init(struct params *s, const struct config *c, const struct mesh_shape *shape,
                  int rank);
 void params_free(struct params *s);
+
+/* Blocks added from now on are held by this rank, or by others; and whose they are. At first all are
+ * here. */
+void params_place(struct params *s, bool here, int owner);
 
 /* Adds one row for a layer (layer -1: at the top; prefix "backbone.layers.3." or ""), or what of a
  * family lies here. Returns the block's number; rows with the same `block` must follow each other.

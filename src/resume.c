@@ -111,7 +111,7 @@ enum { EXTRAS = 3 };
 static bool wants_extra(const struct engine *e, const struct param_tensor *t, int x) {
     if (t->block < 0) return false;
     const struct param_block *b = &e->model.params.block[t->block];
-    if (extras[x].part == PART_VALUES) return t->stored != (b->master ? e->real : b->p.dtype);
+    if (extras[x].part == PART_VALUES) return t->stored != (b->mastered ? e->real : b->p.dtype);
     return b->p.trained;
 }
 
