@@ -14,6 +14,7 @@ const char *range_name(enum range r) {
         [RANGE_FORWARD] = "forward",
         [RANGE_BACKWARD] = "backward",
         [RANGE_EXCHANGE] = "tensor exchange",
+        [RANGE_PIPELINE] = "pipeline wait",
         [RANGE_GRADIENTS] = "gradient sum",
         [RANGE_OPTIMISER] = "optimiser",
         [RANGE_VALIDATION] = "validation",

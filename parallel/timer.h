@@ -8,7 +8,7 @@
  *
  * Waiting for other ranks is noted beside: each wait in comm (parallel/comm.h) adds to `waited` of
  * the range it happens in. A wait inside forward or backward is an exchange of the tensor axis and
- * has the clock as such. One timer a process, for its main thread; costs two looks at the clock a
+ * has the clock as such; waiting for another stage is `pipeline`. One timer a process, for its main thread; costs two looks at the clock a
  * range. */
 #ifndef PARALLEL_TIMER_H
 #define PARALLEL_TIMER_H
@@ -22,6 +22,7 @@ enum range {
     RANGE_FORWARD,
     RANGE_BACKWARD,
     RANGE_EXCHANGE,
+    RANGE_PIPELINE,
     RANGE_GRADIENTS,
     RANGE_OPTIMISER,
     RANGE_VALIDATION,

@@ -242,18 +242,14 @@ static struct box logits_box(const struct reference *r, const struct engine *e,
                     .stride = words,
                     .dtype = d};
     if (r->logits) b.tensor = (int)(r->logits - r->file.tensor);
-    if (!b.columns || !b.rows) b.rows = b.columns = 0;
+    if (!b.columns || !b.rows || !memory) b.rows = b.columns = 0;
     return b;
 }
 
 static void *compute_logits(struct engine *e, const struct reference *r, const struct work *w) {
     int64_t words = e->model.words->rows, tokens = (w->rows > 0 ? w->rows : 1) * r->length;
-    size_t size = dtype_size(e->real);
-    char *logits = die_alloc(tokens * words * size + 1), *at = logits;
-    for (int i = 0; i < w->n; i++) {
-        engine_logits(e, &w->batch[i], at);
-        at += w->batch[i].rows * r->length * words * size;
-    }
+    char *logits = engine_has_head(e) ? die_alloc(tokens * words * dtype_size(e->real) + 1) : NULL;
+    engine_logits(e, w->n, w->batch, logits);
     return logits;
 }
 
@@ -261,10 +257,10 @@ static int compare_logits(struct engine *e, struct comm *c, const struct referen
                           const struct work *w, const void *ours, double *difference,
                           double *largest, struct mistakes *m) {
     int64_t words = e->model.words->rows, n = w->rows * r->length * words;
-    double *theirs = die_alloc(n * sizeof *theirs + 1), both[2] = {0};
+    double *theirs = ours ? die_alloc(n * sizeof *theirs + 1) : NULL, both[2] = {0};
     struct box box = logits_box(r, e, w, theirs, F64);
     int bad = checkpoint_read(&r->file, c->world, box.rows ? 1 : 0, &box, m);
-    for (int64_t t = 0; !bad && t < w->rows * r->length; t++)
+    for (int64_t t = 0; !bad && ours && t < w->rows * r->length; t++)
         for (int64_t k = 0; r->mask[w->first * r->length + t] && k < words; k++)
             widen(&both[0], &both[1], number_at(ours, e->real, t * words + k),
                   theirs[t * words + k]);

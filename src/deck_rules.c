@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
 
@@ -98,7 +98,8 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "is given, but data.kind is mock; say data.kind: text");
     RULE("compare.dump", compare && *d->compare.dump && !ends_with(d->compare.dump, ".safetensors"),
          "must end in .safetensors");
-    RULE("compare.dump", compare && *d->compare.dump && *d->compare.reference &&
+    RULE("compare.dump",
+         compare && *d->compare.dump && *d->compare.reference &&
              same_place(d->compare.dump, d->compare.reference),
          "is the reference itself; give another name");
     RULE("compare.dump", compare && is_folder(d->compare.dump), "is a folder; give a file's name");
@@ -136,6 +137,45 @@ struct split {
 
 static bool splits(const struct split *s, int64_t tensor) {
     return s->n % tensor == 0 || (s->shared && tensor % s->n == 0);
+}
+
+/* How many stages a rank holds. */
+static int64_t chunks_of(const struct deck_parallel *p) {
+    return is(p->schedule, "zbv") ? 2 : p->virtual_stages;
+}
+
+/* Whether the stages' pattern without its bars is the model's. */
+static bool same_layers(const char *stages, const char *layers) {
+    for (; *stages; stages++)
+        if (*stages != '|' && *stages != *layers++) return false;
+    return !*layers;
+}
+
+static void check_pipeline(const struct deck *d, struct mistakes *m) {
+    const struct deck_parallel *p = &d->parallel;
+    int64_t stages = p->pipeline * chunks_of(p), bars = 0;
+    for (const char *s = p->stages; *s; s++) bars += *s == '|';
+    RULE("parallel.virtual_stages",
+         p->virtual_stages > 1 && deck_given(d, "parallel.schedule") &&
+             (is(p->schedule, "1f1b") || is(p->schedule, "zero-bubble")),
+         "%" N ", but schedule %s has one stage a rank; give 1, or parallel.schedule: interleaved",
+         p->virtual_stages, p->schedule);
+    RULE("parallel.virtual_stages",
+         is(p->schedule, "zbv") && p->virtual_stages != 1 && p->virtual_stages != 2,
+         "%" N ", but schedule zbv has 2 stages a rank; give 2, or leave it out",
+         p->virtual_stages);
+    RULE("parallel.pipeline", p->pipeline > 1 && is(d->run.mode, "generate"),
+         "%" N
+         ": generation is not built for pipelines; 1 would do, and parallel.tensor splits the "
+         "model too",
+         p->pipeline);
+    if (!*p->stages) return;
+    RULE("parallel.stages", bars + 1 != stages,
+         "has %" N " stages; pipeline %" N " x %" N " stage%s a rank needs %" N ", %" N
+         " of | between them",
+         bars + 1, p->pipeline, chunks_of(p), chunks_of(p) == 1 ? "" : "s", stages, stages - 1);
+    RULE("parallel.stages", !same_layers(p->stages, d->model.hybrid_override_pattern),
+         "without its bars must be the model's layers, %.200s", d->model.hybrid_override_pattern);
 }
 
 /* The values of parallel.tensor next to t, below and above, that all splits allow. */
@@ -186,6 +226,8 @@ static int complete(const struct deck *d, struct mesh_shape *out, int ranks, str
         int n = colon ? (int)(colon - text) : 0;
         if (n == 15 && !strncmp(text, "parallel.tensor", 15))
             deck_mistake(d, m, "parallel.tensor", "%s", colon + 2);
+        else if (n == 17 && !strncmp(text, "parallel.pipeline", 17))
+            deck_mistake(d, m, "parallel.pipeline", "%s", colon + 2);
         else if (n == 13 && !strncmp(text, "parallel.data", 13))
             deck_mistake(d, m, "parallel.data", "%s", colon + 2);
         else mistake(m, d->path, 0, "%s", text);
@@ -198,13 +240,17 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
                struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t ranks = ranks_started ? ranks_started : d->run.ranks;
-    if (!ranks) ranks = p->tensor * (p->data ? p->data : 1);
+    if (!ranks) ranks = p->tensor * p->pipeline * (p->data ? p->data : 1);
     RULE("run.ranks", ranks_started && d->run.ranks && d->run.ranks != ranks_started,
          "the deck is for %" N " ranks, but %d were started", d->run.ranks, ranks_started);
     RULE("parallel.data", ranks > INT32_MAX, "%" N " ranks are more than there can be", ranks);
-    *out = (struct mesh_shape){
-        .pipeline = 1, .data = (int)p->data, .context = 1, .tensor = (int)p->tensor, .expert = 1};
+    *out = (struct mesh_shape){.pipeline = (int)p->pipeline,
+                               .data = (int)p->data,
+                               .context = 1,
+                               .tensor = (int)p->tensor,
+                               .expert = 1};
     check_tensor(d, m);
+    check_pipeline(d, m);
     if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
     const struct deck_train *t = &d->train;
     int64_t unit = t->micro_batch * out->data, below = t->global_batch / unit * unit;

@@ -37,16 +37,16 @@ struct watch {
     struct engine *e;
     int64_t row_length, first;
     char *text;
-    bool found;
+    int place; /* of the first such number: 1 the embedding, 2 layer 0, ...; 0: none */
 };
 
 /* Tells of the layer after which the stream first holds a number that is not finite. */
 static void after_layer(void *context, int layer, const struct tensor *x) {
     struct watch *w = context;
-    if (w->found) return;
+    if (w->place && w->place <= layer + 2) return;
     int64_t at = first_bad(w->e, x->dtype, x->data, tensor_elements(x));
     if (at < 0) return;
-    w->found = true;
+    w->place = layer + 2;
     int64_t token = at / x->width;
     if (layer < 0)
         snprintf(w->text, TEXT, "the embedding gives a number that is not finite (rank %d)",
@@ -62,32 +62,34 @@ static void after_layer(void *context, int layer, const struct tensor *x) {
             (long)(w->first + token / w->row_length));
 }
 
-static bool bad_layer(struct engine *e, int n, const struct host_batch *batches, int64_t first,
-                      char *text) {
+static int bad_layer(struct engine *e, int n, const struct host_batch *batches, int64_t first,
+                     char *text) {
     struct watch w = {.e = e, .first = first, .text = text};
     e->model.after_layer = after_layer;
     e->model.watcher = &w;
     for (int i = 0; i < n; i++) {
         w.row_length = batches[i].length;
-        engine_loss_add(e, &batches[i]);
+        engine_loss_add(e, 1, &batches[i]);
         w.first += batches[i].rows;
     }
     e->model.after_layer = NULL;
-    return w.found;
+    return w.place;
 }
 
 char *diagnose(struct engine *e, int n, const struct host_batch *batches, int64_t first_sequence) {
     char *text = die_alloc(TEXT);
     struct comm *c = e->comm;
-    bool found = false;
-    for (int stage = 0; stage < 3;
-         stage++) { /* the earliest cause any rank sees is told by the lowest such rank */
-        if (stage == 0) found = bad_blocks(e, false, text);
-        if (stage == 1) found = bad_layer(e, n, batches, first_sequence, text);
-        if (stage == 2) found = bad_blocks(e, true, text);
-        int64_t first = comm_max(c->world, found ? c->size - c->rank : 0);
-        if (!first) continue;
-        comm_broadcast(c->world, text, TEXT, c->size - (int)first);
+    int place = 0;
+    /* The earliest cause any rank sees is told by the lowest such rank; of layers, the first in the
+     * line: what a stage gives away spoils all behind it. */
+    for (int stage = 0; stage < 3; stage++) {
+        if (stage == 0) place = bad_blocks(e, false, text);
+        if (stage == 1) place = bad_layer(e, n, batches, first_sequence, text);
+        if (stage == 2) place = bad_blocks(e, true, text);
+        int64_t first = comm_max(
+            c->world, place ? (int64_t)(INT32_MAX - place) * c->size + c->size - 1 - c->rank : -1);
+        if (first < 0) continue;
+        comm_broadcast(c->world, text, TEXT, c->size - 1 - (int)(first % c->size));
         return text;
     }
     snprintf(text, TEXT, "no single number is to blame: the sum overflows");

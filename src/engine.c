@@ -7,6 +7,7 @@
 #include "kernels/exact.h"
 #include "kernels/mistakes.h"
 #include "parallel/data_parallel.h"
+#include "parallel/tensor_parallel.h"
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/init.h"
@@ -100,7 +101,9 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     e->updates = updates;
     e->stored = stored_format(d);
     e->real = dtype_real(e->stored);
-    model_init(&e->model, e->config, shape, comm->rank, !strcmp(d->memory.recompute, "full"));
+    staging_init(&e->stages, d, e->config, shape);
+    model_init(&e->model, e->config, shape, comm->rank, &e->stages,
+               !strcmp(d->memory.recompute, "full"));
     stored_formats(e);
     if (e->has_weights) weights_match(&e->weights, &e->model.params, m);
     if (m->n > before) return -1;
@@ -117,6 +120,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
+    pipeline_init(&e->pipeline, e, &e->stages);
     if (!e->has_weights)
         init_parameters(&e->model.params, &e->device, e->real, (uint64_t)d->run.seed);
     else if (!dry &&
@@ -131,6 +135,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
 void engine_free(struct engine *e) {
     if (e->comm) {
         optimiser_free(&e->optimiser);
+        pipeline_free(&e->pipeline);
         tape_free(&e->tape);
         arena_check_empty(&e->work);
         arena_check_empty(&e->scratch);
@@ -141,42 +146,21 @@ void engine_free(struct engine *e) {
             if (all[i]->base) arena_free_all(all[i]);
     }
     model_free(&e->model);
+    staging_free(&e->stages);
     if (e->has_weights) weights_close(&e->weights);
     memset(e, 0, sizeof *e);
 }
 
 /* ---- micro-batches ---- */
 
-struct loaded {
-    struct micro_batch b;
-    struct piece *piece[4];
-};
-
-static void *load(struct engine *e, struct loaded *l, int i, const void *host, size_t bytes,
-                  const char *label) {
-    void *p;
-    l->piece[i] = arena_take(&e->work, bytes, label, &p);
-    if (host) device_write(&e->device, p, host, bytes);
-    return p;
-}
-
-static void load_batch(struct engine *e, const struct host_batch *h, struct loaded *l) {
-    size_t n = h->rows * h->length, ints = n * sizeof(int32_t), reals = n * dtype_size(e->real);
-    void *weight = e->device.dry ? NULL : die_alloc(reals);
-    if (e->real == F64 && weight) memcpy(weight, h->weight, reals);
-    else if (weight)
-        for (size_t i = 0; i < n; i++) ((float *)weight)[i] = (float)h->weight[i];
-    l->b.rows = h->rows;
-    l->b.length = h->length;
-    l->b.ids = load(e, l, 0, h->ids, ints, "ids");
-    l->b.start = load(e, l, 1, h->start, ints, "document starts");
-    l->b.target = load(e, l, 2, h->target, ints, "targets");
-    l->b.weight = load(e, l, 3, weight, reals, "target weights");
-    free(weight);
-}
-
-static void unload(struct engine *e, struct loaded *l) {
-    for (int i = 0; i < 4; i++) arena_give(&e->work, l->piece[i]);
+/* What is left to add up when all micro-batches are through. */
+static void sum_gradients(struct engine *e) {
+    struct group *ends = e->pipeline.neighbours.ends;
+    const struct param *both = e->model.embeddings;
+    for (int i = 0; i < e->model.params.n_blocks; i++)
+        data_sum_gradient(&e->tape, &e->model.params.block[i].p);
+    if (ends && both->trained)
+        sum_over(&e->tape, ends, both->grad, both->rows * both->width, e->real);
 }
 
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
@@ -184,25 +168,13 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
     engine_loss_begin(e);
-    for (int i = 0; i < n; i++) {
-        struct loaded l;
-        struct pass pass = {.count_experts = count_experts};
-        timer_enter(timer, RANGE_FORWARD);
-        load_batch(e, &batches[i], &l);
-        struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
-        if (e->parallel.at.tensor == 0) /* every tensor rank has the same losses */
-            DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum,
-                       .n = tensor_elements(loss));
-        timer_leave(timer);
-        timer_enter(timer, RANGE_BACKWARD);
-        tape_backward(&e->tape, loss, count ? 1.0 / (double)count : 0, MASK_ALL);
-        tape_clear(&e->tape);
-        unload(e, &l);
-        timer_leave(timer);
-    }
+    pipeline_run(&e->pipeline, &(struct pipeline_pass){.what = PASS_GRADIENTS,
+                                                       .n = n,
+                                                       .batch = batches,
+                                                       .seed = count ? 1.0 / (double)count : 0,
+                                                       .count_experts = count_experts});
     timer_enter(timer, RANGE_GRADIENTS);
-    for (int i = 0; i < e->model.params.n_blocks; i++)
-        data_sum_gradient(&e->tape, &e->model.params.block[i].p);
+    sum_gradients(e);
     double sum = engine_loss_sum(e);
     timer_leave(timer);
     return count ? sum / (double)count : 0;
@@ -212,19 +184,9 @@ void engine_loss_begin(struct engine *e) {
     device_zero(&e->device, e->loss_sum, sizeof(struct exact));
 }
 
-void engine_loss_add(struct engine *e, const struct host_batch *b) {
-    struct loaded l;
-    struct pass pass = {0};
-    bool learning = e->tape.learning;
-    e->tape.learning = false;
-    load_batch(e, b, &l);
-    struct tensor *loss = model_losses(&e->model, &e->tape, &l.b, &pass);
-    if (e->parallel.at.tensor == 0)
-        DEVICE_RUN(&e->device, exact_sum, e->real, .x = loss->data, .sum = e->loss_sum,
-                   .n = tensor_elements(loss));
-    tape_clear(&e->tape);
-    unload(e, &l);
-    e->tape.learning = learning;
+void engine_loss_add(struct engine *e, int n, const struct host_batch *batches) {
+    pipeline_run(&e->pipeline,
+                 &(struct pipeline_pass){.what = PASS_LOSSES, .n = n, .batch = batches});
 }
 
 double engine_loss_sum(struct engine *e) {
@@ -234,17 +196,14 @@ double engine_loss_sum(struct engine *e) {
     return exact_value(&sum);
 }
 
-void engine_logits(struct engine *e, const struct host_batch *b, void *logits) {
-    struct loaded l;
-    struct pass pass = {0};
-    bool learning = e->tape.learning;
-    e->tape.learning = false;
-    load_batch(e, b, &l);
-    struct tensor *y = model_logits(&e->model, &e->tape, &l.b, &pass);
-    device_read(&e->device, logits, y->data, tensor_elements(y) * dtype_size(e->real));
-    tape_clear(&e->tape);
-    unload(e, &l);
-    e->tape.learning = learning;
+void engine_logits(struct engine *e, int n, const struct host_batch *batches, void *logits) {
+    pipeline_run(
+        &e->pipeline,
+        &(struct pipeline_pass){.what = PASS_LOGITS, .n = n, .batch = batches, .logits = logits});
+}
+
+bool engine_has_head(const struct engine *e) {
+    return staging_rank(&e->stages, e->stages.n - 1) == e->parallel.at.pipeline;
 }
 
 void engine_save(struct engine *e, const char *folder, bool transformers_names) {

@@ -8,6 +8,8 @@
 #include "parallel/groups.h"
 #include "src/model.h"
 #include "src/optimiser.h"
+#include "src/pipeline.h"
+#include "src/staging.h"
 #include "src/weights.h"
 
 struct engine {
@@ -23,7 +25,9 @@ struct engine {
     bool updates;
     struct model model;
     struct optimiser optimiser;
-    struct tape tape;
+    struct staging stages;
+    struct pipeline pipeline;
+    struct tape tape; /* of generation, and for exchanges between steps */
     struct weights weights;
     bool has_weights; /* weights is open: the model came from a folder */
     void *loss_sum;   /* struct exact on the device */
@@ -57,15 +61,17 @@ void engine_free(struct engine *e);
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
                         bool count_experts);
 
-/* The loss without gradients: begin, add micro-batches (every rank as many), and read the sum of
- * the losses of all counted targets of all ranks. engine_loss_sum is collective over the world. */
+/* The loss without gradients: begin, add n micro-batches (every rank as many), and read the sum of
+ * the losses of all counted targets of all ranks. Collective over the world. */
 void engine_loss_begin(struct engine *e);
-void engine_loss_add(struct engine *e, const struct host_batch *b);
+void engine_loss_add(struct engine *e, int n, const struct host_batch *batches);
 double engine_loss_sum(struct engine *e);
 
-/* Logits of a micro-batch: this rank's columns, copied to host memory [tokens, words here] of the
- * engine's real dtype. Collective over the tensor group. */
-void engine_logits(struct engine *e, const struct host_batch *b, void *logits);
+/* Logits of n micro-batches, one after the other: this rank's columns, copied to host memory [tokens,
+ * words here] of the engine's real dtype, on the ranks of the last stage (engine_has_head).
+ * Collective over the ranks of the tensor and the pipeline axis. */
+void engine_logits(struct engine *e, int n, const struct host_batch *batches, void *logits);
+bool engine_has_head(const struct engine *e);
 
 /* Saves the model as a folder. Collective over the world. */
 void engine_save(struct engine *e, const char *folder, bool transformers_names);

@@ -14,7 +14,7 @@ double evaluate_loss(struct engine *e, struct feed *f, int64_t *tokens) {
     engine_loss_begin(e);
     for (int64_t round = 0; round < feed_rounds(f); round++) {
         counted += feed_validation(f, round);
-        for (int i = 0; i < f->micro_batches; i++) engine_loss_add(e, &f->batch[i]);
+        engine_loss_add(e, f->micro_batches, f->batch);
     }
     counted = comm_total(e->parallel.replicas, counted);
     double sum = engine_loss_sum(e);

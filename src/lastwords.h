@@ -22,6 +22,9 @@ void lastwords_begin(const char *folder, int rank, int size, int watchdog);
 /* What the rank does from now on: a static string. */
 void lastwords_at(int64_t step, const char *what);
 
+/* The same within a step; copied. */
+void lastwords_doing(const char *what);
+
 /* The run ended by itself: nothing to tell. */
 void lastwords_end(void);
 

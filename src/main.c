@@ -53,6 +53,8 @@ static int run_keys(int argc, char **argv) {
 
 /* What can be worked out once the mesh is known, so that used.yaml shows it. */
 static void work_out(struct deck *d, const struct mesh_shape *shape) {
+    if (d->parallel.virtual_stages > 1 && !deck_given(d, "parallel.schedule"))
+        deck_set(d, "parallel.schedule", "interleaved", "parallel.virtual_stages");
     if (d->train.global_batch) return;
     char text[32];
     snprintf(text, sizeof text, "%ld", (long)(d->train.micro_batch * shape->data));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 
 enum { EMBEDDINGS, NORM_F, WORDS };
@@ -41,14 +42,22 @@ static void add_mtp(struct model *m) {
     }
 }
 
+/* Blocks from here on are those of stage number i of n. */
+static void place(struct model *m, const struct staging *s, int i) {
+    int at = s ? staging_rank(s, i) : m->params.at.pipeline;
+    params_place(&m->params, at == m->params.at.pipeline, at);
+}
+
 void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank,
-                bool recompute) {
+                const struct staging *stages, bool recompute) {
     memset(m, 0, sizeof *m);
     m->config = c;
     m->recompute = recompute;
     params_init(&m->params, c, shape, rank);
     m->layer = die_alloc((c->n_layers + 1) * sizeof *m->layer);
     int top[3], (*of_layer)[LAYER_ROWS] = die_alloc((c->n_layers + 1) * sizeof *of_layer);
+    int last = stages ? stages->n - 1 : 0;
+    place(m, stages, 0);
     top[EMBEDDINGS] = params_add(&m->params, &model_rows[EMBEDDINGS], "", -1);
     for (int i = 0; i < c->n_layers; i++) {
         struct layer *l = &m->layer[i];
@@ -58,11 +67,14 @@ void model_init(struct model *m, const struct config *c, const struct mesh_shape
         l->mesh = &m->params.shape;
         l->tensor_rank = m->params.at.tensor;
         l->number = i;
+        place(m, stages, stages ? staging_of_layer(stages, i) : 0);
         char *prefix = die_format("backbone.layers.%d.", i);
         for (int r = 0; r < l->kind->n_rows; r++)
             of_layer[i][r] = params_add(&m->params, &l->kind->rows[r], prefix, i);
         free(prefix);
     }
+    place(m, stages, last);
+    if (c->keys.tie_word_embeddings) m->params.block[top[EMBEDDINGS]].here |= m->params.here;
     for (int r = NORM_F; r <= WORDS; r++) top[r] = params_add(&m->params, &model_rows[r], "", -1);
     add_mtp(m);
     struct param_block *block = m->params.block; /* all are added: their addresses hold now */
@@ -87,7 +99,7 @@ void model_allocate(struct model *m, struct device *d, struct arena *values, str
     params_allocate(&m->params, values, grads, masters, stored);
     for (int i = 0; i < m->config->n_layers; i++) {
         struct layer *l = &m->layer[i];
-        if (l->kind->letter != 'E' || !grads) continue;
+        if (l->kind->letter != 'E' || !grads || !((struct param_block *)l->p[0])->here) continue;
         size_t bytes = m->config->keys.n_routed_experts * sizeof(int64_t);
         arena_take(values, bytes, "expert load", &l->load);
         device_zero(d, l->load, bytes);
@@ -102,44 +114,76 @@ static struct tensor *layer_forward(struct tape *t, void *layer, struct tensor *
     return l->kind->forward(t, l, x);
 }
 
-/* From ids to the normed stream, entered: [tokens, hidden]. */
-static struct tensor *trunk(struct model *m, struct tape *t, const struct micro_batch *b,
-                            struct pass *pass) {
-    int64_t tokens = b->rows * b->length;
-    t->pass = pass;
-    struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
-    pass->batch =
-        (struct batch){b->rows, b->length, tensor_over(t, "start", b->start, I32, tokens, 1, &l)};
-    struct tensor *ids = tensor_over(t, "ids", b->ids, I32, tokens, 1, &l);
-    struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
-    if (m->after_layer) m->after_layer(m->watcher, -1, x);
-    for (int i = 0; i < m->config->n_layers; i++) {
-        int scope = tape_scope_begin(t);
-        struct tensor *y = m->recompute && t->learning
-                               ? tape_segment(t, layer_forward, &m->layer[i], x)
-                               : layer_forward(t, &m->layer[i], x);
-        struct tensor *sum = add(t, x, y);
-        tape_scope_end(t, scope, sum);
-        tensor_drop(t, x);
-        x = sum;
-        if (m->after_layer) m->after_layer(m->watcher, i, x);
-    }
-    struct tensor *h = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon);
-    tensor_drop(t, x);
-    return tensor_enter(t, h, tokens);
+struct layout model_stream(const struct tape *t) {
+    struct layout l = {.state = {SPLIT, SPLIT, t->parallel->sequence ? SPLIT : WHOLE},
+                       .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
+    return l;
 }
 
-struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
-                            struct pass *pass) {
-    struct tensor *h = trunk(m, t, b, pass), *lse, *picked;
+/* Tokens and what belongs to each: the same on all tensor ranks. */
+static struct layout token_layout(void) {
+    return (struct layout){.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
+}
+
+static struct tensor *embed(struct model *m, struct tape *t, const struct micro_batch *b) {
+    struct layout l = token_layout();
+    struct tensor *ids = tensor_over(t, "ids", b->ids, I32, b->rows * b->length, 1, &l);
+    struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
+    if (m->after_layer) m->after_layer(m->watcher, -1, x);
+    return x;
+}
+
+static struct tensor *one_layer(struct model *m, struct tape *t, int i, struct tensor *x) {
+    int scope = tape_scope_begin(t);
+    struct tensor *y = m->recompute && t->learning ? tape_segment(t, layer_forward, &m->layer[i], x)
+                                                   : layer_forward(t, &m->layer[i], x);
+    struct tensor *sum = add(t, x, y);
+    tape_scope_end(t, scope, sum);
+    tensor_drop(t, x);
+    if (m->after_layer) m->after_layer(m->watcher, i, sum);
+    if (t->between) t->between(t->context);
+    return sum;
+}
+
+/* From the stream to losses or logits. */
+static struct tensor *finish(struct model *m, struct tape *t, const struct micro_batch *b,
+                             const struct pass *pass, struct tensor *x, enum model_end end) {
+    int64_t tokens = b->rows * b->length;
+    struct tensor *n = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon), *lse, *picked;
+    tensor_drop(t, x);
+    struct tensor *h = tensor_enter(t, n, tokens);
+    if (end == END_LOGITS)
+        return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
-    struct tensor *target = tensor_over(t, "targets", b->target, I32, b->rows * b->length, 1, &l);
+    struct tensor *target = tensor_over(t, "targets", b->target, I32, tokens, 1, &l);
     head(t, h, m->words, m->first_word, target, &lse, &picked);
     return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
 }
 
+struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *s,
+                           const struct micro_batch *b, struct pass *pass, struct tensor *x,
+                           enum model_end end) {
+    struct layout l = token_layout();
+    t->pass = pass;
+    pass->batch = (struct batch){
+        b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
+    if (s->embeds) x = embed(m, t, b);
+    for (int i = s->first; i < s->end; i++) x = one_layer(m, t, i, x);
+    return s->heads ? finish(m, t, b, pass, x, end) : x;
+}
+
+static struct stage everything(const struct model *m) {
+    return (struct stage){0, m->config->n_layers, true, true};
+}
+
+struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
+                            struct pass *pass) {
+    struct stage all = everything(m);
+    return model_stage(m, t, &all, b, pass, NULL, END_LOSSES);
+}
+
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass) {
-    struct tensor *h = trunk(m, t, b, pass);
-    return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
+    struct stage all = everything(m);
+    return model_stage(m, t, &all, b, pass, NULL, END_LOGITS);
 }

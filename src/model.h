@@ -4,11 +4,12 @@
  *
  * Building a model makes its tables of parameters (src/params.h) for one rank of a mesh; that needs
  * neither memory nor other ranks, so counts and plans build models too. A pass runs on a tape and
- * ends in losses or in logits. */
+ * ends in losses or in logits; in a pipeline each stage (src/staging.h) does its part of it. */
 #ifndef SRC_MODEL_H
 #define SRC_MODEL_H
 
 #include "src/layer.h"
+#include "src/staging.h"
 
 struct model {
     const struct config *config;
@@ -23,9 +24,10 @@ struct model {
     void *watcher;
 };
 
-/* The model as rank `rank` of the mesh holds it; no memory is taken. */
+/* The model as rank `rank` of the mesh holds it; no memory is taken. stages: which layers that are;
+ * NULL: all of them. */
 void model_init(struct model *m, const struct config *c, const struct mesh_shape *shape, int rank,
-                bool recompute);
+                const struct staging *stages, bool recompute);
 void model_free(struct model *m);
 
 /* Takes memory: values, gradients (NULL: nothing is trained), masters (params_allocate; NULL: none)
@@ -44,6 +46,17 @@ struct micro_batch {
  * cleared. Collective over the tensor group. */
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);
+
+/* One stage's part: from x, the stream before its first layer (NULL in a stage that embeds), to the
+ * stream after its last, or to losses or logits in the stage of the head. x is dropped unless it is
+ * what is returned. */
+enum model_end { END_LOSSES, END_LOGITS };
+struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *s,
+                           const struct micro_batch *b, struct pass *pass, struct tensor *x,
+                           enum model_end end);
+
+/* How the stream between layers is spread over the ranks. */
+struct layout model_stream(const struct tape *t);
 
 /* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here] with
  * pass->ends_only. Collective likewise. */

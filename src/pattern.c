@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 static const struct {
     char letter;
@@ -24,7 +24,8 @@ static const struct {
     char sign;
     const char *hint;
 } foreign[] = {
-    {'|', "| marks the stages of a pipeline, which are not built yet; leave it out"},
+    {'|',
+     "| marks the stages of a pipeline; give those as parallel.stages, and the layers alone here"},
     {'/', "/ begins multi-token prediction; write that part as model.mtp_hybrid_override_pattern "
           "and its "
           "depths as model.num_nextn_predict_layers"},

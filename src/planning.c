@@ -25,7 +25,7 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
         bad = generation_prepare(&g, &e, NULL, m);
         generation_free(&g);
     }
-    model_init(&model, c, shape, 0, false);
+    model_init(&model, c, shape, 0, NULL, false);
     if (!bad && e.has_weights) bad = weights_match(&e.weights, &model.params, m);
     struct param_counts n = params_count(&model.params);
     if (!bad) {
@@ -39,8 +39,8 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
                (long)(n.active + (c->keys.tie_word_embeddings ? 0 : n.embedding)));
         printf("tensors: %d\n", n.tensors);
         printf("layers: \"%s\"\n", c->kinds);
-        printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data,
-               shape->tensor);
+        printf("ranks: %d\nmesh: {pipeline: %d, data: %d, tensor: %d}\n", mesh_ranks(shape),
+               shape->pipeline, shape->data, shape->tensor);
         if (e.has_weights) printf("unused_tensors: %d   # in %s\n", e.weights.n_unused, c->folder);
         for (int i = 0; e.has_weights && i < e.weights.n_unused && i < 20; i++)
             printf("  # %s\n", e.weights.checkpoint.tensor[e.weights.unused[i]].name);
@@ -57,8 +57,12 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
 static void dry_step(struct engine *e) {
     const struct deck *d = e->deck;
     int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
-    struct host_batch b = {rows, length, NULL, NULL, NULL, NULL};
-    engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
+    /* Where one stage does all, micro-batches come one after the other and need the same memory. */
+    int n = e->stages.n > 1 ? (int)(d->train.global_batch / (rows * e->shape.data)) : 1;
+    struct host_batch *b = die_alloc((unsigned long)n * sizeof *b);
+    for (int i = 0; i < n; i++) b[i] = (struct host_batch){.rows = rows, .length = length};
+    engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));
+    free(b);
     optimiser_norm(&e->optimiser, &e->parallel);
     optimiser_step(&e->optimiser, 1, 0, 0);
 }

@@ -221,9 +221,10 @@ static void write_time_table(FILE *f, const struct timetable *t) {
 }
 
 /* Parts in the order of a step; a colour each, `other` the last. */
-static const enum range parts[] = {
-    RANGE_FORWARD, RANGE_BACKWARD,   RANGE_EXCHANGE,   RANGE_GRADIENTS, RANGE_OPTIMISER,
-    RANGE_DATA,    RANGE_VALIDATION, RANGE_CHECKPOINT, RANGE_START,     RANGE_OTHER};
+static const enum range parts[] = {RANGE_FORWARD,  RANGE_BACKWARD,   RANGE_EXCHANGE,
+                                   RANGE_PIPELINE, RANGE_GRADIENTS,  RANGE_OPTIMISER,
+                                   RANGE_DATA,     RANGE_VALIDATION, RANGE_CHECKPOINT,
+                                   RANGE_START,    RANGE_OTHER};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 static void write_time(FILE *f, const struct show *s, const struct timetable *t) {

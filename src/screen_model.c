@@ -38,7 +38,7 @@ static struct sizes sizes_of(const struct config *c, const struct params *s, cha
         char of = b->layer >= 0                        ? c->kinds[b->layer]
                   : strstr(b->row->name, "embeddings") ? 'e'
                                                        : 'h';
-        if (of == letter) n.here += b->elements;
+        if (of == letter && b->here) n.here += b->elements;
     }
     return n;
 }
@@ -73,9 +73,11 @@ void screen_model(const struct output *o, const struct run *r) {
     const struct deck *d = r->engine->deck;
     static const char letters[] = "eM*-Ehp";
     struct model model;
+    struct staging stages;
     struct sizes total = {0};
     if (!o->speaks) return;
-    model_init(&model, c, r->shape, r->comm->rank, false);
+    staging_init(&stages, r->engine->deck, c, r->shape);
+    model_init(&model, c, r->shape, r->comm->rank, &stages, false);
     const char *from = *d->model.preset ? d->model.preset : *d->model.from ? d->model.from : "";
     char *title = die_format("Model  %s%s%.40s%s", from, *from ? ": " : "", c->kinds,
                              strlen(c->kinds) > 40 ? "..." : "");
@@ -98,6 +100,7 @@ void screen_model(const struct output *o, const struct run *r) {
     say_sizes(o, "", "all", c->n_layers, &total);
     free(title);
     model_free(&model);
+    staging_free(&stages);
 }
 
 /* ---------------------------------------------------------------- the layout */

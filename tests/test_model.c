@@ -355,11 +355,11 @@ static void causal(void **state) {
         static double before[TOKENS * VOCABULARY], after[TOKENS * VOCABULARY];
         open_lab(&l, models[i], 0, NULL);
         cut(&b, 0, 2, (int[]){4, 2});
-        engine_logits(&l.e, &b, before);
+        engine_logits(&l.e, 1, &b, before);
         for (int changed = 0; changed < TOKENS; changed++) {
             int32_t was = b.ids[changed];
             b.ids[changed] = (was + 1) % VOCABULARY;
-            engine_logits(&l.e, &b, after);
+            engine_logits(&l.e, 1, &b, after);
             for (int t = 0; t < TOKENS; t++) {
                 bool sees = t / LENGTH == changed / LENGTH && changed <= t &&
                             b.start[t] <= changed % LENGTH;

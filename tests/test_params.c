@@ -94,7 +94,7 @@ static void any_setting(struct setting *s) {
 static void build(struct model *m, struct device *d, const struct config *c,
                   const struct mesh_shape *mesh, int rank, uint64_t from) {
     device_cpu(d, 1, false);
-    model_init(m, c, mesh, rank, false);
+    model_init(m, c, mesh, rank, NULL, false);
     for (int i = 0; i < m->params.n_blocks; i++) {
         struct param_block *b = &m->params.block[i];
         b->p.value = die_alloc(b->elements * sizeof(float));
@@ -408,7 +408,7 @@ static void drawn_as_told(void **state) {
         float **v = values_on_one_rank(&c, 11 + (uint64_t)way),
               **w = values_on_one_rank(&c, 91 + (uint64_t)way);
         struct mesh_shape one = {1, 1, 1, 1, 1, 1, 1};
-        model_init(&m, &c, &one, 0, false);
+        model_init(&m, &c, &one, 0, NULL, false);
         for (int i = 0; i < m.params.n_tensors; i++) {
             const struct param_tensor *t = &m.params.tensor[i];
             check_drawn(&c, t, v[i]);
@@ -506,7 +506,7 @@ static void published_counts(void **state) {
         settle_preset(&d, &c, r->name);
         struct mesh_shape one = {1, 1, 1, 1, 1, 1, 1};
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &a);
-        model_init(&m, &c, &one, 0, false);
+        model_init(&m, &c, &one, 0, NULL, false);
         struct param_counts n = params_count(&m.params);
         clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &b);
         double took = (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
@@ -541,7 +541,7 @@ static void preset_on_a_mesh(void **state) {
     int64_t owned = 0;
     for (int rank = 0; rank < mesh_ranks(&mesh); rank++) {
         int n;
-        model_init(&m, &c, &mesh, rank, false);
+        model_init(&m, &c, &mesh, rank, NULL, false);
         assert_int_equal(params_count(&m.params).all, released[7].parameters);
         for (int i = 0; i < m.params.n_blocks; i++) /* addresses that nobody follows */
             m.params.block[i].p.value = m.params.block[i].p.grad = (void *)(uintptr_t)4096;

@@ -1,0 +1,126 @@
+#include "src/staging.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "parallel/mesh.h"
+#include "parallel/stages.h"
+#include "src/config.h"
+#include "src/deck.h"
+#include "src/staging_count.h"
+
+enum { TICKS = 100000 }; /* of the slowest stage: finer than any machine is steady */
+
+struct schedule_shape staging_shape(const struct deck *d, int pipeline) {
+    struct schedule_shape s = {.kind = SCHEDULE_1F1B, .ranks = pipeline};
+    while (s.kind < N_SCHEDULE_KINDS && strcmp(d->parallel.schedule, schedule_kind_name(s.kind)))
+        s.kind++;
+    if (s.kind == N_SCHEDULE_KINDS) bug("no schedule '%s'", d->parallel.schedule);
+    s.chunks = s.kind == SCHEDULE_ZBV ? 2 : (int)d->parallel.virtual_stages;
+    return s;
+}
+
+static double of(const struct stage_work *w) {
+    return w->forward + w->input + w->weight;
+}
+
+static void add_work(struct stage_work *to, const struct stage_work *w) {
+    to->forward += w->forward;
+    to->input += w->input;
+    to->weight += w->weight;
+}
+
+/* Largest sum of a part, so that ticks of all sizes are in proportion to it. */
+static double largest(const struct staging *s) {
+    double most = 1;
+    for (int i = 0; i < s->n; i++)
+        if (of(&s->work[i]) > most) most = of(&s->work[i]);
+    return most;
+}
+
+/* The cut that the counted work asks for. */
+static void balance(struct staging *s, const struct config *c, const struct counted *k) {
+    int64_t *work = die_alloc(((unsigned long)s->n_layers + 1) * sizeof *work);
+    double all = of(&k->embedding) + of(&k->head), scale;
+    for (int i = 0; i < s->n_layers; i++) all += of(counted_layer(k, c->kinds[i]));
+    scale = all > 0 ? 1e12 / all : 0; /* whole numbers whose sum is far from overflowing */
+    for (int i = 0; i < s->n_layers; i++)
+        work[i] = (int64_t)(of(counted_layer(k, c->kinds[i])) * scale);
+    stages_balance(s->n_layers, work, (int64_t)(of(&k->embedding) * scale),
+                   (int64_t)(of(&k->head) * scale), s->n, s->first);
+    free(work);
+}
+
+static void fill_work(struct staging *s, const struct config *c, const struct counted *k) {
+    s->work = die_alloc((unsigned long)s->n * sizeof *s->work);
+    for (int i = 0; i < s->n; i++) {
+        struct stage g = staging_stage(s, i);
+        if (g.embeds) add_work(&s->work[i], &k->embedding);
+        for (int l = g.first; l < g.end; l++) add_work(&s->work[i], counted_layer(k, c->kinds[l]));
+        if (g.heads) add_work(&s->work[i], &k->head);
+    }
+    double tick = largest(s) / TICKS;
+    int64_t **to[3] = {&s->forward, &s->input, &s->weight};
+    for (int p = 0; p < 3; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
+    for (int i = 0; i < s->n; i++) {
+        s->forward[i] = (int64_t)(s->work[i].forward / tick);
+        s->input[i] = (int64_t)(s->work[i].input / tick);
+        s->weight[i] = (int64_t)(s->work[i].weight / tick);
+    }
+    s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 0};
+}
+
+void staging_init(struct staging *s, const struct deck *d, const struct config *c,
+                  const struct mesh_shape *shape) {
+    memset(s, 0, sizeof *s);
+    s->shape = staging_shape(d, shape->pipeline);
+    s->n = schedule_stages(&s->shape);
+    s->n_layers = c->n_layers;
+    s->first = die_alloc((unsigned long)s->n * sizeof *s->first);
+    if (s->n == 1) return;
+    struct counted k;
+    staging_count(&k, d, c, shape);
+    if (*d->parallel.stages) {
+        char *layers = die_alloc(strlen(d->parallel.stages) + 1);
+        stages_of_pattern(d->parallel.stages, layers, s->n, s->first);
+        free(layers);
+    } else {
+        balance(s, c, &k);
+    }
+    fill_work(s, c, &k);
+}
+
+void staging_free(struct staging *s) {
+    free(s->first);
+    free(s->work);
+    free(s->forward);
+    free(s->input);
+    free(s->weight);
+    memset(s, 0, sizeof *s);
+}
+
+struct stage staging_stage(const struct staging *s, int i) {
+    return (struct stage){s->first[i], i + 1 < s->n ? s->first[i + 1] : s->n_layers, i == 0,
+                          i == s->n - 1};
+}
+
+int staging_of_layer(const struct staging *s, int layer) {
+    int i = s->n - 1;
+    while (s->first[i] > layer) i--; /* empty stages begin where the next one does */
+    return i;
+}
+
+int staging_rank(const struct staging *s, int i) {
+    return schedule_rank_of(&s->shape, i);
+}
+
+char *staging_text(const struct staging *s, const struct config *c) {
+    char *text = die_alloc((unsigned long)(s->n + s->n_layers) + 1), *p = text;
+    for (int i = 0; i < s->n; i++) {
+        struct stage g = staging_stage(s, i);
+        if (i) *p++ = '|';
+        for (int l = g.first; l < g.end; l++) *p++ = c->kinds[l];
+    }
+    return text;
+}

@@ -1,0 +1,52 @@
+/* staging: which layers each stage of the pipeline computes, and what that costs.
+ *
+ * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck draws
+ * it (parallel.stages), else so that the slowest stage is as fast as can be. For that the work of a
+ * layer is counted: each kind that the model has runs once, forward and back, on the dry device,
+ * with this deck's micro-batch and mesh. The counts also order and time the schedule. Everything
+ * here is a function of deck, model and mesh, the same on every rank. */
+#ifndef SRC_STAGING_H
+#define SRC_STAGING_H
+
+#include "parallel/schedule.h"
+
+struct config;
+struct deck;
+struct mesh_shape;
+
+/* What a stage computes: layers first to end - 1, after the embedding, before the head. */
+struct stage {
+    int first, end;
+    bool embeds, heads;
+};
+
+/* Work of a part of the model on one micro-batch: multiply-adds as two. */
+struct stage_work {
+    double forward, input, weight;
+};
+
+struct staging {
+    struct schedule_shape shape; /* micro_batches: 0, the step's business */
+    int n, n_layers;
+    int *first;                        /* [n] layer each begins with */
+    struct stage_work *work;           /* [n]; NULL where there is one stage */
+    int64_t *forward, *input, *weight; /* [n] the same in ticks, a part of the slowest stage's */
+    struct schedule_costs costs;       /* of these three */
+};
+
+/* How many stages a rank has, and the schedule, as the deck says. */
+struct schedule_shape staging_shape(const struct deck *d, int pipeline);
+
+void staging_init(struct staging *s, const struct deck *d, const struct config *c,
+                  const struct mesh_shape *shape);
+void staging_free(struct staging *s);
+
+struct stage staging_stage(const struct staging *s, int i);
+int staging_of_layer(const struct staging *s, int layer);
+/* The pipeline coordinate of stage i. */
+int staging_rank(const struct staging *s, int i);
+
+/* The stages as a pattern with bars; malloc'd. */
+char *staging_text(const struct staging *s, const struct config *c);
+
+#endif

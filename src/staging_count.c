@@ -1,0 +1,104 @@
+#include "src/staging_count.h"
+
+#include <string.h>
+
+#include "kernels/die.h"
+#include "parallel/groups.h"
+#include "parallel/tensor_parallel.h"
+#include "src/deck.h"
+#include "src/model.h"
+
+const struct stage_work *counted_layer(const struct counted *k, char kind) {
+    return &k->layer[strchr(k->kinds, kind) - k->kinds];
+}
+
+/* Work of the device since the last call. */
+static double since(const struct device *d, double *before) {
+    double all = 0, was = *before;
+    for (int i = 0; i < N_OPS; i++) all += d->count[i].work;
+    *before = all;
+    return all - was;
+}
+
+/* What a dry rank needs to run a model. */
+struct room {
+    struct comm comm;
+    struct parallel parallel;
+    struct device device;
+    struct arena values, grads, work, scratch;
+    struct model model;
+    struct tape tape;
+    struct micro_batch batch;
+};
+
+static void room_init(struct room *r, const struct deck *d, const struct config *c,
+                      const struct mesh_shape *shape, enum dtype stored) {
+    int shares[MAX_SHARES];
+    comm_init_dry(&r->comm, mesh_ranks(shape), 0);
+    parallel_init(&r->parallel, &r->comm, shape, d->parallel.sequence,
+                  params_shares(c, shape->tensor, shares), shares);
+    device_dry(&r->device);
+    struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
+    for (int i = 0; i < 4; i++) arena_init(all[i], "counted", &r->device);
+    model_init(&r->model, c, shape, 0, NULL, !strcmp(d->memory.recompute, "full"));
+    model_allocate(&r->model, &r->device, &r->values, &r->grads, NULL, stored);
+    void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight};
+    r->batch.rows = d->train.micro_batch;
+    r->batch.length = d->train.sequence_length;
+    for (int i = 0; i < 4; i++) /* addresses that nobody follows */
+        arena_take(&r->values, 1, "tokens", tokens[i]);
+    tape_init(&r->tape, &r->device, &r->work, &r->scratch, stored, &r->parallel);
+}
+
+static void room_free(struct room *r) {
+    tape_free(&r->tape);
+    model_free(&r->model);
+    struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
+    for (int i = 0; i < 4; i++) arena_free_all(all[i]);
+    parallel_free(&r->parallel);
+    comm_end(&r->comm);
+}
+
+static struct stage_work count_stage(struct room *r, const struct stage *s) {
+    const struct micro_batch *b = &r->batch;
+    struct pass pass = {0};
+    struct tape *t = &r->tape;
+    struct layout l = model_stream(t);
+    struct stage_work w;
+    double before = 0;
+    int64_t rows = stream_rows(t, b->rows * b->length), width = r->model.config->keys.hidden_size;
+    struct tensor *x = s->embeds ? NULL : tape_input(t, "stream", rows, width, &l);
+    since(&r->device, &before);
+    struct tensor *y = model_stage(&r->model, t, s, b, &pass, x, END_LOSSES);
+    w.forward = since(&r->device, &before);
+    if (s->heads) tape_backward(t, y, 1, MASK_INPUT);
+    else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), MASK_INPUT);
+    w.input = since(&r->device, &before);
+    tape_backward_weights(t);
+    w.weight = since(&r->device, &before);
+    tape_clear(t);
+    return w;
+}
+
+void staging_count(struct counted *k, const struct deck *d, const struct config *c,
+                   const struct mesh_shape *shape) {
+    struct mesh_shape one = *shape;
+    struct config small = *c;
+    struct room r = {0};
+    *k = (struct counted){0};
+    for (int i = 0; i < c->n_layers; i++)
+        if (!strchr(k->kinds, c->kinds[i])) k->kinds[strlen(k->kinds)] = c->kinds[i];
+    one.pipeline = 1;
+    small.kinds = k->kinds;
+    small.n_layers = (int)strlen(k->kinds);
+    small.n_mtp = 0;
+    room_init(&r, d, &small, &one, !strcmp(d->precision.recipe, "bf16") ? BF16 : F32);
+    struct stage embed = {0, 0, true, false}, head = {small.n_layers, small.n_layers, false, true};
+    k->embedding = count_stage(&r, &embed);
+    for (int i = 0; i < small.n_layers; i++) {
+        struct stage s = {i, i + 1, false, false};
+        k->layer[i] = count_stage(&r, &s);
+    }
+    k->head = count_stage(&r, &head);
+    room_free(&r);
+}
