@@ -30,7 +30,11 @@ enum {
     DEPTH = 256,
     BLOCK_ROWS = 8 * ROWS,
     PIECE_ROWS = 384, /* the largest piece */
-    PIECE_COLUMNS = 384
+    PIECE_COLUMNS = 384,
+    /* Panels are a few lines more than a power of two apart, else all would begin in one set of the
+     * cache. */
+    B_PANEL = DEPTH * WIDTH + 4 * LANES,
+    A_PANEL = DEPTH * LANES + 4 * LANES
 };
 
 /* As the rows of ops.def. c holds stored numbers, or real ones if `wide`. */
@@ -43,8 +47,8 @@ struct product {
 
 /* What a thread works with: floats, or pairs of BF16 that are looked at as floats. */
 struct workspace {
-    _Alignas(64) float b[DEPTH * PIECE_COLUMNS];
-    float a[BLOCK_ROWS * DEPTH * LANES / ROWS + LANES * DEPTH];
+    _Alignas(64) float b[B_PANEL * (PIECE_COLUMNS / WIDTH)];
+    float a[A_PANEL * (BLOCK_ROWS / ROWS)];
     float sum[(PIECE_ROWS + ROWS) * PIECE_COLUMNS]; /* whole tiles are kept */
 };
 
@@ -118,6 +122,16 @@ static inline void transpose(vf v[LANES]) {
 
 /* ---- panels ---- */
 
+/* Rows that are far apart are no stream to the processor: it is told which comes soon. */
+enum { AHEAD = 6 };
+static inline void call_for(const stored *row, int64_t ahead, int64_t n) {
+    const char *p = (const char *)row + (size_t)ahead * sizeof *row;
+    for (int64_t i = 0; i < n * (int64_t)sizeof *row; i += 64) __builtin_prefetch(p + i);
+    if (UNIT > 1)
+        for (int64_t i = 0; i < n * (int64_t)sizeof *row; i += 64)
+            __builtin_prefetch(p + i - (size_t)ahead / AHEAD / 2 * sizeof *row);
+}
+
 /* Units k0 to k0+depth of columns j0 to j1 of op(b). A panel is [unit][WIDTH]. Rows are read as far as
  * they are needed, since the next is in another page. */
 static void copy_b_rows(float *to, const struct product *p, int64_t j0, int64_t j1, int64_t k0,
@@ -126,7 +140,8 @@ static void copy_b_rows(float *to, const struct product *p, int64_t j0, int64_t 
         const stored *row = p->b + (k0 + k) * UNIT * p->ldb;
         const bool both = (k0 + k) * UNIT + 1 < p->K;
         float *panel = to + k * WIDTH;
-        for (int64_t j = j0; j < j1; j += WIDTH, panel += WIDTH * DEPTH) {
+        call_for(row + j0, AHEAD * UNIT * p->ldb, j1 - j0);
+        for (int64_t j = j0; j < j1; j += WIDTH, panel += B_PANEL) {
             store_real(panel, units_across(row + j, p->ldb, j1 - j, both));
             if (j + LANES < j1)
                 store_real(panel + LANES,
@@ -156,7 +171,7 @@ static void copy_b(float *to, const struct product *p, int64_t j0, int64_t j1, i
                    int64_t depth) {
     if (!p->tb) copy_b_rows(to, p, j0, j1, k0, depth);
     for (int64_t j = j0; p->tb && j < j1; j += LANES)
-        copy_b_columns(to + (j - j0) / WIDTH * WIDTH * DEPTH + (j - j0) % WIDTH, p, j,
+        copy_b_columns(to + (j - j0) / WIDTH * B_PANEL + (j - j0) % WIDTH, p, j,
                        least(LANES, j1 - j), k0, depth);
 }
 
@@ -168,30 +183,50 @@ static void copy_a(float *to, const struct product *p, int64_t i0, int64_t n, in
         for (int64_t k = 0; k < depth; k++) {
             const stored *row = p->a + (first + k * UNIT) * p->lda + i0;
             const bool both = first + k * UNIT + 1 < p->K;
+            call_for(row, AHEAD * UNIT * p->lda, n);
             for (int64_t i = 0; i < n; i += ROWS)
-                store_real(to + i / ROWS * DEPTH * LANES + k * LANES,
+                store_real(to + i / ROWS * A_PANEL + k * LANES,
                            units_across(row + i, p->lda, least(ROWS, n - i), both));
         }
     } else {
         for (int64_t i = 0; i < n; i++) {
             const stored *row = p->a + (i0 + i) * p->lda + first;
             for (int64_t k = 0; k < depth; k += LANES)
-                store_real(to + i * DEPTH + k, units_along(row + k * UNIT, p->K - first - k * UNIT));
+                store_real(to + i / ROWS * A_PANEL + i % ROWS * DEPTH + k, units_along(row + k * UNIT, p->K - first - k * UNIT));
         }
     }
 }
 
 /* ---- sums ---- */
 
-/* to[i][j] = or += the sums of `rows` rows and `vectors` vectors. Unit k of row i is
- * a[i * row + k * unit]. Sizes are constants where this is called, so that the sums are registers. */
-static inline __attribute__((always_inline)) void sums(float *to, int64_t ld, int add,
-                                                       const float *a, const int row,
-                                                       const int unit, const float *b,
-                                                       int64_t depth, const int rows,
+/* What one tile's sums are of, where they begin, and where they go. */
+struct tile {
+    const float *a, *b;
+    int64_t depth;
+    const float *from; /* sums so far, [ROWS][PIECE_COLUMNS], or NULL */
+    void *to;          /* float or stored numbers, rows `ld` apart */
+    int64_t ld;
+    bool narrow, add;
+};
+
+/* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
+ * constants where this is called, so that the sums are registers. The result is called for early: it
+ * comes from memory while the sums are made. */
+static inline __attribute__((always_inline)) void sums(const struct tile *t, const int row,
+                                                       const int unit, const int rows,
                                                        const int vectors) {
-    vf s[ROWS][2] = {{{0}}};
-    for (int64_t k = 0; k < depth; k++) {
+    vf s[ROWS][2];
+    const float *a = t->a, *b = t->b;
+    const size_t size = t->narrow ? sizeof(stored) : sizeof(float);
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        char *to = (char *)t->to + (size_t)(i * t->ld) * size;
+        __builtin_prefetch(to, 1);
+        __builtin_prefetch(to + (size_t)(vectors * LANES - 1) * size, 1);
+        s[i][0] = t->from ? load_real(t->from + i * PIECE_COLUMNS) : (vf){0};
+        s[i][1] = t->from ? load_real(t->from + i * PIECE_COLUMNS + LANES) : (vf){0};
+    }
+    for (int64_t k = t->depth; k > 0; k--) {
         const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -202,35 +237,25 @@ static inline __attribute__((always_inline)) void sums(float *to, int64_t ld, in
         a += unit;
         b += WIDTH;
     }
-    if (add) {
+    if (t->narrow) {
 #pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            s[i][0] += load_real(to + i * ld);
-            if (vectors > 1) s[i][1] += load_real(to + i * ld + LANES);
-        }
-    }
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < vectors; v++)
+                put((stored *)t->to + i * t->ld + v * LANES, s[i][v], t->add);
+    } else {
 #pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        store_real(to + i * ld, s[i][0]);
-        if (vectors > 1) store_real(to + i * ld + LANES, s[i][1]);
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < vectors; v++)
+                put_real((float *)t->to + i * t->ld + v * LANES, s[i][v], t->add);
     }
 }
 
-/* What the sums are of, and where they go. */
-struct sums {
-    float *to;
-    int64_t ld;
-    int add;
-    const float *a, *b;
-    int64_t depth;
-};
-
 #define SUMS(name, rows, vectors)                                                                  \
-    static __attribute__((noinline)) void name(const struct sums *s) {                             \
-        sums(s->to, s->ld, s->add, s->a, DEPTH, 1, s->b, s->depth, rows, vectors);                 \
+    static __attribute__((noinline)) void name(const struct tile *t) {                             \
+        sums(t, DEPTH, 1, rows, vectors);                                                          \
     }                                                                                              \
-    static __attribute__((noinline)) void name##_ta(const struct sums *s) {                        \
-        sums(s->to, s->ld, s->add, s->a, 1, LANES, s->b, s->depth, rows, vectors);                 \
+    static __attribute__((noinline)) void name##_ta(const struct tile *t) {                        \
+        sums(t, 1, LANES, rows, vectors);                                                          \
     }
 SUMS(sums_all, ROWS, 2)
 SUMS(sums_most, ROWS * 2 / 3, 2)
@@ -238,52 +263,30 @@ SUMS(sums_some, ROWS / 3, 2)
 SUMS(sums_narrow, ROWS, 1)
 #undef SUMS
 
-/* Computes more rows and columns than there are where no version is that small. */
-static void some_sums(const struct sums *s, int ta, int64_t rows, int64_t columns) {
-    if (columns <= LANES) (ta ? sums_narrow_ta : sums_narrow)(s);
-    else if (rows <= ROWS / 3) (ta ? sums_some_ta : sums_some)(s);
-    else if (rows <= ROWS * 2 / 3) (ta ? sums_most_ta : sums_most)(s);
-    else (ta ? sums_all_ta : sums_all)(s);
-}
-
-/* ---- results ---- */
-
-static void put_rows(const struct product *p, float sum[ROWS][WIDTH], int64_t i, int64_t j,
-                     int64_t rows, int64_t columns, int add) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c += LANES) {
-            const int64_t n = least(LANES, columns - c), at = (i + r) * p->ldc + j + c;
-            const vf v = load_real(sum[r] + c);
-            if (p->wide && n == LANES) put_real((float *)p->c + at, v, add);
-            else if (p->wide) put_real_n((float *)p->c + at, v, n, add);
-            else if (n == LANES) put((stored *)p->c + at, v, add);
-            else put_n((stored *)p->c + at, v, n, add);
-        }
-}
-
-/* The part of the contraction that lies in a and b, of up to ROWS x WIDTH results. `wait`: where float
- * sums wait for the other parts, or NULL. */
-static void one_tile(const struct product *p, const float *a, const float *b, float *wait,
-                     int64_t depth, int64_t i, int64_t j, int64_t rows, int64_t columns, bool first,
-                     bool last) {
+/* Results of up to ROWS x WIDTH. Where no version is that small, more are computed, into a buffer. */
+static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
     _Alignas(64) float sum[ROWS][WIDTH];
-    const int add = p->add || (!first && !wait);
-    struct sums s = {&sum[0][0], WIDTH, 0, a, b, depth};
-    if (wait && !last) {
-        s.to = wait;
-        s.ld = PIECE_COLUMNS;
-        s.add = !first;
-    } else if (p->wide && rows == ROWS && columns == WIDTH) {
-        s.to = (float *)p->c + i * p->ldc + j;
-        s.ld = p->ldc;
-        s.add = add;
-    } else if (wait) {
-        for (int r = 0; r < ROWS; r++)
-            memcpy(sum[r], wait + r * PIECE_COLUMNS, sizeof sum[r]);
-        s.add = 1;
+    void *const to = t->to;
+    const int64_t ld = t->ld, made = rows <= ROWS / 3 ? ROWS / 3 : rows <= ROWS * 2 / 3 ? ROWS * 2 / 3 : ROWS;
+    const bool whole = columns == WIDTH && rows == made, narrow = t->narrow, add = t->add;
+    if (!whole) {
+        t->to = sum;
+        t->ld = WIDTH;
+        t->narrow = t->add = false;
     }
-    some_sums(&s, p->ta, rows, columns);
-    if (s.to == &sum[0][0]) put_rows(p, sum, i, j, rows, columns, add);
+    if (columns <= LANES) (ta ? sums_narrow_ta : sums_narrow)(t);
+    else if (made == ROWS / 3) (ta ? sums_some_ta : sums_some)(t);
+    else if (made == ROWS * 2 / 3) (ta ? sums_most_ta : sums_most)(t);
+    else (ta ? sums_all_ta : sums_all)(t);
+    for (int64_t i = 0; !whole && i < rows; i++)
+        for (int64_t j = 0; j < columns; j += LANES) {
+            const int64_t n = least(LANES, columns - j), at = i * ld + j;
+            const vf v = load_real(sum[i] + j);
+            if (!narrow && n == LANES) put_real((float *)to + at, v, add);
+            else if (!narrow) put_real_n((float *)to + at, v, n, add);
+            else if (n == LANES) put((stored *)to + at, v, add);
+            else put_n((stored *)to + at, v, n, add);
+        }
 }
 
 /* Rows i0 to i1 and columns j0 to j1 of the result, at most PIECE_ROWS x PIECE_COLUMNS. K may be 0. */
@@ -294,16 +297,31 @@ static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64
     for (int64_t k0 = 0; k0 < units; k0 += DEPTH) {
         const int64_t depth = p->K > 0 ? least(DEPTH, units - k0) : 0;
         copy_b(w->b, p, j0, j1, k0, depth);
-        for (int64_t block = i0; block < i1; block += BLOCK_ROWS) {
-            const int64_t end = least(i1, block + BLOCK_ROWS);
+        /* If ta, rows lie beside each other and are read together; else a panel stays in the first
+         * cache. */
+        const int64_t step = p->ta ? BLOCK_ROWS : ROWS;
+        for (int64_t block = i0; block < i1; block += step) {
+            const int64_t end = least(i1, block + step);
             copy_a(w->a, p, block, end - block, k0, depth);
             for (int64_t i = block; i < end; i += ROWS) {
-                const float *a = w->a + (i - block) / ROWS * DEPTH * (p->ta ? LANES : ROWS);
+                const float *a = w->a + (i - block) / ROWS * A_PANEL;
                 const int64_t rows = least(ROWS, end - i);
                 for (int64_t j = j0; j < j1; j += WIDTH) {
-                    float *wait = waits ? w->sum + (i - i0) * PIECE_COLUMNS + j - j0 : NULL;
-                    one_tile(p, a, w->b + (j - j0) * DEPTH, wait, depth, i, j, rows,
-                             least(WIDTH, j1 - j), k0 == 0, k0 + DEPTH >= units);
+                    const int64_t at = i * p->ldc + j;
+                    float *wait = w->sum + (i - i0) * PIECE_COLUMNS + j - j0;
+                    struct tile t = {.a = a, .b = w->b + (j - j0) / WIDTH * B_PANEL, .depth = depth};
+                    if (waits && k0 > 0) t.from = wait;
+                    if (waits && k0 + DEPTH < units) {
+                        t.to = wait;
+                        t.ld = PIECE_COLUMNS;
+                        some_sums(&t, p->ta, ROWS, WIDTH);
+                    } else {
+                        t.narrow = !p->wide;
+                        t.to = (char *)p->c + (size_t)at * (p->wide ? sizeof(float) : sizeof(stored));
+                        t.ld = p->ldc;
+                        t.add = p->add || (p->wide && k0 > 0);
+                        some_sums(&t, p->ta, rows, least(WIDTH, j1 - j));
+                    }
                 }
             }
         }

@@ -1,9 +1,10 @@
-/* vector_matmul: the matrix products by kernels of our own (kernels/cpu/product.h): the result is cut
- * into pieces that threads take in turns. Bits do not depend on the cut, so it may look at the number
- * of threads. */
+/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result is
+ * cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at the
+ * number of threads. */
 #include <omp.h>
 
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/product_few.h"
 
 /* Rows and columns of a piece. */
 struct cut {
@@ -34,14 +35,23 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
     return c;
 }
 
+/* Few rows: what a thread takes is worth the taking, and a small matrix is not shared. */
+static struct cut cut_few(int64_t M, int64_t N, int64_t K) {
+    enum { WORTH = 1 << 16, COLUMNS = 120 /* a multiple of every FEW_ */ };
+    const int64_t bytes = most(1, K) * (int64_t)sizeof(stored);
+    if (N * bytes < 4 * WORTH) return (struct cut){M, N};
+    return (struct cut){M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
+}
+
 static void one_piece(const struct product *p, const struct cut *c, int64_t i, int64_t j) {
-    product_piece(p, i * c->rows, least(p->M, (i + 1) * c->rows), j * c->columns,
-                  least(p->N, (j + 1) * c->columns));
+    const int64_t i1 = least(p->M, (i + 1) * c->rows), j1 = least(p->N, (j + 1) * c->columns);
+    (product_is_few(p) ? few_piece : product_piece)(p, i * c->rows, i1, j * c->columns, j1);
 }
 
 static void product(const struct product *p) {
     if (!p->c || p->M < 1 || p->N < 1) return;
-    const struct cut c = cut(p->M, p->N, p->K, 1);
+    const struct cut c =
+        product_is_few(p) ? cut_few(p->M, p->N, p->K) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
 #pragma omp parallel for collapse(2) schedule(dynamic) if (down * across > 1)
     for (int64_t j = 0; j < across; j++)
