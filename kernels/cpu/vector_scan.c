@@ -10,10 +10,12 @@
  * [P,N], and its factor c^T is shared by the heads; then it is turned.
  *
  * A few tokens, and states of more than MOST_WIDTH, go the other way: vector_scan_steps.h. */
+#include <omp.h>
+
 #include "kernels/cpu/vector_scan.h"
 #include "kernels/cpu/vector_scan_steps.h"
 
-enum { MOST_WIDTH = 256, MOST_ROWS = 64, STATES = 65536, MOST_HEADS = 8, WANTED_UNITS = 32 };
+enum { MOST_WIDTH = 256, MOST_ROWS = 64, STATES = 65536, MOST_HEADS = 8 };
 enum { FEW_TOKENS = 4 };
 
 /* What one thread computes at a time: rows p0 to p1 of the heads h0 to h1 of one group, row b. */
@@ -24,17 +26,17 @@ struct unit {
 /* A block of a group: c and b in float, c turned, and their products. */
 struct shared {
     struct documents documents;
-    float b[BLOCK * MOST_WIDTH], c[BLOCK * MOST_WIDTH], turned[MOST_WIDTH * BLOCK];
-    float product[BLOCK * BLOCK]; /* [j,i] */
+    _Alignas(64) float b[BLOCK * MOST_WIDTH], c[BLOCK * MOST_WIDTH], turned[MOST_WIDTH * BLOCK];
+    _Alignas(64) float product[BLOCK * BLOCK]; /* [j,i] */
 };
 
 /* A block of a head. */
 struct block {
     struct paces paces;
-    float x[BLOCK * MOST_ROWS];    /* [j,p] */
-    float into[BLOCK * MOST_ROWS]; /* after_j D_j x_j */
-    float weights[BLOCK * BLOCK];  /* [j,i] M */
-    float y[MOST_ROWS * BLOCK];    /* [p,i] */
+    _Alignas(64) float x[BLOCK * MOST_ROWS];    /* [j,p] */
+    _Alignas(64) float into[BLOCK * MOST_ROWS]; /* after_j D_j x_j */
+    _Alignas(64) float weights[BLOCK * BLOCK];  /* [j,i] M */
+    _Alignas(64) float y[MOST_ROWS * BLOCK];    /* [p,i] */
 };
 
 static void shared_find(struct shared *s, const struct scan_args *a, const struct unit *u,
@@ -162,7 +164,7 @@ static void scan_unit(const struct scan_args *a, const struct unit *u) {
     const int64_t chunks = (a->L + a->Q - 1) / a->Q, in_head = u->p0 * S, head = a->P * S;
     struct shared shared;
     struct block block;
-    float states[STATES];
+    _Alignas(64) float states[STATES];
     struct head_constants constants[MOST_HEADS];
     for (int64_t h = u->h0; h < u->h1; h++) {
         const int64_t at = (u->b * a->H + h) * head + in_head;
@@ -197,11 +199,13 @@ KERNEL(scan) {
         return;
     }
     if (a->G == 0 || a->H == 0) return;
-    /* Rows of heads in equal parts; heads together as many as leave enough units for all threads. */
+    /* Rows of heads in equal parts; heads together as many as leave work for all threads. No result
+     * depends on it. */
     const int64_t heads = a->H / a->G, parts = (a->P + MOST_ROWS - 1) / MOST_ROWS;
     const int64_t rows = padded((a->P + parts - 1) / parts);
     int64_t together = least(MOST_HEADS, STATES / (rows * padded(a->S)));
-    while (together > 1 && a->B * a->G * parts * ((heads + together - 1) / together) < WANTED_UNITS)
+    const int64_t wanted = 4 * omp_get_max_threads();
+    while (together > 1 && a->B * a->G * parts * ((heads + together - 1) / together) < wanted)
         together = (together + 1) / 2;
     const int64_t bands = (heads + together - 1) / together;
 #pragma omp parallel for collapse(3) schedule(dynamic) if (a->B * a->L * a->H * a->P * a->S > SMALL)

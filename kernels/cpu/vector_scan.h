@@ -34,10 +34,11 @@ static inline void documents_find(struct documents *d, const int32_t *start, int
 
 /* A head over a block. Tokens after the n-th are harmless: their D is 0. */
 struct paces {
-    float delta[BLOCK], slope[BLOCK]; /* D, and its derivative by dt; 0 where clamped */
-    float high[BLOCK], low[BLOCK];    /* s */
-    float before[BLOCK];              /* weight of the state before the block in token i's */
-    float after[BLOCK];               /* weight of token j in the state after the block */
+    _Alignas(64) float delta[BLOCK],
+        slope[BLOCK];                           /* D, and its derivative by dt; 0 where clamped */
+    _Alignas(64) float high[BLOCK], low[BLOCK]; /* s */
+    _Alignas(64) float before[BLOCK]; /* weight of the state before the block in token i's */
+    _Alignas(64) float after[BLOCK];  /* weight of token j in the state after the block */
     float whole;                      /* of the state before in that after; 0: a document begins */
 };
 
