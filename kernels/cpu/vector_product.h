@@ -1,7 +1,7 @@
 /* vector_product: products of small matrices that lie in the cache, and transposition. What blocks
  * of a scan are made of.
  *
- *   c[m,n] = c[m,n] by[n] + sum over k of a(m,k) b[k,n]
+ *   c[m,n] = from[m,n] by[n] + sum over k of a(m,k) b[k,n]
  *
  * A tile of c, TILE_ROWS x TILE_VECS vectors, stays in registers while k runs: per k one load of
  * each vector of b and one broadcast of each a. So a may lie in either order (a_row and a_step are
@@ -18,14 +18,8 @@ enum { TILE_ROWS = 8, TILE_VECS = 3 };
 #else
 enum { TILE_ROWS = 4, TILE_VECS = 3 };
 #endif
-/* What everything is padded to, on processors of any level. */
-enum { PAD = 16 };
 
 #define INLINE static inline __attribute__((always_inline))
-
-static inline int64_t padded(int64_t n) {
-    return (n + PAD - 1) / PAD * PAD;
-}
 
 struct product {
     int64_t rows, vecs, depth;
@@ -35,22 +29,25 @@ struct product {
     int64_t b_row;
     float *c;
     int64_t c_row;
-    const float *by; /* [n]; NULL: c is not read */
+    const float *from; /* NULL: nothing; rows as far apart as those of c, which it may be */
+    const float *by;
     int64_t by_step; /* 1, or 0 where by is one vector for all columns */
 };
 
 INLINE void product_tile(const struct product *p, const int vecs, int64_t row, int64_t vec) {
     const float *a = p->a + row * p->a_row, *b = p->b + vec * LANES;
     const int64_t a_row = p->a_row;
-    float *c = p->c + row * p->c_row + vec * LANES;
+    const int64_t at = row * p->c_row + vec * LANES;
+    const float *from = p->from ? p->from + at : NULL;
+    float *c = p->c + at;
     vf sum[TILE_ROWS][TILE_VECS];
 #pragma GCC unroll 8
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < vecs; v++)
-            sum[r][v] = p->by ? load_real(c + r * p->c_row + v * LANES) *
-                                    load_real(p->by + (vec + v) * LANES * p->by_step)
-                              : vf_all(0);
+            sum[r][v] = p->from ? load_real(from + r * p->c_row + v * LANES) *
+                                      load_real(p->by + (vec + v) * LANES * p->by_step)
+                                : vf_all(0);
     for (int64_t k = 0; k < p->depth; k++) {
         vf w[TILE_VECS];
 #pragma GCC unroll 3

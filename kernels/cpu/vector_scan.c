@@ -131,7 +131,8 @@ static void head_block(const struct scan_args *a, const struct shared *s, const 
                               .b_row = BLOCK,
                               .c = k->y,
                               .c_row = BLOCK,
-                              .by = d->first > 0 ? p->before : NULL,
+                              .from = d->first > 0 ? k->y : NULL,
+                              .by = p->before,
                               .by_step = 1});
     product(&(struct product){.rows = rows,
                               .vecs = width / LANES,
@@ -143,7 +144,8 @@ static void head_block(const struct scan_args *a, const struct shared *s, const 
                               .b_row = width,
                               .c = state,
                               .c_row = width,
-                              .by = d->last < 0 ? whole : NULL});
+                              .from = d->last < 0 ? state : NULL,
+                              .by = whole});
     y_turned((stored *)a->y + (token * H + h) * P + u->p0, H * P, k->y, n, n_p);
 }
 

@@ -9,9 +9,13 @@
 #define KERNELS_CPU_VECTOR_SCAN_H
 
 #include "kernels/cpu/vector_product.h"
+#include "kernels/scan_split.h"
 
-/* Tokens of a block. A longer one makes more of the work products, and more work. */
-enum { BLOCK = 32 };
+enum { BLOCK = SCAN_BLOCK, PAD = SCAN_PAD };
+
+static inline int64_t padded(int64_t n) {
+    return scan_padded(n);
+}
 
 /* The documents of a block's n tokens. */
 struct documents {
