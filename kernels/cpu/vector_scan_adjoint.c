@@ -316,8 +316,10 @@ static void tokens_put(const struct scan_adjoint_args *a, const struct worker *w
     double q = pull->end;
     for (int64_t j = b->n - 1; j >= 0; j--) {
         q += pull->at[j];
-        /* A document begins here: nothing goes through. */
-        if (a->start[token + j] == b->t + j) q = 0;
+        /* Nothing goes through the beginning of a document, and less than rounding lets through (but
+         * D would make it large) through a decay of e^-30. */
+        const bool begins = a->start[token + j] == b->t + j;
+        if (begins || h_c->a * (double)p->delta[j] < -30) q = 0;
         const double ddelta = (double)x_r[j] + h_c->a * q, ddt = ddelta * (double)p->slope[j];
         sums->a_log += h_c->a * (double)p->delta[j] * q;
         sums->dt_bias += ddt;
