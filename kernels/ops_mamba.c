@@ -1,6 +1,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/scan_split.h"
 
 #define BIT(i) (1u << (i))
 enum { SCAN_SCRATCH = 16384 }; /* numbers of state history a scan's adjoint may hold at a time */
@@ -100,6 +101,11 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
         dy = scratch_take(t, tensor_elements(y) * dtype_size(u->dtype), &zeros);
         device_zero(t->device, dy, tensor_elements(y) * dtype_size(u->dtype));
     }
+    const int64_t numbers = scan_split(n->size[0], n->size[1], n->size[2], n->size[3], n->size[4],
+                                       n->size[5], n->size[6])
+                                .all;
+    struct piece *piece;
+    void *scratch = scratch_take(t, (size_t)numbers * dtype_size(t->real), &piece);
     DEVICE_RUN(t->device, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data,
                .a_log = n->in[SCAN_A]->data, .d = n->in[SCAN_D]->data,
                .dt_bias = n->in[SCAN_BIAS]->data, .start = n->in[SCAN_START]->data,
@@ -107,9 +113,10 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
                .du = grad[0], .du_add = add[0], .ddt = grad[1], .ddt_add = add[1],
                .da_log = grad[2], .da_log_add = add[2], .dd = grad[3], .dd_add = add[3],
                .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds, .dstate_in_add = s_add,
-               .B = n->size[0], .L = n->size[1], .H = n->size[2], .P = n->size[3], .G = n->size[4],
-               .S = n->size[5], .Q = n->size[6], .lddt = dt->stride, .dt_min = n->real[0],
-               .dt_max = n->real[1]);
+               .scratch = scratch, .B = n->size[0], .L = n->size[1], .H = n->size[2],
+               .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6],
+               .lddt = dt->stride, .dt_min = n->real[0], .dt_max = n->real[1]);
+    scratch_give(t, piece);
     if (zeros) scratch_give(t, zeros);
 }
 static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,

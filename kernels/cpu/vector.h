@@ -44,7 +44,7 @@ static inline int64_t most(int64_t a, int64_t b) {
 }
 
 static inline vf vf_all(float x) {
-    return (vf){0} + x;
+    return x - (vf){0}; /* x + 0 is not x where x is -0, and would be computed */
 }
 
 /* ---- between vectors and memory, any alignment ---- */
