@@ -1,0 +1,146 @@
+/* vector_attention: a block of queries meets the keys it sees a block at a time (FlashAttention-2,
+ * Dao 2023, arXiv:2307.08691): scores, weights relative to the largest score so far, what was summed
+ * before scaled down where a larger one turned up, and division by the sum of weights at the very
+ * end. Exponentials are powers of two: weight = 2^(c s - m), c = scale / ln 2, m = largest c s.
+ *
+ * Where there are few blocks of queries and many keys (decoding), the keys are cut into C pieces,
+ * which depend on sizes alone; each leaves its sums in scratch, and these are merged in order. */
+#include "kernels/cpu/vector_attention.h"
+
+/* The work of one thread. */
+struct work {
+    unit q[BLOCK];   /* [units of D][queries] */
+    float o[BLOCK];  /* [D][queries] */
+    float score[KEYS * MOST_LANES];
+    unit weight[KEYS / PAIR * MOST_LANES]; /* [units of keys][queries] */
+    unit k[KEYS * 2 * WIDEST], v[KEYS * 2 * WIDEST];
+    float largest[MOST_LANES], sum[MOST_LANES], shrink[MOST_LANES];
+};
+
+/* Keys and values of key head g that places low..high - 1 have: past, then row. */
+static int runs(const struct attention_args *a, int64_t b, int64_t g, int64_t low, int64_t high,
+                struct keys run[2]) {
+    int n = 0;
+    if (low < 0) {
+        const int64_t at = b * a->ldp + (a->P * a->G + g) * a->D, ld = a->G * a->D;
+        run[n++] = (struct keys){(const stored *)a->k_past + at, (const stored *)a->v_past + at, ld,
+                                 ld, low, least(high, 0)};
+    }
+    if (high > 0)
+        run[n++] = (struct keys){(const stored *)a->k + b * a->L * a->ldk + g * a->D,
+                                 (const stored *)a->v + b * a->L * a->ldv + g * a->D, a->ldk,
+                                 a->ldv, most(low, 0), high};
+    return n;
+}
+
+/* Scores of n keys, from place j0 on, to weights, with sums and largest brought up to date. */
+INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n, float c,
+                  const bool masked) {
+    const int64_t ld = q->lanes;
+    for (int v = 0; v < q->vectors; v++) {
+        float *score = w->score + v * LANES;
+        const vf before = load_real(w->largest + v * LANES);
+        vf most_of_all[2] = {vf_all(-INFINITY), vf_all(-INFINITY)};
+        for (int64_t j = 0; j < n; j++) {
+            vf s = load_real(score + j * ld);
+            if (masked) {
+                s = vf_choose(sees(q, v, j0 + j), s, vf_all(-INFINITY));
+                store_real(score + j * ld, s);
+            }
+            most_of_all[j & 1] = vf_larger(most_of_all[j & 1], s);
+        }
+        const vf m = vf_larger(before, vf_larger(most_of_all[0], most_of_all[1]) * c);
+        const vf shrink = power_of_two(before - m);
+        vf sum = {0};
+        for (int64_t j = 0; j < n; j += PAIR) {
+            vf p[PAIR];
+            for (int h = 0; h < PAIR; h++) {
+                if (h && j + h == n) { /* half a unit */
+                    p[h] = (vf){0};
+                    continue;
+                }
+                p[h] = power_of_two(load_real(score + (j + h) * ld) * c - m);
+                if (masked) p[h] = vf_choose(sees(q, v, j0 + j + h), p[h], (vf){0});
+                sum += p[h];
+            }
+            store_units(w->weight + j / PAIR * ld + v * LANES, pair_up(p));
+        }
+        store_real(w->largest + v * LANES, m);
+        store_real(w->shrink + v * LANES, shrink);
+        store_real(w->sum + v * LANES, load_real(w->sum + v * LANES) * shrink + sum);
+    }
+}
+
+/* w->o, sum and largest of the queries, over the keys of places low..high - 1. */
+static void attend(const struct attention_args *a, const struct queries *q, int64_t low,
+                   int64_t high, struct work *w) {
+    const int64_t D = a->D, ld = q->lanes;
+    const float c = (float)fabs(a->scale) * log2e;
+    struct keys run[2];
+    const int n_runs = runs(a, q->b, q->g, low, high, run);
+    for (int64_t m = 0; m < q->vectors * LANES; m++) {
+        w->largest[m] = -1e30f; /* finite: no difference of infinities */
+        w->sum[m] = 0;
+    }
+    memset(w->o, 0, (size_t)(D * ld) * sizeof *w->o);
+    for (const struct keys *r = run; r < run + n_runs; r++)
+        for (int64_t j = r->from; j < r->to; j += KEYS) {
+            const int64_t n = least(KEYS, r->to - j);
+            const struct factor k = as_rows(w->k, r->k + j * r->ldk, r->ldk, n, D);
+            const struct factor v = as_columns(w->v, r->v + j * r->ldv, r->ldv, n, D);
+            product_of_rows(&(struct product){w->score, k.p, w->q, NULL, ld, k.ld, ld, n, units(D),
+                                              q->vectors, FRESH});
+            if (j >= q->all_low && j + n <= q->all_high) weigh(w, q, j, n, c, false);
+            else weigh(w, q, j, n, c, true);
+            product_of_columns(&(struct product){w->o, v.p, w->weight, w->shrink, ld, v.ld, ld, D,
+                                                 units(n), q->vectors, SCALED});
+        }
+}
+
+/* Divides by the sums and writes the queries' results. */
+static void give(const struct attention_args *a, const struct queries *q, const struct work *w) {
+    const int64_t D = a->D;
+    for (int v = 0; v < q->vectors; v++) {
+        const int64_t n = least(LANES, q->n - v * LANES);
+        const int64_t *row = q->row + v * LANES;
+        const vf sum = load_real(w->sum + v * LANES), inverse = 1.0f / sum;
+        float lse[LANES];
+        store_real(lse, load_real(w->largest + v * LANES) * ln2 + vf_log(sum));
+        for (int64_t i = 0; i < n; i++) ((float *)a->lse)[row[i]] = lse[i];
+        for (int64_t d = 0; d < D; d += LANES) {
+            const int64_t width = least(LANES, D - d);
+            vf x[LANES];
+            for (int64_t i = 0; i < LANES; i++)
+                x[i] = i < width ? load_real(w->o + (d + i) * q->lanes + v * LANES) * inverse
+                                 : (vf){0};
+            turn(x);
+            for (int64_t i = 0; i < n; i++) {
+                stored *o = (stored *)a->o + row[i] * D + d;
+                if (width == LANES) store(o, x[i]);
+                else store_n(o, x[i], width);
+            }
+        }
+    }
+}
+
+static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t u,
+                  struct work *w) {
+    struct queries q;
+    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
+    queries_turn(&q, w->q, a->q, a->ldq, a->D);
+    attend(a, &q, q.low, q.high, w);
+    give(a, &q, w);
+}
+
+KERNEL(attention) {
+    if (a->B * a->L * a->H * a->D == 0) return;
+    const int64_t lanes = lanes_of(a->D), blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
+#pragma omp parallel if (a->B * a->H * a->L * a->D * (a->L + a->P) > SMALL * 8)
+    {
+        _Alignas(64) struct work w;
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int64_t u = blocks - 1; u >= 0; u--)
+            for (int64_t b = 0; b < a->B; b++)
+                for (int64_t g = 0; g < a->G; g++) block(a, b, g, u, &w);
+    }
+}
