@@ -1,7 +1,8 @@
 /* vector_attention: a block of queries meets the keys it sees a block at a time (FlashAttention-2,
  * Dao 2023, arXiv:2307.08691): scores, weights relative to the largest score so far, what was summed
  * before scaled down where a larger one turned up, and division by the sum of weights at the very
- * end. Exponentials are powers of two: weight = 2^(c s - m), c = scale / ln 2, m = largest c s.
+ * end. Exponentials are powers of two: weight = 2^(c (s - m)), c = scale / ln 2, m the largest s, so
+ * that the largest weight is 1 exactly and a token that sees only itself gets its value unchanged.
  *
  * Where there are few blocks of queries and many keys (decoding), the keys are cut into C pieces,
  * which depend on sizes alone; each leaves its sums in scratch, and these are merged in order. */
@@ -49,8 +50,8 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
             }
             most_of_all[j & 1] = vf_larger(most_of_all[j & 1], s);
         }
-        const vf m = vf_larger(before, vf_larger(most_of_all[0], most_of_all[1]) * c);
-        const vf shrink = power_of_two(before - m);
+        const vf m = vf_larger(before, vf_larger(most_of_all[0], most_of_all[1]));
+        const vf shrink = power_of_two((before - m) * c);
         vf sum = {0};
         for (int64_t j = 0; j < n; j += PAIR) {
             vf p[PAIR];
@@ -59,7 +60,7 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
                     p[h] = (vf){0};
                     continue;
                 }
-                p[h] = power_of_two(load_real(score + (j + h) * ld) * c - m);
+                p[h] = power_of_two((load_real(score + (j + h) * ld) - m) * c);
                 if (masked) p[h] = vf_choose(sees(q, v, j0 + j + h), p[h], (vf){0});
                 sum += p[h];
             }
@@ -75,7 +76,7 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
 static void attend(const struct attention_args *a, const struct queries *q, int64_t low,
                    int64_t high, struct work *w) {
     const int64_t D = a->D, ld = q->lanes;
-    const float c = (float)fabs(a->scale) * log2e;
+    const float c = (float)a->scale * log2e;
     struct keys run[2];
     const int n_runs = runs(a, q->b, q->g, low, high, run);
     for (int64_t m = 0; m < q->vectors * LANES; m++) {
@@ -105,7 +106,7 @@ static void give(const struct attention_args *a, const struct queries *q, const 
         const int64_t *row = q->row + v * LANES;
         const vf sum = load_real(w->sum + v * LANES), inverse = 1.0f / sum;
         float lse[LANES];
-        store_real(lse, load_real(w->largest + v * LANES) * ln2 + vf_log(sum));
+        store_real(lse, load_real(w->largest + v * LANES) * (float)a->scale + vf_log(sum));
         for (int64_t i = 0; i < n; i++) ((float *)a->lse)[row[i]] = lse[i];
         for (int64_t d = 0; d < D; d += LANES) {
             const int64_t width = least(LANES, D - d);
