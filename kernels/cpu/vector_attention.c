@@ -10,29 +10,13 @@
 
 /* The work of one thread. */
 struct work {
-    unit q[BLOCK];   /* [units of D][queries] */
-    float o[BLOCK];  /* [D][queries] */
-    float score[KEYS * MOST_LANES];
-    unit weight[KEYS / PAIR * MOST_LANES]; /* [units of keys][queries] */
-    unit k[KEYS * 2 * WIDEST], v[KEYS * 2 * WIDEST];
+    unit *q;     /* [units of D][queries] */
+    float *o;    /* [D][queries] */
+    unit *k, *v; /* keys as rows, values as columns, where they are copied */
+    _Alignas(64) float score[KEYS * MOST_LANES]; /* [key][queries] */
+    unit weight[KEYS / PAIR * MOST_LANES];       /* [units of keys][queries] */
     float largest[MOST_LANES], sum[MOST_LANES], shrink[MOST_LANES];
 };
-
-/* Keys and values of key head g that places low..high - 1 have: past, then row. */
-static int runs(const struct attention_args *a, int64_t b, int64_t g, int64_t low, int64_t high,
-                struct keys run[2]) {
-    int n = 0;
-    if (low < 0) {
-        const int64_t at = b * a->ldp + (a->P * a->G + g) * a->D, ld = a->G * a->D;
-        run[n++] = (struct keys){(const stored *)a->k_past + at, (const stored *)a->v_past + at, ld,
-                                 ld, low, least(high, 0)};
-    }
-    if (high > 0)
-        run[n++] = (struct keys){(const stored *)a->k + b * a->L * a->ldk + g * a->D,
-                                 (const stored *)a->v + b * a->L * a->ldv + g * a->D, a->ldk,
-                                 a->ldv, most(low, 0), high};
-    return n;
-}
 
 /* Scores of n keys, from place j0 on, to weights, with sums and largest brought up to date. */
 INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n, float c,
@@ -78,13 +62,13 @@ static void attend(const struct attention_args *a, const struct queries *q, int6
     const int64_t D = a->D, ld = q->lanes;
     const float c = (float)a->scale * log2e;
     struct keys run[2];
-    const int n_runs = runs(a, q->b, q->g, low, high, run);
+    KEYS_FIND(run, a, q->b, q->g, low, high);
     for (int64_t m = 0; m < q->vectors * LANES; m++) {
         w->largest[m] = -1e30f; /* finite: no difference of infinities */
         w->sum[m] = 0;
     }
     memset(w->o, 0, (size_t)(D * ld) * sizeof *w->o);
-    for (const struct keys *r = run; r < run + n_runs; r++)
+    for (const struct keys *r = run; r < run + 2; r++)
         for (int64_t j = r->from; j < r->to; j += KEYS) {
             const int64_t n = least(KEYS, r->to - j);
             const struct factor k = as_rows(w->k, r->k + j * r->ldk, r->ldk, n, D);
@@ -124,24 +108,93 @@ static void give(const struct attention_args *a, const struct queries *q, const 
     }
 }
 
-static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t u,
+/* What piece c of C leaves in scratch for the block u: o, then largest and sum, [D + 2][queries]. */
+static float *left_by(const struct attention_args *a, int64_t b, int64_t g, int64_t u, int64_t c) {
+    const int64_t lanes = lanes_of(a->D), blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
+    /* of the last block's lanes only those in use count, in steps of 16 */
+    const int64_t last = (a->L * (a->H / a->G) - (blocks - 1) * lanes + 15) / 16 * 16;
+    const int64_t all = (blocks - 1) * lanes + last, width = u == blocks - 1 ? last : lanes;
+    return (float *)a->scratch + ((b * a->G + g) * a->C * all + u * lanes * a->C + c * width) *
+                                     (a->D + 2);
+}
+
+/* The place where piece c of C of the keys begins: pieces are whole blocks of keys. */
+static int64_t cut(const struct queries *q, int64_t c, int64_t C) {
+    const int64_t blocks = (q->high - q->low + KEYS - 1) / KEYS;
+    return least(q->high, q->low + blocks * c / C * KEYS);
+}
+
+static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t u, int64_t c,
                   struct work *w) {
     struct queries q;
     queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
     queries_turn(&q, w->q, a->q, a->ldq, a->D);
-    attend(a, &q, q.low, q.high, w);
+    attend(a, &q, cut(&q, c, a->C), cut(&q, c + 1, a->C), w);
+    if (a->C == 1) {
+        give(a, &q, w);
+        return;
+    }
+    float *left = left_by(a, b, g, u, c);
+    const int64_t width = q.vectors * LANES;
+    const size_t bytes = (size_t)width * sizeof *left;
+    for (int64_t d = 0; d < a->D; d++) memcpy(left + d * width, w->o + d * q.lanes, bytes);
+    memcpy(left + a->D * width, w->largest, bytes);
+    memcpy(left + (a->D + 1) * width, w->sum, bytes);
+}
+
+/* The pieces' sums, each relative to its largest score, to those of all keys. */
+static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u,
+                  struct work *w) {
+    struct queries q;
+    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
+    const int64_t D = a->D, width = q.vectors * LANES;
+    const float scale = (float)a->scale * log2e;
+    for (int v = 0; v < q.vectors; v++) {
+        vf largest = vf_all(-1e30f), sum = {0};
+        for (int64_t c = 0; c < a->C; c++)
+            largest = vf_larger(largest, load_real(left_by(a, b, g, u, c) + D * width + v * LANES));
+        for (int64_t c = 0; c < a->C; c++) {
+            const float *left = left_by(a, b, g, u, c) + v * LANES;
+            const vf shrink = power_of_two((load_real(left + D * width) - largest) * scale);
+            sum += load_real(left + (D + 1) * width) * shrink;
+            for (int64_t d = 0; d < D; d++)
+                put_real(w->o + d * q.lanes + v * LANES, load_real(left + d * width) * shrink,
+                         c > 0);
+        }
+        store_real(w->largest + v * LANES, largest);
+        store_real(w->sum + v * LANES, sum);
+    }
     give(a, &q, w);
 }
 
 KERNEL(attention) {
     if (a->B * a->L * a->H * a->D == 0) return;
-    const int64_t lanes = lanes_of(a->D), blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
+    if (a->C < 1) bug("%d pieces", (int)a->C);
+    const int64_t lanes = lanes_of(a->D), D1 = whole(a->D), C = a->C;
+    const int64_t blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
 #pragma omp parallel if (a->B * a->H * a->L * a->D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) struct work w;
-#pragma omp for collapse(3) schedule(dynamic)
+        _Alignas(64) unit stack[2 * BLOCK + 2 * KEY_BLOCK];
+        struct work w;
+        const size_t needed = (size_t)((2 * lanes + 2 * KEYS) * D1) * sizeof(unit);
+        void *heap = D1 > 2 * WIDEST ? die_alloc(needed) : NULL;
+        unit *space = heap ? heap : stack;
+        w.q = carve(&space, lanes * D1);
+        w.o = (float *)carve(&space, lanes * D1);
+        w.k = carve(&space, KEYS * D1);
+        w.v = carve(&space, KEYS * D1);
+        /* later blocks see more keys: the longest work first */
+#pragma omp for collapse(4) schedule(dynamic)
         for (int64_t u = blocks - 1; u >= 0; u--)
             for (int64_t b = 0; b < a->B; b++)
-                for (int64_t g = 0; g < a->G; g++) block(a, b, g, u, &w);
+                for (int64_t g = 0; g < a->G; g++)
+                    for (int64_t c = 0; c < C; c++) block(a, b, g, u, c, &w);
+        if (C > 1) {
+#pragma omp for collapse(3) schedule(dynamic)
+            for (int64_t u = 0; u < blocks; u++)
+                for (int64_t b = 0; b < a->B; b++)
+                    for (int64_t g = 0; g < a->G; g++) merge(a, b, g, u, &w);
+        }
+        free(heap);
     }
 }

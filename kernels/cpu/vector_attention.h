@@ -10,16 +10,31 @@
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_H
 #define KERNELS_CPU_VECTOR_ATTENTION_H
 
+#include <stdlib.h>
+
 #include "kernels/cpu/vector_products.h"
 
 /* Queries and keys of a block; floats of a block of queries, and how wide heads may be for it (wider
- * ones take half as many queries; wider still than 2 WIDEST, and the memory is allocated). */
+ * ones take half as many queries; if wider still than 2 WIDEST, the memory is allocated). */
 enum { MOST_LANES = 96, KEYS = 64, WIDEST = 256, BLOCK = MOST_LANES * WIDEST };
+enum { KEY_BLOCK = KEYS * 2 * WIDEST };
 
-static const float log2e = 1.44269504088896341f, ln2 = 0.693147180559945309f;
+static const float log2e = 1.44269504088896341f;
 
 static inline int64_t lanes_of(int64_t D) {
     return D <= WIDEST ? MOST_LANES : MOST_LANES / 2;
+}
+
+/* D in whole vectors. */
+static inline int64_t whole(int64_t D) {
+    return (D + LANES - 1) / LANES * LANES;
+}
+
+/* The next n units of a thread's memory, in whole cache lines. */
+static inline unit *carve(unit **space, int64_t n) {
+    unit *p = *space;
+    *space += (n + 15) / 16 * 16;
+    return p;
 }
 
 INLINE vf vf_larger(vf a, vf b) {
@@ -88,12 +103,16 @@ static inline void queries_find(struct queries *q, int64_t b, int64_t g, int64_t
     }
 }
 
-/* A run of keys and values that follow each other, those of places from <= place < to, n of them;
- * k and v: of place 0. Rows ldk and ldv apart. */
+/* A run of keys and values that follow each other, those of places from <= place < to; k and v: of
+ * place 0. Rows ldk and ldv apart. */
 struct keys {
     const stored *k, *v;
     int64_t ldk, ldv, from, to;
 };
+
+/* run[0..1]: keys and values of places low..high - 1, row b and key head g: of the past, of the row.
+ * (A macro: attention and its adjoint name these operands alike, in structs of their own.) */
+#define KEYS_FIND(run, a, b, g, low, high)                                                             do {                                                                                                   const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                             const int64_t token = (b) * (a)->L, apart = (a)->G * (a)->D, head = (g) * (a)->D;                  if ((low) < 0)                                                                                         (run)[0] = (struct keys){(const stored *)(a)->k_past + old,                                                                 (const stored *)(a)->v_past + old,                                                                 apart,                                                                                             apart,                                                                                             (low),                                                                                             least((high), 0)};                                                    else (run)[0] = (struct keys){0};                                                                  (run)[1] = (struct keys){(const stored *)(a)->k + token * (a)->ldk + head,                                                  (const stored *)(a)->v + token * (a)->ldv + head,                                                  (a)->ldk,                                                                                          (a)->ldv,                                                                                          most((low), 0),                                                                                    most((high), 0)};                                                     } while (0)
 
 /* A block of keys as a factor: of place j on, as rows [key][units of D], and as columns. */
 struct factor {
