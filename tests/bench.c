@@ -33,7 +33,7 @@ enum { WORDS = 16384, MOST_OPERANDS = 16 };
 /* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100
 #define ATTENTION .B = 1, .L = T, .H = Q_HEADS, .G = KV, .D = HEAD, .ldq = Q_HEADS * HEAD, .ldk = KV * HEAD, \
-    .ldv = KV * HEAD, .scale = 0.125
+    .ldv = KV * HEAD, .C = 1, .scale = 0.125
 #define ROUTE .T = T, .E = EXPERTS, .K = CHOSEN
 #define GROUPED .S = T * CHOSEN, .N = WIDTH, .K = HIDDEN, .E = EXPERTS
 #define GATE .T = T, .W = INNER, .G = GROUPS, .ldz = INNER
