@@ -187,6 +187,35 @@ static inline void put_real_n(float *p, vf v, int64_t n, int add) {
     store_real_n(p, add ? load_real_n(p, n) + v : v, n);
 }
 
+/* The next LANES numbers of n that are left, or all of these. */
+static inline vf load_left(const stored *p, int64_t n) {
+    return n >= LANES ? load(p) : load_n(p, n);
+}
+
+static inline vf load_real_left(const float *p, int64_t n) {
+    return n >= LANES ? load_real(p) : load_real_n(p, n);
+}
+
+static inline void store_left(stored *p, vf v, int64_t n) {
+    if (n >= LANES) store(p, v);
+    else store_n(p, v, n);
+}
+
+static inline void store_real_left(float *p, vf v, int64_t n) {
+    if (n >= LANES) store_real(p, v);
+    else store_real_n(p, v, n);
+}
+
+static inline void put_left(stored *p, vf v, int64_t n, int add) {
+    if (n >= LANES) put(p, v, add);
+    else put_n(p, v, n, add);
+}
+
+static inline void put_real_left(float *p, vf v, int64_t n, int add) {
+    if (n >= LANES) put_real(p, v, add);
+    else put_real_n(p, v, n, add);
+}
+
 /* ---- arithmetic ---- */
 
 static inline vf vf_choose(vi mask, vf yes, vf no) {
@@ -215,6 +244,15 @@ static inline vf vf_min(vf a, vf b) {
     return (vf)_mm512_min_ps((__m512)b, (__m512)a);
 #else
     return vf_choose(b < a, b, a);
+#endif
+}
+
+static inline vf vf_sqrt(vf x) {
+#if defined __AVX512F__
+    return (vf)_mm512_sqrt_ps((__m512)x);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = sqrtf(x[i]);
+    return x;
 #endif
 }
 
