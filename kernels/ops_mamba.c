@@ -35,8 +35,9 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     void *db = tape_grad_in(t, n, CONV_B, mask, &b_add),
          *ds = tape_grad_in(t, n, CONV_STATE, mask, &s_add);
     if (!dx && !dw && !db && !ds) return;
-    struct piece *zeros = NULL;
-    void *du = tape_grad_out(n, 0);
+    struct piece *zeros = NULL, *sums;
+    const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
+    void *du = tape_grad_out(n, 0), *room = scratch_take(t, parts * dtype_size(t->real), &sums);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
         du = scratch_take(t, tensor_elements(u) * dtype_size(t->real), &zeros);
@@ -46,9 +47,10 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
                .b = data_of(n->in[CONV_B]), .start = n->in[CONV_START]->data,
                .state_in = data_of(n->in[CONV_STATE]), .du = du, .dstate_out = tape_grad_out(n, 1),
                .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add, .db = db, .db_add = b_add,
-               .dstate_in = ds, .dstate_in_add = s_add, .B = n->size[0], .L = n->size[1],
-               .C = x->width, .K = w->width, .ldx = x->stride);
+               .dstate_in = ds, .dstate_in_add = s_add, .parts = room, .B = n->size[0],
+               .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
     if (zeros) scratch_give(t, zeros);
+    scratch_give(t, sums);
 }
 static const struct tape_op op_conv = {"conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B)};
 

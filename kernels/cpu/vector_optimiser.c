@@ -41,30 +41,36 @@ typedef double vd __attribute__((vector_size(4 * LANES)));
 typedef float vhalf __attribute__((vector_size(2 * LANES)));
 enum { LOG_BLOCK = 13, BLOCK = 1 << LOG_BLOCK, SETS = 4, HALF = LANES / 2 };
 
-/* The first three parts of a block whose ends fit the formulas. */
+/* Adds the squares of SETS * HALF numbers. */
+static inline void add_squares(const float *x, vd one[SETS], vd two[SETS], vd three[SETS]) {
+    for (int s = 0; s < SETS; s++) {
+        vhalf h;
+        memcpy(&h, x + s * HALF, sizeof h);
+        const vd v = __builtin_convertvector(h, vd), square = v * v;
+        const vd sum1 = one[s] + square, rest1 = square - (sum1 - one[s]);
+        const vd sum2 = two[s] + rest1, rest2 = rest1 - (sum2 - two[s]);
+        one[s] = sum1;
+        two[s] = sum2;
+        three[s] += rest2;
+    }
+}
+
+/* The three sums of a block that fits the formulas; first, second: where two of them begin. */
 static void three_parts(const float *x, int64_t n, double first, double second, double part[3]) {
     vd one[SETS], two[SETS], three[SETS];
     for (int s = 0; s < SETS; s++)
         one[s] = (vd){0} + first, two[s] = (vd){0} + second, three[s] = (vd){0};
-    for (int64_t i = 0; i < n; i += SETS * HALF)
-        for (int s = 0; s < SETS; s++) {
-            vhalf h = {0};
-            const int64_t left = n - i - s * HALF;
-            if (left >= HALF) memcpy(&h, x + i + s * HALF, sizeof h);
-            else if (left > 0) memcpy(&h, x + i + s * HALF, (size_t)left * sizeof *x);
-            const vd v = __builtin_convertvector(h, vd), square = v * v;
-            const vd sum1 = one[s] + square, rest1 = square - (sum1 - one[s]);
-            const vd sum2 = two[s] + rest1, rest2 = rest1 - (sum2 - two[s]);
-            one[s] = sum1;
-            two[s] = sum2;
-            three[s] += rest2;
-        }
+    int64_t i = 0;
+    for (; i + SETS * HALF <= n; i += SETS * HALF) add_squares(x + i, one, two, three);
+    float rest[SETS * HALF] = {0};
+    memcpy(rest, x + i, (size_t)(n - i) * sizeof *x);
+    add_squares(rest, one, two, three);
     part[0] = part[1] = part[2] = 0;
     for (int s = 0; s < SETS; s++)
-        for (int i = 0; i < HALF; i++) {
-            part[0] += one[s][i] - first;
-            part[1] += two[s][i] - second;
-            part[2] += three[s][i];
+        for (int k = 0; k < HALF; k++) {
+            part[0] += one[s][k] - first;
+            part[1] += two[s][k] - second;
+            part[2] += three[s][k];
         }
 }
 
