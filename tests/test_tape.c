@@ -177,6 +177,7 @@ static struct param *make_param(struct bench *b, const char *split, int64_t rows
     p->name = "weight";
     p->rows = rows;
     p->width = width;
+    p->dtype = b->t.real;
     p->trained = true;
     if (*split == 'X') {
         p->layout.factoring = EXPERT;
