@@ -71,6 +71,8 @@ static const struct {
     ONE(gate_squares_adjoint, GATE),
     ONE(gate_norm, GATE, .width = INNER / GROUPS, .eps = 1e-5),
     ONE(gate_norm_adjoint, GATE, .width = INNER / GROUPS, .eps = 1e-5),
+    ONE(gated_norm, GATE, .eps = 1e-5),
+    ONE(gated_norm_adjoint, GATE, .eps = 1e-5),
     ONE(attention, ATTENTION),
     ONE(attention_adjoint, ATTENTION),
     ONE(route, ROUTE, .groups = 1, .kept = 1),
