@@ -1,0 +1,128 @@
+#include "kernels/peak.h"
+
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "kernels/cpu/table.h"
+#include "kernels/die.h"
+
+/* Twelve chains hide the latency of a multiply-add on two ports. A slice takes 0.2 ms. */
+enum { CHAINS = 12, ROUNDS = 40000, SLICES = 12 };
+
+/* A loop returns something that depends on every one of its operations. */
+typedef float (*loop_fn)(int rounds);
+
+static float loop_plain(int rounds) {
+    enum { WIDE = 4 * CHAINS };
+    float c[WIDE];
+    for (int i = 0; i < WIDE; i++) c[i] = (float)i;
+    for (int k = 0; k < rounds; k++)
+        for (int i = 0; i < WIDE; i++) c[i] = c[i] * 0.999f + 1e-3f;
+    float sum = 0;
+    for (int i = 0; i < WIDE; i++) sum += c[i];
+    return sum;
+}
+
+#ifdef __x86_64__
+#define CHAINS_OF(type, zero, step, total)                                                         \
+    type c[CHAINS];                                                                                \
+    for (int i = 0; i < CHAINS; i++) c[i] = zero;                                                  \
+    for (int k = 0; k < rounds; k++)                                                               \
+        for (int i = 0; i < CHAINS; i++) c[i] = step;                                              \
+    for (int i = 1; i < CHAINS; i++) c[0] = total(c[0], c[i]);                                     \
+    return ((float *)c)[0]
+
+__attribute__((target("avx2,fma"))) static float loop_v3(int rounds) {
+    const __m256 a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(1e-3f);
+    CHAINS_OF(__m256, b, _mm256_fmadd_ps(c[i], a, b), _mm256_add_ps);
+}
+
+__attribute__((target("avx512f"))) static float loop_v4(int rounds) {
+    const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(1e-3f);
+    CHAINS_OF(__m512, b, _mm512_fmadd_ps(c[i], a, b), _mm512_add_ps);
+}
+
+__attribute__((target("avx512f,avx512bf16"))) static float loop_v4_bf16(int rounds) {
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), /* pairs of 1 and of tiny */
+        b = (__m512bh)_mm512_set1_epi32(0x30003000);
+    CHAINS_OF(__m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(c[i], a, b), _mm512_add_ps);
+}
+#endif
+
+/* The loop of a format at this processor's level, and what one round of it computes. */
+static loop_fn choose(enum dtype d, double *work) {
+    const int level = cpu_best_level();
+    (void)level;
+#ifdef __x86_64__
+    if (d == BF16 && level >= CPU_V4_BF16) return *work = CHAINS * 16 * 4, loop_v4_bf16;
+    if (level >= CPU_V4) return *work = CHAINS * 16 * 2, loop_v4;
+    if (level >= CPU_V3) return *work = CHAINS * 8 * 2, loop_v3;
+#endif
+    (void)d;
+    return *work = CHAINS * 4 * 2, loop_plain;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double peak_flops(int threads, enum dtype d) {
+    double work, sum = 0;
+    const loop_fn loop = choose(d, &work);
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+    {
+        /* Each thread's own best: a thread that waits for its core does not spoil the others'. */
+        double best = 0;
+        volatile float kept = 0;
+        for (int s = 0; s < SLICES; s++) {
+            const double began = now();
+            kept = loop(ROUNDS);
+            const double rate = ROUNDS * work / (now() - began);
+            if (rate > best) best = rate;
+        }
+        (void)kept;
+        sum += best;
+    }
+    return d == F64 ? sum / 2 : sum;
+}
+
+double peak_memory(int threads, size_t bytes) {
+    const size_t n = bytes / 2 / sizeof(float), each = n / (size_t)threads;
+    float *a = die_alloc(2 * n * sizeof *a + 128), *b = a + n + 16;
+    const int repeats = n < (1 << 20) ? (int)((1 << 20) / (n + 1)) + 1 : 1;
+    const int slices = repeats > 1 ? 3 * SLICES : SLICES / 2;
+    double best = 0;
+    for (int s = 0; s <= slices; s++) {
+        double began = 0, took = 0;
+#pragma omp parallel num_threads(threads)
+        {
+            const size_t from = (size_t)omp_get_thread_num() * each;
+#pragma omp barrier
+#pragma omp master
+            began = now();
+            for (int r = 0; r < repeats; r++) {
+                memcpy(b + from, a + from, each * sizeof *a);
+                __asm__ volatile("" : : "r"(a), "r"(b) : "memory"); /* each repeat counts */
+            }
+#pragma omp barrier
+#pragma omp master
+            took = now() - began;
+        }
+        const double rate = 2.0 * (double)(each * sizeof *a) * threads * repeats / took;
+        if (s > 0 && rate > best) best = rate; /* the first touches the pages */
+    }
+    free(a);
+    return best;
+}
+
+struct speed peak_measure(int threads) {
+    return (struct speed){peak_flops(threads, F32), peak_flops(threads, BF16),
+                          peak_memory(threads, (size_t)128 << 20)};
+}
