@@ -122,6 +122,7 @@ static int run_deck(struct comm *c, int argc, char **argv) {
         else if (!strcmp(d.run.mode, "evaluate")) code = mode_evaluate(&run, &m);
         else if (!strcmp(d.run.mode, "generate")) code = mode_generate(&run, &m);
         else if (!strcmp(d.run.mode, "compare")) code = mode_compare(&run, &m);
+        else if (!strcmp(d.run.mode, "bench")) code = mode_bench(&run, &m);
         else code = mode_convert(&run, &m);
         anyone_mistaken(c, &m, &mine);
     }
