@@ -104,7 +104,7 @@ static double copy_rate(float *to, const float *from, size_t n, int repeats) {
 }
 
 double peak_memory(int threads, size_t bytes) {
-    const size_t each = bytes / 2 / sizeof(float) / (size_t)threads + 1;
+    const size_t each = bytes / 2 / sizeof(float) / (size_t)threads / 64 * 64 + 64;
     const bool cached = bytes <= CACHED;
     const int repeats = cached ? (int)(CACHED / bytes) + 1 : 1;
     float *a = die_alloc(2 * each * (size_t)threads * sizeof *a), *b = a + each * (size_t)threads;
@@ -113,7 +113,9 @@ double peak_memory(int threads, size_t bytes) {
     {
         const size_t from = (size_t)omp_get_thread_num() * each;
         double own = 0, began = 0;
-        copy_rate(b + from, a + from, each, 1); /* touches the pages */
+        /* Pages of their own: what was never written is all one page. */
+        memset(a + from, 1, each * sizeof *a);
+        memset(b + from, 1, each * sizeof *b);
         for (int s = 0; s < SLICES; s++) {
             /* Memory is shared: all at once, or it would be counted twice. Caches are a core's. */
             if (!cached) {
