@@ -3,7 +3,8 @@
  * work.
  *
  *     test_ops          the tests
- *     test_ops bench [bf16]    the speed of every row */
+ *     test_ops bench [bf16]    the speed of every row
+ *     test_ops lengths [bf16]  the cost of a token in short and long sequences */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -260,8 +261,9 @@ static void products_on_any_threads(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "bench") == 0)
-        return bench(argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32);
+    const enum dtype stored = argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32;
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench(stored);
+    if (argc > 1 && strcmp(argv[1], "lengths") == 0) return bench_lengths(stored);
     static enum op ops[N_OPS];
     struct CMUnitTest tests[N_OPS + 1];
     for (int i = 0; i < N_OPS; i++) {
