@@ -9,6 +9,7 @@
 #include "kernels/die.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
+#include "src/stop.h"
 
 /* One row a rule: the key, the condition that is wrong, and what to say. */
 #define RULE(key, condition, ...)                                                                  \
@@ -71,6 +72,10 @@ void deck_check(const struct deck *d, struct mistakes *m) {
 
     RULE("run.name", strchr(d->run.name, '/') || is(d->run.name, ".") || is(d->run.name, ".."),
          "'%.60s' cannot name a folder", d->run.name);
+    RULE("run.walltime", *d->run.walltime && stop_seconds(d->run.walltime) < 0,
+         "'%.60s' is no time; write hours:minutes:seconds (minutes and seconds up to 59), or "
+         "days-hours:minutes:seconds",
+         d->run.walltime);
     RULE("run.output", !*d->run.output, "is empty; leave it out for outputs/<name>");
     if (is(mode, "generate")) check_generate(d, m);
     RULE("compare.reference", compare && !*d->compare.reference,

@@ -82,6 +82,13 @@ void output_text(const struct output *o, const char *name, const char *text) {
     free(to);
 }
 
+void output_remove(const struct output *o, const char *name) {
+    if (!o->speaks) return;
+    char *path = die_format("%s/%s", o->folder, name);
+    unlink(path);
+    free(path);
+}
+
 static void provenance(const struct output *o, const struct comm *c, int argc, char **argv) {
     FILE *f = open_in(o, "provenance.txt", "w");
     struct utsname u;
