@@ -99,6 +99,19 @@ bool file_exists(const char *path) {
     return stat(path, &s) == 0;
 }
 
+bool file_is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+bool file_same(const char *a, const char *b) {
+    char *real_a = realpath(a, NULL), *real_b = realpath(b, NULL);
+    bool same = strcmp(a, b) == 0 || (real_a && real_b && strcmp(real_a, real_b) == 0);
+    free(real_a);
+    free(real_b);
+    return same;
+}
+
 int folder_make_above(const char *path) {
     char *copy = die_strdup(path);
     int failed = 0;

@@ -64,7 +64,8 @@ int mode_evaluate(struct run *r, struct mistakes *m) {
     struct output o;
     int code = 2;
     stop_init(&stop, e->deck);
-    if (!engine_init(e, r->comm, r->shape, false, false, false, m) && !feed_init(&feed, e, m)) {
+    if (!feed_fits(e->deck, r->shape, r->comm, m) &&
+        !engine_init(e, r->comm, r->shape, false, false, false, m) && !feed_init(&feed, e, m)) {
         output_begin(&o, e->deck, r->comm, r->argc, r->argv, -1);
         output_remove(&o, "evaluation.json"); /* an earlier run's */
         double began = seconds_now();

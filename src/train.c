@@ -142,6 +142,7 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     struct engine *e = t->e;
     const struct deck *d = e->deck;
     if (show_open(&t->show, r, m)) return false;
+    if (feed_fits(d, r->shape, r->comm, m)) return false;
     if (output_lock(d->run.output, r->comm, m)) return false;
     resume_find(&t->resume, d, m);
     stop_init(&t->stop, d);
