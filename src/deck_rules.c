@@ -37,6 +37,15 @@ static bool is_plain(const char *text) {
     return plain;
 }
 
+/* What a run writes must be possible before anything is computed. */
+static void check_place(const struct deck *d, struct mistakes *m, const char *key,
+                        const char *path) {
+    char *problem = path_problem(path);
+    RULE(key, !is_plain(path), "holds control characters, or bytes that are no UTF-8 text");
+    RULE(key, problem, "%s", problem);
+    free(problem);
+}
+
 static void check_generate(const struct deck *d, struct mistakes *m) {
     const struct deck_generate *g = &d->generate;
     const char *from = d->model.from;
@@ -74,8 +83,10 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "'%.60s' is no time; write hours:minutes:seconds (minutes and seconds up to 59), or "
          "days-hours:minutes:seconds",
          d->run.walltime);
-    RULE("run.output", !is_plain(d->run.output),
-         "holds control characters, or bytes that are no UTF-8 text");
+    check_place(d, m, "run.output", d->run.output);
+    RULE("run.output", file_exists(d->run.output) && !file_is_folder(d->run.output),
+         "is there, and is no folder");
+    if (convert && *d->convert.to) check_place(d, m, "convert.to", d->convert.to);
     RULE("run.name", !is_plain(d->run.name),
          "holds control characters, or bytes that are no UTF-8 text");
     if (is(mode, "generate")) check_generate(d, m);
@@ -123,6 +134,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          d->data.blend.n == 1 ? "" : "s", d->data.path.n, d->data.path.n == 1 ? "" : "s");
     RULE("data.blend", text && d->data.blend.n && weights <= 0,
          "all weights are 0; at least one must be more");
+    if (text) check_place(d, m, "data.cache", d->data.cache);
     RULE("data.cache", text && !*d->data.cache, "is empty; leave it out for cache");
     RULE("optimizer.min_learning_rate", train && o->min_learning_rate > o->learning_rate,
          "%g is above learning_rate, %g", o->min_learning_rate, o->learning_rate);

@@ -216,7 +216,7 @@ static char *pack(const struct work *w, const struct round *r, const struct pace
             if (!a->stop) continue; /* the run is stopping */
             fwrite(number, sizeof number, 1, f);
             fwrite(a->ids, sizeof *a->ids, (size_t)a->n_ids, f);
-            fwrite(a->bytes, 1, (size_t)a->n_bytes, f);
+            if (a->n_bytes) fwrite(a->bytes, 1, (size_t)a->n_bytes, f);
         }
     }
     if (fclose(f)) die("no memory for the answers");
