@@ -52,9 +52,16 @@ FLAGS = -std=c11 -D_GNU_SOURCE -g $(OPTIMISE) -fno-math-errno $(if $(MARCH),-mar
 
 # ------------------------------------------------------------------------------------------- the files
 # The plain definitions of the cpu room are compiled twice, in float and in double (kernels/cpu/kernel.h).
-PLAIN := $(filter-out kernels/cpu/table.c kernels/cpu/fast_%.c,$(wildcard kernels/cpu/*.c))
-ONCE  := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c kernels/cpu/table.c kernels/cpu/fast_*.c)
-OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o)
+# Kernels by a library (fast_*.c) are compiled for each format they are listed with in kernels/cpu/fast.def, those by vectors
+# (vector_*.c) for every level of the processor that kernels/cpu/table.c chooses from when the program starts.
+CPU     := kernels/cpu
+VECTOR  := $(wildcard $(CPU)/vector_*.c)
+LIBRARY := $(wildcard $(CPU)/fast_*.c)
+PLAIN   := $(filter-out $(CPU)/table.c $(VECTOR) $(LIBRARY),$(wildcard $(CPU)/*.c))
+ONCE    := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c) $(CPU)/table.c
+ROOMS   := $(if $(shell echo __x86_64__ | $(CC) -E -P - | grep 1),v3_f32 v4_f32 v3_bf16 v4_bf16 v4bf16_bf16,native_f32 native_bf16)
+OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o) $(LIBRARY:%.c=$(B)/%_library_f32.o) \
+           $(foreach r,$(ROOMS),$(VECTOR:%.c=$(B)/%_$(r).o))
 MODULES := $(filter-out $(B)/src/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 # C files beside the tests that are neither tests nor programs are linked into every test.
@@ -177,8 +184,18 @@ $(B)/presets.inc: src/presets.awk $(PRESETS) Makefile
 compile = $(Q)mkdir -p $(@D) && $(MPICC) $(FLAGS) $(1) -MMD -MP -c $< -o $@
 prepared = $(B)/flags $(B)/found.mk | $(B)/presets.inc $(B)/version.inc
 
-$(B)/kernels/cpu/fast_%.o: kernels/cpu/fast_%.c $(prepared)
-	$(call compile,-DREAL=float -DROOM=fast)
+march_v3     := -march=x86-64-v3
+march_v4     := -march=x86-64-v4 -mprefer-vector-width=512
+march_v4bf16 := -march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512
+define room_rule
+$$(B)/$(CPU)/vector_%_$(1).o: $(CPU)/vector_%.c $$(prepared)
+	$$(call compile,-DREAL=float -DROOM=$(1) -ffp-contract=fast $$(if $$(filter %_bf16,$(1)),-DSTORED_BF16) $$(march_$(firstword $(subst _, ,$(1)))))
+endef
+$(foreach r,$(ROOMS),$(eval $(call room_rule,$(r))))
+$(B)/$(CPU)/fast_%_library_f32.o: $(CPU)/fast_%.c $(prepared)
+	$(call compile,-DREAL=float -DROOM=library_f32)
+$(B)/$(CPU)/fast_%_library_bf16.o: $(CPU)/fast_%.c $(prepared)
+	$(call compile,-DREAL=float -DROOM=library_bf16 -DSTORED_BF16)
 $(B)/kernels/cpu/%_f32.o: kernels/cpu/%.c $(prepared)
 	$(call compile,-DREAL=float -DROOM=f32)
 $(B)/kernels/cpu/%_f64.o: kernels/cpu/%.c $(prepared)

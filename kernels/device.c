@@ -1,6 +1,7 @@
 #include "kernels/device.h"
 
 #include <omp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,10 +23,14 @@ enum { MOST_OPERANDS = 16, WATCHED = 64 };
 #define OUT(x, n) *count++ = (n);
 #define ADD(x, n) *count++ = (n);
 #define INOUT(x, n) *count++ = (n);
+#define INR IN
+#define OUTR OUT
+#define ADDR ADD
+#define INOUTR INOUT
 #define INI(x, n) *count++ = (n);
 #define OUTI(x, n) *count++ = (n);
 #define INOUTL(x, n) *count++ = (n);
-#define TMP(x, n) *count++ = (n);
+#define TMPR(x, n) *count++ = (n);
 #define ACC(x) *count++ = 1;
 #define N(T) const int64_t T = a->T; (void)T;
 #define R(eps)
@@ -44,14 +49,19 @@ enum { MOST_OPERANDS = 16, WATCHED = 64 };
 #include "kernels/ops_undef.h"
 
 #define ROW(x, kind, type) {#x, OPERAND_##kind, OPERAND_##type, offsetof(args, x), 0},
-#define IN(x, n) ROW(x, IN, REAL)
-#define OUT(x, n) ROW(x, OUT, REAL)
-#define ADD(x, n) {#x, OPERAND_ADD, OPERAND_REAL, offsetof(args, x), offsetof(args, x##_add)},
-#define INOUT(x, n) ROW(x, INOUT, REAL)
+#define ADDED(x, type) {#x, OPERAND_ADD, OPERAND_##type, offsetof(args, x), offsetof(args, x##_add)},
+#define IN(x, n) ROW(x, IN, STORED)
+#define OUT(x, n) ROW(x, OUT, STORED)
+#define ADD(x, n) ADDED(x, STORED)
+#define INOUT(x, n) ROW(x, INOUT, STORED)
+#define INR(x, n) ROW(x, IN, REAL)
+#define OUTR(x, n) ROW(x, OUT, REAL)
+#define ADDR(x, n) ADDED(x, REAL)
+#define INOUTR(x, n) ROW(x, INOUT, REAL)
 #define INI(x, n) ROW(x, IN, I32)
 #define OUTI(x, n) ROW(x, OUT, I32)
 #define INOUTL(x, n) ROW(x, INOUT, I64)
-#define TMP(x, n) ROW(x, TMP, REAL)
+#define TMPR(x, n) ROW(x, TMP, REAL)
 #define ACC(x) ROW(x, INOUT, EXACT)
 #define OP(name_, operands_, sizes_, reals_, work_, tolerance_) \
     case OP_##name_: { \
@@ -71,6 +81,7 @@ const struct op_row *op_row(enum op op) {
     bug("operation %d", (int)op);
 }
 #undef ROW
+#undef ADDED
 
 union any_args {
 #define OP(name, ...) struct name##_args name;
@@ -86,6 +97,7 @@ void device_cpu(struct device *d, int threads, bool debug) {
     d->threads = threads;
     d->debug = debug;
     d->disguise = debug ? disguise : 0;
+    d->level = cpu_best_level();
 }
 
 /* A page more than asked for, so that `device_run` may look past the end of an operand. */
@@ -132,9 +144,14 @@ struct operand {
     unsigned char after[WATCHED]; /* debug: what lay behind it before the call */
 };
 
-static size_t element_size(enum operand_type type, enum dtype real) {
+enum dtype dtype_real(enum dtype stored) {
+    return stored == F64 ? F64 : F32;
+}
+
+size_t operand_size(enum operand_type type, enum dtype stored) {
     switch (type) {
-    case OPERAND_REAL: return dtype_size(real);
+    case OPERAND_STORED: return dtype_size(stored);
+    case OPERAND_REAL: return dtype_size(dtype_real(stored));
     case OPERAND_I32: return sizeof(int32_t);
     case OPERAND_I64: return sizeof(int64_t);
     case OPERAND_EXACT: return sizeof(struct exact);
@@ -160,7 +177,7 @@ static double traffic(const struct operand_row *r, const void *args, size_t byte
 
 /* Fills `operands` and counts the call; where the device computes, turns the pointers of `args`
  * into host pointers. */
-static void prepare(struct device *d, enum op op, enum dtype real, void *args,
+static void prepare(struct device *d, enum op op, enum dtype stored, void *args,
                     struct operand *operands) {
     const struct op_row *row = op_row(op);
     int64_t counts[MOST_OPERANDS];
@@ -172,7 +189,7 @@ static void prepare(struct device *d, enum op op, enum dtype real, void *args,
         const struct operand_row *r = &row->operands[i];
         void *p; /* all object pointers look alike on the systems this runs on */
         memcpy(&p, (char *)args + r->at, sizeof p);
-        size_t bytes = p ? (size_t)counts[i] * element_size(r->type, real) : 0;
+        size_t bytes = p ? (size_t)counts[i] * operand_size(r->type, stored) : 0;
         total->bytes += traffic(r, args, bytes);
         if (d->dry) continue;
         p = device_host(d, p);
@@ -210,18 +227,63 @@ static void check_watched(const struct op_row *row, const struct operand *operan
     }
 }
 
-void device_run(struct device *d, enum op op, enum dtype real, const void *args) {
-    if (real != F32 && real != F64) bug("operation in %s", dtype_name(real));
+/* Rounds n numbers back to where they were widened from, but those that are as they were: between
+ * the rows of a view lie those of another (the gradients of q, k and v), which has been given its
+ * results meanwhile. */
+static void narrow_changed(uint16_t *to, const float *x, const uint16_t *before, size_t n) {
+    enum { BLOCK = 1024 };
+    for (size_t b = 0; b < n; b += BLOCK) {
+        const size_t m = n - b < BLOCK ? n - b : BLOCK;
+        uint32_t was[BLOCK], is[BLOCK];
+        uint16_t low[BLOCK];
+        dtype_convert(was, F32, before + b, BF16, m);
+        dtype_convert(low, BF16, x + b, F32, m);
+        memcpy(is, x + b, m * sizeof *is);
+        for (size_t i = 0; i < m; i++) to[b + i] = is[i] == was[i] ? to[b + i] : low[i];
+    }
+}
+
+/* The definition of an operation on BF16: what is stored is widened, the plain float version runs on
+ * copies, what it wrote is rounded. */
+static void run_widened(enum op op, void *args, const struct operand *operands) {
+    const struct op_row *row = op_row(op);
+    float *copy[MOST_OPERANDS] = {0};
+    uint16_t *before[MOST_OPERANDS] = {0};
+    for (int i = 0; i < row->n_operands; i++) {
+        const size_t n = operands[i].bytes / sizeof(uint16_t);
+        if (row->operands[i].type != OPERAND_STORED || !operands[i].p) continue;
+        copy[i] = die_alloc(n * sizeof(float));
+        dtype_convert(copy[i], F32, operands[i].p, BF16, n);
+        if (operands[i].written) {
+            before[i] = die_alloc(operands[i].bytes);
+            memcpy(before[i], operands[i].p, operands[i].bytes);
+        }
+        memcpy((char *)args + row->operands[i].at, &copy[i], sizeof copy[i]);
+    }
+    kernels_f32[op](args);
+    for (int i = 0; i < row->n_operands; i++) {
+        if (before[i])
+            narrow_changed((uint16_t *)(void *)operands[i].p, copy[i], before[i],
+                           operands[i].bytes / sizeof(uint16_t));
+        free(before[i]);
+        free(copy[i]);
+    }
+}
+
+void device_run(struct device *d, enum op op, enum dtype stored, const void *args) {
+    if (stored != F32 && stored != F64 && stored != BF16)
+        bug("operation in %s", dtype_name(stored));
     const struct op_row *row = op_row(op);
     union any_args host;
     struct operand operands[MOST_OPERANDS];
     memcpy(&host, args, row->args_size);
-    prepare(d, op, real, &host, operands);
+    prepare(d, op, stored, &host, operands);
     if (d->dry) return;
-    kernel_fn kernel = real == F64 ? kernels_f64[op] : kernels_f32[op];
-    if (real == F32 && !d->plain && kernels_fast[op]) kernel = kernels_fast[op];
+    kernel_fn kernel = d->plain ? NULL : cpu_fast_kernel(d->level, stored, op);
+    if (!kernel && stored != BF16) kernel = stored == F64 ? kernels_f64[op] : kernels_f32[op];
     omp_set_num_threads(d->threads);
     if (d->debug) watch(operands, row->n_operands);
-    kernel(&host);
+    if (kernel) kernel(&host);
+    else run_widened(op, &host, operands);
     if (d->debug) check_watched(row, operands);
 }

@@ -3,7 +3,7 @@
  * Each row of ops.def is one operation: a struct of arguments (made here from the row), a kernel
  * per room, and its operand counts, work and tolerance as data. Two rooms: `cpu` computes, by a
  * plain definition of every operation in float and in double and by faster versions where there are
- * any; `dry` computes nothing and counts everything, so that the real program can be planned.
+ * any (kernels/cpu/table.h); `dry` computes nothing and counts everything, so that the real program can be planned.
  * Callers fill the struct and call device_run; they never follow a pointer into device memory
  * themselves. To make sure of that, a debug device hands out addresses that fault when the host
  * reads them, and checks what kernels leave behind. */
@@ -24,17 +24,21 @@ enum op {
 };
 
 /* struct rms_norm_args { const void *x, *w; void *y, *rstd; int64_t T, H; double eps; }; and so on.
- * Real operands are float or double, as device_run is told. */
+ * Stored and real operands have the formats that device_run is told. */
 #define IN(x, n) const void *x;
 #define OUT(x, n) void *x;
 #define ADD(x, n)                                                                                  \
     void *x;                                                                                       \
     int x##_add;
 #define INOUT(x, n) void *x;
+#define INR IN
+#define OUTR OUT
+#define ADDR ADD
+#define INOUTR INOUT
 #define INI(x, n) const int32_t *x;
 #define OUTI(x, n) int32_t *x;
 #define INOUTL(x, n) int64_t *x;
-#define TMP(x, n) void *x;
+#define TMPR(x, n) void *x;
 #define ACC(x) void *x;
 #define N(T) int64_t T;
 #define R(eps) double eps;
@@ -47,7 +51,7 @@ enum op {
 
 /* What a row says, as data. */
 enum operand_kind { OPERAND_IN, OPERAND_OUT, OPERAND_ADD, OPERAND_INOUT, OPERAND_TMP };
-enum operand_type { OPERAND_REAL, OPERAND_I32, OPERAND_I64, OPERAND_EXACT };
+enum operand_type { OPERAND_STORED, OPERAND_REAL, OPERAND_I32, OPERAND_I64, OPERAND_EXACT };
 struct operand_row {
     const char *name;
     enum operand_kind kind;
@@ -80,6 +84,7 @@ struct device {
     uintptr_t next;     /* dry: where the next made-up region begins */
     struct op_count count[N_OPS];
     bool plain; /* use the plain definitions even where a faster version exists */
+    int level;  /* which of the faster versions: kernels/cpu/table.h */
 };
 
 /* A device that computes on `threads` host threads. debug: see above. */
@@ -100,13 +105,17 @@ void device_write(struct device *d, void *to, const void *host, size_t bytes);
 void device_read(struct device *d, void *host, const void *from, size_t bytes);
 void device_zero(struct device *d, void *p, size_t bytes);
 
-/* Runs one operation. `real` is F32 or F64: the type of its real operands. args: the row's struct.
- */
-void device_run(struct device *d, enum op op, enum dtype real, const void *args);
+/* Bytes of one element of an operand, where stored numbers are of format `stored`. */
+size_t operand_size(enum operand_type type, enum dtype stored);
+/* The format of real numbers beside stored ones: F64 beside F64, else F32. */
+enum dtype dtype_real(enum dtype stored);
+
+/* Runs one operation. `stored` is F32, F64 or BF16: see ops.def. args: the row's struct. */
+void device_run(struct device *d, enum op op, enum dtype stored, const void *args);
 
 /* device_run with the struct written in place: DEVICE_RUN(d, add, F32, .a = x, .b = y, .y = z, .n =
  * 3). */
-#define DEVICE_RUN(d, name, real, ...)                                                             \
-    device_run(d, OP_##name, real, &(struct name##_args){__VA_ARGS__})
+#define DEVICE_RUN(d, name, stored, ...)                                                           \
+    device_run(d, OP_##name, stored, &(struct name##_args){__VA_ARGS__})
 
 #endif

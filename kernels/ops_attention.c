@@ -17,7 +17,7 @@ static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
     bool any = false;
     for (int i = 0; i < 5; i++) any |= !!(grad[i] = tape_grad_in(t, n, taken[i], mask, &add[i]));
     if (!any) return;
-    DEVICE_RUN(t->device, attention_adjoint, t->real, .q = q->data, .k = k->data, .v = v->data,
+    DEVICE_RUN(t->device, attention_adjoint, q->dtype, .q = q->data, .k = k->data, .v = v->data,
                .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]),
                .v_past = data_of(n->in[V_PAST]), .o = n->out[0]->data, .lse = n->in[LSE]->data,
                .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0], .dk = grad[1],
@@ -47,10 +47,10 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
                "attention", k_past, "is not the past of these rows");
     op_require(!k_past || k_past->rows == b->rows || k_past->stride == k->width, "attention",
                k_past, "has gaps between tokens");
-    struct tensor *o = tensor_new(t, "attention", q->rows, q->width, &l);
-    struct tensor *lse = tensor_new(t, "attention sums", q->rows, heads, &l);
+    struct tensor *o = tensor_new_of(t, q->dtype, "attention", q->rows, q->width, &l);
+    struct tensor *lse = tensor_new_real(t, "attention sums", q->rows, heads, &l);
     double scale = 1 / sqrt((double)head_dim);
-    DEVICE_RUN(t->device, attention, t->real, .q = q->data, .k = k->data, .v = v->data,
+    DEVICE_RUN(t->device, attention, q->dtype, .q = q->data, .k = k->data, .v = v->data,
                .start = b->start->data, .k_past = data_of(k_past), .v_past = data_of(v_past),
                .o = o->data, .lse = lse->data, .B = b->rows, .L = b->length, .P = past, .H = heads,
                .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride, .ldv = v->stride,
@@ -72,10 +72,10 @@ void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *
                "has not as many rows as the batch has tokens");
     op_require((tokens + b->length) * x->width <= stride, "past_append", x,
                "does not fit behind what is there");
-    size_t size = dtype_size(t->real);
+    size_t size = dtype_size(x->dtype);
     int64_t copies = b->length == 1 ? 1 : b->rows, rows = b->length == 1 ? b->rows : b->length;
     for (int64_t i = 0; i < copies; i++)
-        DEVICE_RUN(t->device, copy, t->real, .x = (char *)x->data + i * rows * x->stride * size,
+        DEVICE_RUN(t->device, copy, x->dtype, .x = (char *)x->data + i * rows * x->stride * size,
                    .y = (char *)past + (i * stride + tokens * x->width) * size, .T = rows,
                    .W = x->width, .ldx = x->stride, .ldy = b->length == 1 ? stride : x->width);
 }

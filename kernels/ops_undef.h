@@ -5,10 +5,14 @@
 #undef OUT
 #undef ADD
 #undef INOUT
+#undef INR
+#undef OUTR
+#undef ADDR
+#undef INOUTR
 #undef INI
 #undef OUTI
 #undef INOUTL
-#undef TMP
+#undef TMPR
 #undef ACC
 #undef N
 #undef R

@@ -24,18 +24,18 @@ enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OU
     }
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                   shape                 split      segments                       begins          may be             when             block  meaning */
-    {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                 ALWAYS,          NULL, "scale before the block"},
-    {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
-    {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
-    {"mixer.conv1d.weight",   {MAMBA_CONV, ONE, KERNEL}, ROWS, CONV_SEGMENTS,                 INIT_CONV,      0,                 ALWAYS,          NULL, "taps of each channel"},
-    {"mixer.conv1d.bias",     {MAMBA_CONV},         ROWS,      CONV_SEGMENTS,                 INIT_CONV_BIAS, 0,                 WITH_CONV_BIAS,  NULL, "bias of the convolution"},
-    {"mixer.dt_bias",         {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_DT_BIAS,   0,                 ALWAYS,          NULL, "a head's time step before softplus"},
-    {"mixer.A_log",           {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_A_LOG,     0,                 ALWAYS,          NULL, "log of a head's decay rate"},
-    {"mixer.D",               {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_ONE,       0,                 ALWAYS,          NULL, "a head's straight path"},
-    {"mixer.norm.weight",     {INNER},              ROWS,      {{INNER, MAMBA_HEADS}},        INIT_ONE,       0,                 ALWAYS,          NULL, "scale of the gated norm"},
-    {"mixer.out_proj.weight", {HIDDEN, INNER},      COLUMNS,   {{INNER, MAMBA_HEADS}},        INIT_MAMBA_OUT, DECAY|QUANT|ADAPT, ALWAYS,          NULL, "returns to the stream"},
-    {"mixer.out_proj.bias",   {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of out_proj"},
+    /* name                   shape                 split      segments                       begins          may be                    when             block  meaning */
+    {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                        ALWAYS,          NULL, "scale before the block"},
+    {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
+    {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
+    {"mixer.conv1d.weight",   {MAMBA_CONV, ONE, KERNEL}, ROWS, CONV_SEGMENTS,                 INIT_CONV,      0,                        ALWAYS,          NULL, "taps of each channel"},
+    {"mixer.conv1d.bias",     {MAMBA_CONV},         ROWS,      CONV_SEGMENTS,                 INIT_CONV_BIAS, 0,                        WITH_CONV_BIAS,  NULL, "bias of the convolution"},
+    {"mixer.dt_bias",         {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_DT_BIAS,   0,                        ALWAYS,          NULL, "a head's time step before softplus"},
+    {"mixer.A_log",           {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_A_LOG,     0,                        ALWAYS,          NULL, "log of a head's decay rate"},
+    {"mixer.D",               {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_ONE,       0,                        ALWAYS,          NULL, "a head's straight path"},
+    {"mixer.norm.weight",     {INNER},              ROWS,      {{INNER, MAMBA_HEADS}},        INIT_ONE,       0,                        ALWAYS,          NULL, "scale of the gated norm"},
+    {"mixer.out_proj.weight", {HIDDEN, INNER},      COLUMNS,   {{INNER, MAMBA_HEADS}},        INIT_MAMBA_OUT, DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "returns to the stream"},
+    {"mixer.out_proj.bias",   {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of out_proj"},
 };
 /* clang-format on */
 
@@ -56,8 +56,9 @@ static struct tensor *state_of(struct tape *t, const struct layer *l, int i,
     int64_t n[LAYER_STATES];
     if (!l->pass->state) return NULL;
     state_size(l, l->pass->capacity, n);
-    return tensor_over(t, "state", l->pass->state[l->number].p[i], t->real, l->pass->batch.rows,
-                       n[i], &x->layout);
+    return tensor_over(t, "state", l->pass->state[l->number].p[i],
+                       i == SCAN_STATE ? t->real : t->stored, l->pass->batch.rows, n[i],
+                       &x->layout);
 }
 
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
@@ -93,5 +94,5 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, out, l->p[OUT_BIAS]);
 }
 
-const struct layer_kind layer_mamba = {'M',     "mamba",   rows, sizeof rows / sizeof *rows,
-                                       forward, state_size};
+const struct layer_kind layer_mamba = {
+    'M', "mamba", rows, sizeof rows / sizeof *rows, forward, state_size, 1u << SCAN_STATE};

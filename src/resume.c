@@ -135,8 +135,9 @@ enum { EXTRAS = 3 };
 
 static bool wants_extra(const struct engine *e, const struct param_tensor *t, int x) {
     if (t->block < 0) return false;
-    if (extras[x].part == PART_VALUES) return t->stored != e->real;
-    return e->model.params.block[t->block].p.trained;
+    const struct param_block *b = &e->model.params.block[t->block];
+    if (extras[x].part == PART_VALUES) return t->stored != (b->master ? e->real : b->p.dtype);
+    return b->p.trained;
 }
 
 int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
@@ -167,6 +168,7 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
     }
     checkpoint_close(&c);
     free(path);
+    params_round(&e->model.params, &e->device, e->stored);
     return bad ? -1 : 0;
 }
 

@@ -105,11 +105,16 @@ static int32_t integer(const char *name, int64_t i) {
     return (int32_t)i;
 }
 
-static void fill_operand(struct device *d, const struct operand_row *r, void *p, int64_t n) {
+static void fill_operand(struct device *d, const struct operand_row *r, void *p, int64_t n,
+                         enum dtype stored) {
     unsigned char *host = device_host(d, p);
-    if (r->type == OPERAND_REAL) {
+    if (r->type == OPERAND_REAL || r->type == OPERAND_STORED) {
+        const enum dtype d1 = r->type == OPERAND_STORED ? stored : dtype_real(stored);
         double *x = random_reals(n < 65536 ? n : 65536, 1);
-        for (int64_t i = 0; i < n; i++) ((float *)(void *)host)[i] = (float)x[i % 65536] + 1.5f;
+        for (int64_t i = 0; i < (n < 65536 ? n : 65536); i++) x[i] += 1.5;
+        for (int64_t i = 0; i < n; i += 65536)
+            dtype_convert(host + (size_t)i * dtype_size(d1), d1, x, F64,
+                          (size_t)(n - i < 65536 ? n - i : 65536));
         free(x);
     } else if (r->type == OPERAND_I32) {
         for (int64_t i = 0; i < n; i++) ((int32_t *)(void *)host)[i] = integer(r->name, i);
@@ -117,7 +122,7 @@ static void fill_operand(struct device *d, const struct operand_row *r, void *p,
 }
 
 /* Seconds of one call: the best of several, after one that does not count. */
-static double time_row(struct device *d, enum op op, const void *sizes) {
+static double time_row(struct device *d, enum op op, const void *sizes, enum dtype stored) {
     const struct op_row *row = op_row(op);
     int64_t counts[MOST_OPERANDS];
     size_t bytes[MOST_OPERANDS];
@@ -126,42 +131,39 @@ static double time_row(struct device *d, enum op op, const void *sizes) {
     memcpy(args, sizes, row->args_size);
     row->counts(sizes, counts);
     for (int i = 0; i < row->n_operands; i++) {
-        const enum operand_type type = row->operands[i].type;
-        bytes[i] = (size_t)counts[i] * (type == OPERAND_EXACT ? sizeof(struct exact)
-                                        : type == OPERAND_I64 ? 8
-                                                              : 4);
+        bytes[i] = (size_t)counts[i] * operand_size(row->operands[i].type, stored);
         p[i] = device_reserve(d, bytes[i]);
-        fill_operand(d, &row->operands[i], p[i], counts[i]);
+        fill_operand(d, &row->operands[i], p[i], counts[i], stored);
         memcpy(args + row->operands[i].at, &p[i], sizeof p[i]);
     }
     double best = 1e9;
     const double end = now() + 0.2;
     for (int i = 0; i < 2 || (now() < end && i < 1000); i++) {
         const double t = now();
-        device_run(d, op, F32, args);
+        device_run(d, op, stored, args);
         if (i > 0 && now() - t < best) best = now() - t;
     }
     for (int i = 0; i < row->n_operands; i++) device_release(d, p[i], bytes[i]);
     return best;
 }
 
-int bench(void) {
+int bench(enum dtype stored) {
     const char *threads = getenv("OMP_NUM_THREADS");
     struct device d;
     device_cpu(&d, threads && atoi(threads) > 0 ? atoi(threads) : 1, false);
-    printf("%d thread%s (OMP_NUM_THREADS); float; the work and traffic that ops.def counts\n",
-           d.threads, d.threads > 1 ? "s" : "");
+    printf("%d thread%s (OMP_NUM_THREADS); %s; the work and traffic that ops.def counts\n",
+           d.threads, d.threads > 1 ? "s" : "", dtype_name(stored));
     printf("%-22s %10s %10s %10s %10s\n", "operation", "ms", "GFLOP/s", "GB/s", "plain ms");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const struct op_row *row = op_row(rows[i].op);
         d.plain = false;
         memset(d.count, 0, sizeof d.count);
-        const double fast = time_row(&d, rows[i].op, rows[i].args);
+        const double fast = time_row(&d, rows[i].op, rows[i].args, stored);
         const struct op_count *count = &d.count[rows[i].op];
         const double calls = (double)count->calls, work = count->work / calls,
                      bytes = count->bytes / calls;
         d.plain = true;
-        const double plain = time_row(&d, rows[i].op, rows[i].args);
+        const double plain = time_row(&d, rows[i].op, rows[i].args, stored);
         printf("%-22s %10.3f %10.2f %10.2f %10.3f\n", row->name, 1e3 * fast, 1e-9 * work / fast,
                1e-9 * bytes / fast, 1e3 * plain);
         fflush(stdout);

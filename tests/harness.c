@@ -5,15 +5,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/table.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "tests/operands.h"
 
 enum { MOST_OPERANDS = 16, GUARD = 64, ARGS_BYTES = 512 };
 static const double step = 1e-5; /* of central differences */
+/* A fast version may round factors to BF16 where the definition rounds results: a few units in the
+ * last place of 2^-8. */
+static const double bf16_tolerance = 1.2e-2;
 
 struct how {
-    enum dtype real;
+    enum dtype real; /* of stored numbers; F32 or F64: of all */
+    int level;       /* of the processor, from the best one down */
     bool plain;
     int threads;
     bool add;            /* set x_add of all ADD operands; what is there before is random */
@@ -35,9 +40,13 @@ struct placed {
     unsigned char *before; /* what it held */
 };
 
-static size_t width_of(enum operand_type type, enum dtype real) {
-    if (type == OPERAND_REAL) return dtype_size(real);
-    return type == OPERAND_I32 ? 4 : type == OPERAND_I64 ? 8 : sizeof(struct exact);
+/* The format of an operand's numbers. */
+static enum dtype format_of(enum operand_type type, enum dtype stored) {
+    return type == OPERAND_STORED ? stored : dtype_real(stored);
+}
+
+static bool holds_reals(enum operand_type type) {
+    return type == OPERAND_STORED || type == OPERAND_REAL;
 }
 
 static void store(unsigned char *to, const struct value *v, enum operand_type type,
@@ -45,8 +54,9 @@ static void store(unsigned char *to, const struct value *v, enum operand_type ty
     for (int64_t i = 0; i < v->n; i++) {
         if (type == OPERAND_I32) ((int32_t *)(void *)to)[i] = (int32_t)v->i[i];
         else if (type == OPERAND_I64) ((int64_t *)(void *)to)[i] = v->i[i];
-        else if (real == F32) ((float *)(void *)to)[i] = (float)v->x[i];
-        else ((double *)(void *)to)[i] = v->x[i];
+        else
+            dtype_convert(to + (size_t)i * operand_size(type, real), format_of(type, real),
+                          &v->x[i], F64, 1);
     }
 }
 
@@ -54,7 +64,7 @@ static void store(unsigned char *to, const struct value *v, enum operand_type ty
 static void content(unsigned char *to, const struct operand_row *r, int64_t n, struct values *in,
                     const struct how *how, bool marked) {
     const bool read = r->kind == OPERAND_IN || r->kind == OPERAND_INOUT;
-    const size_t bytes = (size_t)n * width_of(r->type, how->real);
+    const size_t bytes = (size_t)n * operand_size(r->type, how->real);
     if (r->type == OPERAND_EXACT) {
         memset(to, 0, bytes);
     } else if (read) {
@@ -108,10 +118,12 @@ static int run_once(const struct op_case *c, enum op op, const void *sizes, stru
     row->counts(args, counts);
     device_cpu(&d, how->threads, true);
     d.plain = how->plain;
+    d.level -= how->level;
     size_t total = GUARD;
     for (int i = 0; i < row->n_operands; i++)
-        total += ((size_t)counts[i] * width_of(row->operands[i].type, how->real) + 63) / 64 * 64 +
-                 2 * GUARD;
+        total +=
+            ((size_t)counts[i] * operand_size(row->operands[i].type, how->real) + 63) / 64 * 64 +
+            2 * GUARD;
     unsigned char *region = device_reserve(&d, total), *next = region + GUARD;
     memset(device_host(&d, region), 0xa5, total);
     for (int i = 0; i < row->n_operands; i++) {
@@ -122,7 +134,7 @@ static int run_once(const struct op_case *c, enum op op, const void *sizes, stru
         const int add = how->add;
         if (!out) {
             p->at = next;
-            p->bytes = (size_t)counts[i] * width_of(r->type, how->real);
+            p->bytes = (size_t)counts[i] * operand_size(r->type, how->real);
             p->before = die_alloc(p->bytes);
             content(p->before, r, counts[i], in, how, marked);
             device_write(&d, p->at, p->before, p->bytes);
@@ -143,8 +155,9 @@ static int run_once(const struct op_case *c, enum op op, const void *sizes, stru
 }
 
 static double load(const unsigned char *p, int64_t i, enum dtype real) {
-    return real == F32 ? (double)((const float *)(const void *)p)[i]
-                       : ((const double *)(const void *)p)[i];
+    double x;
+    dtype_convert(&x, F64, p + (size_t)i * dtype_size(real), real, 1);
+    return x;
 }
 
 /* Takes an output over into `out`; where two runs with other contents before agree, it was written.
@@ -154,10 +167,10 @@ static int collect(const struct op_case *c, const struct op_row *row, int i, int
                    struct values *out) {
     const struct operand_row *r = &row->operands[i];
     struct value *v = values_append(out, r->name, n);
-    const size_t width = width_of(r->type, real);
+    const size_t width = operand_size(r->type, real);
     int64_t written = 0;
     v->written = die_alloc((uint64_t)n);
-    if (r->type == OPERAND_REAL) v->x = die_alloc((uint64_t)n * sizeof *v->x);
+    if (holds_reals(r->type)) v->x = die_alloc((uint64_t)n * sizeof *v->x);
     else v->i = die_alloc((uint64_t)n * sizeof *v->i);
     for (int64_t j = 0; j < n; j++) {
         const unsigned char *x = a + (size_t)j * width, *y = b + (size_t)j * width;
@@ -168,8 +181,8 @@ static int collect(const struct op_case *c, const struct op_row *row, int i, int
                 if (x[k] != 0xff || y[k] != 0x41)
                     return complain(c, "%s: output %s depends on what lay there", row->name,
                                     r->name);
-        } else if (r->type == OPERAND_REAL) {
-            v->x[j] = load(a, j, real);
+        } else if (holds_reals(r->type)) {
+            v->x[j] = load(a, j, format_of(r->type, real));
         } else if (r->type == OPERAND_EXACT) {
             v->i[j] = (int64_t)(1e6 * exact_value((const struct exact *)(const void *)x));
         } else {
@@ -253,7 +266,7 @@ static int same_bits(const struct op_case *c, enum op op, const void *sizes, str
                 exact_normalise((struct exact *)(void *)next[i]);
             }
             if (r->kind != OPERAND_TMP &&
-                memcmp(first[i], next[i], (size_t)counts[i] * width_of(r->type, how.real)) != 0)
+                memcmp(first[i], next[i], (size_t)counts[i] * operand_size(r->type, how.real)) != 0)
                 wrong += complain(c, "%s: %s depends on the number of threads", row->name, r->name);
             free(next[i]);
         }
@@ -294,26 +307,63 @@ static int check_add(const struct op_case *c, enum op op, const void *sizes, str
     return wrong;
 }
 
+static bool has_fast(enum op op, enum dtype stored) {
+    return cpu_fast_kernel(cpu_best_level(), stored, op) != NULL;
+}
+
+/* The fast versions of every level that this processor has, against `out`, and on any threads. */
+static int check_levels(const struct op_case *c, enum op op, const void *sizes, struct values *in,
+                        struct values *out, enum dtype stored, double tolerance) {
+    int wrong = 0;
+    for (int level = 0; level <= cpu_best_level(); level++) {
+        const int below = cpu_best_level() - level;
+        if (level < cpu_best_level() &&
+            cpu_fast_kernel(level, stored, op) == cpu_fast_kernel(level + 1, stored, op))
+            continue; /* the same function */
+        struct how how = {.real = stored, .level = below, .threads = 2, .absent = c->absent};
+        struct values fast = {0};
+        char what[96];
+        snprintf(what, sizeof what, "the fast version in %s for %s differs", dtype_name(stored),
+                 cpu_level_name(level));
+        wrong += execute(c, op, sizes, in, &how, &fast);
+        wrong += same_bits(c, op, sizes, in, how);
+        wrong += compare(c, out, &fast, tolerance, what);
+        how.add = true;
+        struct values plain = {0}, sum = {0};
+        wrong += execute(c, op, sizes, in, &how, &sum);
+        how.plain = true;
+        wrong += execute(c, op, sizes, in, &how, &plain);
+        wrong += compare(c, &plain, &sum, tolerance, what);
+        values_free(&plain);
+        values_free(&sum);
+        values_free(&fast);
+    }
+    return wrong;
+}
+
 /* Everything but differences, of one row. out: what the plain double version gives. */
 static int check_row(const struct op_case *c, enum op op, const void *sizes, struct values *in,
                      struct values *out) {
     struct how how = {.real = F64, .threads = 2, .absent = c->absent};
     const double tolerance = op_row(op)->tolerance;
-    struct values single = {0}, fast = {0};
+    struct values single = {0};
     int wrong = execute(c, op, sizes, in, &how, out);
     wrong += same_bits(c, op, sizes, in, how);
     wrong += check_add(c, op, sizes, in, out);
+    wrong += check_levels(c, op, sizes, in, out, F32, tolerance);
     how.real = F32;
-    wrong += execute(c, op, sizes, in, &how, &fast);
-    wrong += same_bits(c, op, sizes, in, how);
-    wrong +=
-        compare(c, out, &fast, tolerance, "the float version of the device differs from double");
     how.plain = true;
     wrong += execute(c, op, sizes, in, &how, &single);
     if (c->large) wrong += same_bits(c, op, sizes, in, how);
     wrong += compare(c, out, &single, tolerance, "the plain float version differs from double");
     values_free(&single);
-    values_free(&fast);
+    if (has_fast(op, BF16)) {
+        struct values low = {0};
+        how.real = BF16;
+        wrong += execute(c, op, sizes, in, &how, &low);
+        wrong += check_levels(c, op, sizes, in, &low, BF16, bf16_tolerance);
+        values_free(&low);
+    }
     return wrong;
 }
 

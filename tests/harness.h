@@ -42,6 +42,6 @@ int try_case(const struct op_case *c);
 int try_threads(const struct op_case *c);
 
 /* Times every row on sizes of a small model and prints a table. */
-int bench(void);
+int bench(enum dtype stored);
 
 #endif

@@ -3,7 +3,7 @@
  * work.
  *
  *     test_ops          the tests
- *     test_ops bench    the speed of every row */
+ *     test_ops bench [bf16]    the speed of every row */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,6 +26,12 @@ static const struct op_case cases[] = {
     CASE(scale, .n = 0, .s = 1),
     CASE(scale, .n = 23, .s = 0.5),
     LARGE(scale, .n = 40009, .s = -3),
+    CASE(widen, .n = 0),
+    CASE(widen, .n = 37),
+    LARGE(widen, .n = 40001),
+    CASE(narrow, .n = 0),
+    CASE(narrow, .n = 37),
+    LARGE(narrow, .n = 40001),
     CASE(fill, .T = 0, .W = 3, .ld = 5),
     CASE(fill, .T = 4, .W = 0, .ld = 5),
     CASE(fill, .T = 4, .W = 3, .ld = 5, .value = -1.5),
@@ -60,6 +66,12 @@ static const struct op_case cases[] = {
     LARGE(matmul, .M = 61, .N = 1031, .K = 199, .lda = 61, .ldb = 1031, .ldc = 1031, .ta = 1),
     LARGE(matmul, .M = 33, .N = 35, .K = 4099, .lda = 4099, .ldb = 4099, .ldc = 35, .tb = 1),
     LARGE(matmul, .M = 500, .N = 500, .K = 500, .lda = 500, .ldb = 500, .ldc = 500, .ta = 1, .tb = 1),
+    CASE(matmul_weight, .M = 0, .N = 3, .K = 2, .lda = 2, .ldb = 3, .ldc = 3),
+    CASE(matmul_weight, .M = 3, .N = 5, .K = 0, .lda = 3, .ldb = 5, .ldc = 7, .ta = 1),
+    CASE(matmul_weight, .M = 17, .N = 67, .K = 65, .lda = 66, .ldb = 70, .ldc = 69),
+    CASE(matmul_weight, .M = 5, .N = 7, .K = 11, .lda = 6, .ldb = 9, .ldc = 8, .ta = 1),
+    LARGE(matmul_weight, .M = 257, .N = 311, .K = 129, .lda = 257, .ldb = 311, .ldc = 320, .ta = 1),
+    LARGE(matmul_weight, .M = 97, .N = 203, .K = 391, .lda = 391, .ldb = 391, .ldc = 203, .tb = 1),
     CASE(grouped_matmul, .S = 0, .N = 3, .K = 2, .E = 2),
     CASE(grouped_matmul, .S = 0, .N = 3, .K = 2, .E = 0),
     CASE(grouped_matmul, .S = 9, .N = 5, .K = 0, .E = 2, .tb = 1),
@@ -155,6 +167,8 @@ static const struct op_case cases[] = {
     CASE(adamw, .n = 0, .c1 = 1, .c2 = 1),
     CASE(adamw, .n = 37, .clip = 0.5, .rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.1, .c1 = 0.1,
          .c2 = 0.05),
+    WITHOUT("low", adamw, .n = 41, .clip = 0.5, .rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .c1 = 0.1,
+            .c2 = 0.05, .clear = 1),
     LARGE(adamw, .n = 40013, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .c1 = 0.3, .c2 = 0.1),
 };
 /* clang-format on */
@@ -199,7 +213,8 @@ static void products_on_any_threads(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench();
+    if (argc > 1 && strcmp(argv[1], "bench") == 0)
+        return bench(argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32);
     static enum op ops[N_OPS];
     struct CMUnitTest tests[N_OPS + 1];
     for (int i = 0; i < N_OPS; i++) {

@@ -24,6 +24,19 @@ KERNEL(scale) {
     for (int64_t i = 0; i < a->n; i++) put(&y[i], s * x[i], a->y_add);
 }
 
+/* Here both formats are the same. */
+KERNEL(widen) {
+    const real *x = a->x;
+    real *y = a->y;
+    for (int64_t i = 0; y && i < a->n; i++) put(&y[i], x[i], a->y_add);
+}
+
+KERNEL(narrow) {
+    const real *x = a->x;
+    real *y = a->y;
+    for (int64_t i = 0; y && i < a->n; i++) put(&y[i], x[i], a->y_add);
+}
+
 KERNEL(fill) {
     real *x = a->x, value = (real)a->value;
 #pragma omp parallel for if (a->T * a->W > SMALL)

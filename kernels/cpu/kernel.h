@@ -2,8 +2,8 @@
  *
  * A file of plain definitions is compiled twice, with -DREAL=float -DROOM=f32 and with
  * -DREAL=double -DROOM=f64. KERNEL(rms_norm) { ... a->x ... } defines rms_norm_f32 or rms_norm_f64;
- * the argument struct is made from the row in ops.def. Faster float versions are in files of their
- * own, compiled with -DROOM=fast. */
+ * the argument struct is made from the row in ops.def. Faster versions are in files of their own,
+ * compiled with other rooms (kernels/cpu/table.h), those of BF16 with -DSTORED_BF16. */
 #ifndef KERNELS_CPU_KERNEL_H
 #define KERNELS_CPU_KERNEL_H
 
@@ -12,6 +12,13 @@
 #include "kernels/device.h"
 
 typedef REAL real;
+#if defined STORED_BF16
+typedef struct {
+    uint16_t bits;
+} stored;
+#else
+typedef real stored;
+#endif
 
 #define KERNEL_NAME2(name, room) name##_##room
 #define KERNEL_NAME1(name, room) KERNEL_NAME2(name, room)

@@ -4,8 +4,7 @@
 
 /* In double between what is loaded and what is stored: the update waits for memory anyway. */
 KERNEL(adamw) {
-    real *w = a->w, *m = a->m, *v = a->v;
-    const real *gradient = a->g;
+    real *w = a->w, *m = a->m, *v = a->v, *gradient = a->g, *low = a->low;
     const double keep = 1 - a->rate * a->decay, step = a->rate / a->c1, unbias = 1 / sqrt(a->c2);
 #pragma omp parallel for simd if (parallel : a->n > SMALL)
     for (int64_t i = 0; i < a->n; i++) {
@@ -15,6 +14,8 @@ KERNEL(adamw) {
         m[i] = (real)mean;
         v[i] = (real)square;
         w[i] = (real)(keep * (double)w[i] - step * mean / (sqrt(square) * unbias + a->eps));
+        if (low) low[i] = w[i];
+        if (a->clear) gradient[i] = 0;
     }
 }
 
