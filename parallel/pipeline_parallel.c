@@ -58,3 +58,14 @@ void neighbours_send(struct neighbours *n, int at, void *buf, size_t bytes, stru
 void neighbours_receive(struct neighbours *n, int at, void *buf, size_t bytes, struct request *r) {
     comm_pass_start(find(n, at)->of, buf, bytes, r);
 }
+
+int neighbours_traffic(const struct neighbours *n, struct traffic *t, int most) {
+    int made = 0;
+    for (int i = 0; i <= n->n; i++) {
+        const struct group *g = i < n->n ? n->neighbour[i].to : n->ends;
+        if (!g || made == most) continue;
+        t[made] = (struct traffic){.ranks = g->size, .bytes = g->bytes_sent, .calls = g->calls};
+        snprintf(t[made++].name, sizeof t->name, "%s", g->name);
+    }
+    return made;
+}

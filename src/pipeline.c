@@ -7,6 +7,7 @@
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "parallel/schedule_build.h"
+#include "parallel/schedule_time.h"
 #include "parallel/tensor_parallel.h"
 #include "parallel/timer.h"
 #include "src/engine.h"
@@ -293,4 +294,13 @@ void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass) {
     for (int i = 0; i < l->n; i++)
         if (pass->what == PASS_GRADIENTS || is_forward(l->action[i].kind))
             pipeline_do(p, &l->action[i]);
+}
+
+double pipeline_idle(const struct pipeline *p) {
+    struct schedule_times t;
+    if (!p->schedule.rank) return 0;
+    schedule_time(&t, &p->schedule, p->stages->work ? &p->stages->costs : NULL, NULL);
+    double idle = t.idle;
+    schedule_times_free(&t);
+    return idle;
 }

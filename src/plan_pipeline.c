@@ -1,0 +1,106 @@
+#include "src/plan_pipeline.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "parallel/mesh.h"
+#include "parallel/schedule_build.h"
+#include "parallel/schedule_picture.h"
+#include "src/config.h"
+#include "src/deck.h"
+#include "src/staging.h"
+
+enum { PICTURE_WIDTH = 96 };
+
+struct view {
+    struct staging stages;
+    struct schedule schedule;
+    struct schedule_times times;
+};
+
+static bool view_init(struct view *v, const struct deck *d, const struct config *c,
+                      const struct mesh_shape *shape) {
+    staging_init(&v->stages, d, c, shape);
+    if (v->stages.n == 1) {
+        staging_free(&v->stages);
+        return false;
+    }
+    struct schedule_wish wish = {.shape = v->stages.shape, .costs = &v->stages.costs};
+    wish.shape.micro_batches =
+        (int)(d->train.global_batch / (d->train.micro_batch * shape->data));
+    schedule_build(&v->schedule, &wish);
+    schedule_time(&v->times, &v->schedule, &v->stages.costs, NULL);
+    return true;
+}
+
+static void view_free(struct view *v) {
+    schedule_times_free(&v->times);
+    schedule_free(&v->schedule);
+    staging_free(&v->stages);
+}
+
+static const char *ends(const struct stage *s) {
+    return s->embeds && s->heads ? " with embedding and head" : s->embeds ? " with the embedding"
+                                                          : s->heads   ? " with the head"
+                                                                       : "";
+}
+
+void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
+                        const struct mesh_shape *shape) {
+    struct view v;
+    if (!view_init(&v, d, c, shape)) return;
+    fprintf(f, "\nstages: work of a micro-batch in GFLOP on one rank\n%6s %8s %10s %10s %10s  %s\n",
+            "stage", "pipeline", "forward", "input", "weight", "layers");
+    for (int i = 0; i < v.stages.n; i++) {
+        const struct stage_work *w = &v.stages.work[i];
+        struct stage s = staging_stage(&v.stages, i);
+        fprintf(f, "%6d %8d %10.3f %10.3f %10.3f  %.*s%s\n", i, staging_rank(&v.stages, i),
+                1e-9 * w->forward, 1e-9 * w->input, 1e-9 * w->weight, s.end - s.first,
+                c->kinds + s.first, ends(&s));
+    }
+    fprintf(f, "\nschedule %s, %d micro-batches (ticks of counted work)\n",
+            schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches);
+    schedule_picture(f, &v.schedule, &v.times, PICTURE_WIDTH);
+    view_free(&v);
+}
+
+static void write_lines(FILE *f, const char *text) {
+    for (; *text; text++)
+        if (*text == '\n') fputs("\\n", f);
+        else if (*text == '"' || *text == '\\') fprintf(f, "\\%c", *text);
+        else fputc(*text, f);
+}
+
+void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
+                        const struct mesh_shape *shape) {
+    struct view v;
+    char *picture;
+    size_t bytes;
+    if (!view_init(&v, d, c, shape)) return;
+    fprintf(f, ",\n  \"pipeline\": {\"schedule\": \"%s\", \"micro_batches\": %d, \"idle\": %.6g,\n",
+            schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches,
+            v.times.idle);
+    fprintf(f, "    \"idle_of\": [");
+    for (int r = 0; r < v.times.ranks; r++)
+        fprintf(f, "%s%.6g", r ? ", " : "", v.times.idle_of[r]);
+    fprintf(f, "],\n    \"stages\": [");
+    for (int i = 0; i < v.stages.n; i++) {
+        const struct stage_work *w = &v.stages.work[i];
+        struct stage s = staging_stage(&v.stages, i);
+        fprintf(f,
+                "%s\n      {\"pipeline\": %d, \"layers\": \"%.*s\", \"forward\": %.0f, "
+                "\"input\": %.0f, \"weight\": %.0f}",
+                i ? "," : "", staging_rank(&v.stages, i), s.end - s.first, c->kinds + s.first,
+                w->forward, w->input, w->weight);
+    }
+    FILE *p = open_memstream(&picture, &bytes);
+    if (!p) die("no memory for a picture");
+    schedule_picture(p, &v.schedule, &v.times, PICTURE_WIDTH);
+    fclose(p);
+    fprintf(f, "],\n    \"picture\": \"");
+    write_lines(f, picture);
+    fprintf(f, "\"}");
+    free(picture);
+    view_free(&v);
+}
