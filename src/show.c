@@ -190,6 +190,18 @@ static struct costs *gather_costs(const struct show *s) {
     return all;
 }
 
+/* Share of the time in passes that ranks waited for another stage. */
+static double waited_for_stages(const struct timetable *t) {
+    static const enum range passes[] = {RANGE_FORWARD, RANGE_BACKWARD, RANGE_EXCHANGE,
+                                        RANGE_PIPELINE};
+    int64_t all = 0, waited = 0;
+    for (int r = 0; r < t->ranks; r++) {
+        for (int i = 0; i < 4; i++) all += t->rank[r].spent_ns[passes[i]];
+        waited += t->rank[r].spent_ns[RANGE_PIPELINE];
+    }
+    return all ? (double)waited / (double)all : 0;
+}
+
 /* Further lines of summary.yaml (malloc'd). */
 static char *summary_lines(const struct show *s, const struct timetable *t, double took,
                            double speed, const struct costs *all) {
@@ -213,18 +225,6 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
                 pipeline_idle(&s->run->engine->pipeline), waited_for_stages(t));
     fclose(f);
     return text;
-}
-
-/* Share of the time in passes that ranks waited for another stage. */
-static double waited_for_stages(const struct timetable *t) {
-    static const enum range passes[] = {RANGE_FORWARD, RANGE_BACKWARD, RANGE_EXCHANGE,
-                                        RANGE_PIPELINE};
-    int64_t all = 0, waited = 0;
-    for (int r = 0; r < t->ranks; r++) {
-        for (int i = 0; i < 4; i++) all += t->rank[r].spent_ns[passes[i]];
-        waited += t->rank[r].spent_ns[RANGE_PIPELINE];
-    }
-    return all ? (double)waited / (double)all : 0;
 }
 
 static void say_end(const struct show *s, const struct timetable *t, double took, double speed,
