@@ -53,6 +53,8 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     struct timer *timer = e->comm->timer;
     bool balance = !strcmp(d->moe.balance, "bias"), goes_on = true;
     struct step_metrics s = {.step = step, .mfu = NAN};
+    struct costs before;
+    costs_read(&before, e);
     lastwords_at(step, "data");
     timer_enter(timer, RANGE_DATA);
     int64_t count = comm_total(e->parallel.replicas, feed_step(f, step));
@@ -72,13 +74,16 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     }
     timer_leave(timer);
     s.step_seconds = seconds_now() - began;
+    s.mfu = machine_share(&r->show.machine, s.step_seconds);
+    costs_read(&r->show.costs, e);
+    costs_add(&r->show.costs, &before, -1);
     show_stepped(&r->show);
     int64_t every = d->train.validation_interval;
     if (every && goes_on && (step % every == 0 || step == r->steps)) {
         lastwords_at(step, "validation");
         s.validated = true;
         timer_enter(timer, RANGE_VALIDATION);
-        s.validation = evaluate_loss(e, f, NULL);
+        s.validation = evaluate_loss(e, f, NULL).loss;
         timer_leave(timer);
         show_did(&r->show, 'e', "%.4f", s.validation);
     }
@@ -142,9 +147,10 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     struct engine *e = t->e;
     const struct deck *d = e->deck;
     if (show_open(&t->show, r, m)) return false;
+    if (feed_fits(d, r->shape, r->comm, m)) return false;
     if (output_lock(d->run.output, r->comm, m)) return false;
     resume_find(&t->resume, d, m);
-    stop_init(&t->stop, d, m);
+    stop_init(&t->stop, d);
     if (t->resume.found && !m->n) engine_reopen(e, t->resume.folder, m);
     if (comm_max(r->comm->world, m->n)) return false;
     if (engine_init(e, r->comm, r->shape, false, true, true, m)) return false;

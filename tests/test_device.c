@@ -111,6 +111,21 @@ static void both_count_alike(void **state) {
     assert_true(cpu.count[OP_matmul].work == 72);
     assert_true(cpu.count[OP_matmul].bytes == 4 * (6 + 9 + 6 + 6 + 9 + 2 * 6));
     assert_true(cpu.count[OP_scale].bytes == 4 * 6);
+    memset(cpu.count, 0, sizeof cpu.count);
+    /* Without the gap behind each row of a: 2 of 3 numbers, twice. */
+    cpu.speed = (struct speed){.fp32 = 4, .memory = 1000};
+    DEVICE_RUN(&cpu, matmul, F32, .a = x, .b = w, .c = y, .M = 2, .N = 3, .K = 2, .lda = 3,
+               .ldb = 3, .ldc = 3);
+    assert_true(cpu.count[OP_matmul].bytes == 4 * (2 * 2 + 2 * 3 + 2 * 3));
+    assert_true(cpu.count[OP_matmul].least_s == 24 / 4.0);
+    DEVICE_RUN(&cpu, scale, F32, .x = x, .y = y, .n = 6, .s = 1);
+    assert_true(cpu.count[OP_scale].least_s == 6 / 4.0);
+    cpu.speed.memory = 4;
+    DEVICE_RUN(&cpu, scale, F32, .x = x, .y = y, .n = 6, .s = 1);
+    assert_true(cpu.count[OP_scale].least_s == 6 / 4.0 + 48 / 4.0);
+    /* Of a table, the rows that tokens ask for. */
+    DEVICE_RUN(&dry, embedding, F32, .w = x, .id = (int32_t[]){1}, .y = y, .T = 1, .H = 2, .V = 3);
+    assert_true(dry.count[OP_embedding].bytes == 4 * (2 + 1 + 2));
     const int64_t big = (int64_t)1 << 22;
     DEVICE_RUN(&dry, matmul, F32, .a = x, .b = x, .c = y, .M = big, .N = big, .K = big, .lda = big,
                .ldb = big, .ldc = big);
