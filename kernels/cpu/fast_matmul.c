@@ -10,11 +10,16 @@
 
 #include "kernels/cpu/maths.h"
 
-#if defined HAVE_OPENBLAS && !defined HAVE_DNNL
+#if defined HAVE_OPENBLAS && !defined HAVE_DNNL && !defined STORED_BF16
+#define BY_OPENBLAS 1
 #include <cblas.h>
+#else
+#define BY_OPENBLAS 0
 #endif
 
 /* ---- a small product of our own ---- */
+
+#if !BY_OPENBLAS
 
 enum { ROWS = 64, WIDTH = 32, DEPTH = 128 };
 
@@ -79,6 +84,8 @@ static void plain_product(const struct matmul_args *a, bool wide) {
         for (int64_t i = 0; i < a->M; i += ROWS) small_product(a, wide, i, j);
 }
 
+#endif
+
 /* ---- one tile; M, N and K at least 1 ---- */
 
 #if defined HAVE_DNNL
@@ -87,7 +94,7 @@ static void tile_product(const struct matmul_args *a, bool wide) {
     if (!dnnl_tile(a, sizeof(stored) == sizeof(float), wide)) plain_product(a, wide);
 }
 
-#elif defined HAVE_OPENBLAS && !defined STORED_BF16
+#elif BY_OPENBLAS
 
 static void tile_product(const struct matmul_args *a, bool wide) {
     (void)wide;
@@ -112,7 +119,7 @@ static void one_thread_each(void) {
 
 /* Called before the region: OpenBLAS has one number for the whole program. */
 static void library_alone(void) {
-#if defined HAVE_OPENBLAS && !defined HAVE_DNNL
+#if BY_OPENBLAS
     openblas_set_num_threads(1);
 #endif
 }
