@@ -1,6 +1,8 @@
 /* vector_experts: tokens to the slots of their experts and back, and rows of the word table by
  * number (experts.c and embedding.c have the definitions). The K results of a token are added in the
  * order of k, and gradients of a word in the order of the tokens. */
+#include <omp.h>
+
 #include "kernels/cpu/vector.h"
 
 KERNEL(gather_rows) {
@@ -88,8 +90,13 @@ KERNEL(embedding_adjoint) {
     float *dw = a->dw;
     if (!dw) return;
     if (!a->dw_add) {
-#pragma omp parallel for if (a->V * H > SMALL)
-        for (int64_t v = 0; v < a->V; v++) memset(dw + v * H, 0, (size_t)H * sizeof *dw);
+        /* one call a thread: memset passes the caches by only where it has much to clear */
+#pragma omp parallel if (a->V * H > SMALL)
+        {
+            const int64_t i = omp_get_thread_num(), n = omp_get_num_threads();
+            const int64_t from = a->V * i / n, to = a->V * (i + 1) / n;
+            memset(dw + from * H, 0, (size_t)((to - from) * H) * sizeof *dw);
+        }
     }
 #pragma omp parallel for if (a->T * H > SMALL)
     for (int64_t c0 = 0; c0 < H; c0 += COLUMNS)
