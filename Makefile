@@ -57,8 +57,8 @@ FLAGS = -std=c11 -D_GNU_SOURCE -g $(OPTIMISE) -fno-math-errno $(if $(MARCH),-mar
 CPU     := kernels/cpu
 VECTOR  := $(wildcard $(CPU)/vector_*.c)
 LIBRARY := $(wildcard $(CPU)/fast_*.c)
-PLAIN   := $(filter-out $(CPU)/table.c $(VECTOR) $(LIBRARY),$(wildcard $(CPU)/*.c))
-ONCE    := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c) $(CPU)/table.c
+PLAIN   := $(filter-out $(CPU)/table.c $(CPU)/workspace.c $(VECTOR) $(LIBRARY),$(wildcard $(CPU)/*.c))
+ONCE    := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c) $(CPU)/table.c $(CPU)/workspace.c
 ROOMS   := $(if $(shell echo __x86_64__ | $(CC) -E -P - | grep 1),v3_f32 v4_f32 v3_bf16 v4_bf16 v4bf16_bf16,native_f32 native_bf16)
 OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o) $(LIBRARY:%.c=$(B)/%_library_f32.o) \
            $(foreach r,$(ROOMS),$(VECTOR:%.c=$(B)/%_$(r).o))
@@ -68,7 +68,7 @@ TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 HELPERS := $(patsubst %.c,$(B)/%.o,$(filter-out tests/test_%.c tests/mpi_hello.c tests/tensors.c,$(wildcard tests/*.c)))
 PRESETS := $(sort $(wildcard inputs/models/*.yaml))
 
-.PHONY: all install uninstall run test test-long test-reference bench tests format clean help packages found run-built test-built FORCE
+.PHONY: all install uninstall run test test-long test-reference bench bench-compare tests format clean help packages found run-built test-built FORCE
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -76,7 +76,7 @@ all: found $(PROGRAM)
 
 # What the machine has is looked up once and kept in found.mk. The goals that may have to install something first call make again
 # for their second half, so that the look-up comes after.
-INSTALL_FIRST := run test test-long test-reference bench packages help clean format uninstall
+INSTALL_FIRST := run test test-long test-reference bench bench-compare packages help clean format uninstall
 ifneq ($(filter-out $(INSTALL_FIRST),$(or $(MAKECMDGOALS),all)),)
 include $(B)/found.mk
 endif
@@ -219,7 +219,7 @@ $(B)/tests/tensors: $(B)/tests/tensors.o
 -include $(OBJECTS:.o=.d) $(HELPERS:.o=.d) $(TESTS:=.d) $(B)/tests/tensors.d
 
 # ------------------------------------------------------------------------------------ packages (Debian)
-# WANT: build, test or reference. What is missing is installed as root or through sudo; a person who is neither gets the one line to
+# WANT: build, test, bench or reference. What is missing is installed as root or through sudo; a person who is neither gets the one line to
 # type. What the program can do without (a library for matrix products) is wished for, never demanded.
 define PACKAGES
 need=; wish=
@@ -233,7 +233,8 @@ header jansson.h || need="$$need libjansson-dev"
 header xxhash.h || need="$$need libxxhash-dev"
 header utf8proc.h || need="$$need libutf8proc-dev"
 [ -e /usr/include/pcre2.h ] || header pcre2posix.h || need="$$need libpcre2-dev"
-if [ "$(WANT)" = test ]; then header cmocka.h || need="$$need libcmocka-dev"; fi
+if [ "$(WANT)" = test ] || [ "$(WANT)" = bench ]; then header cmocka.h || need="$$need libcmocka-dev"; fi
+if [ "$(WANT)" = bench ]; then there python3 || need="$$need python3"; fi
 if [ "$(WANT)" = test ]; then there pgrep || need="$$need procps"; fi
 if [ "$(WANT)" = reference ]; then python3 -c 'import ensurepip, venv' 2>/dev/null || need="$$need python3 python3-venv"; fi
 header dnnl.h || header cblas.h || wish=libdnnl-dev
@@ -299,10 +300,26 @@ build/venv/ready:
 	@echo "making a Python environment with torch and transformers in build/venv"
 	@python3 -m venv build/venv && build/venv/bin/pip install -q torch transformers safetensors numpy && touch $@
 
+# How fast it is, beside transformers and llama.cpp where they are there; build/bench.md receives the tables. bench/README.md.
+#   BENCH="ops layers steps generation starts ranks lengths"   some of it     CONFIGS=a,b,c  THREADS=n  ROUNDS=5
+#   PYTHON=python with torch and transformers      LLAMA_BENCH=llama-bench in a folder of llama.cpp's sources
+BENCH   ?=
+CONFIGS ?= a,b,c
+ROUNDS  ?= 5
+PYTHON  ?= build/venv/bin/python
+LLAMA_BENCH ?=
+bench_options := --configs $(CONFIGS) --rounds $(ROUNDS) $(if $(THREADS),--threads $(THREADS))
 bench:
-	@$(MAKE) packages WANT=test
+	@$(MAKE) packages WANT=bench
 	@$(MAKE) all $(B)/tests/test_ops
-	@$(B)/tests/test_ops bench
+	@python3 bench/run.py $(subst $(comma), ,$(BENCH)) $(bench_options) --python '$(PYTHON)' --llama '$(LLAMA_BENCH)' --program ./$(PROGRAM) --build $(B)
+
+# What became slower, and faster, since a commit: REV=HEAD~3.
+REV ?= HEAD
+bench-compare:
+	@$(MAKE) packages WANT=bench
+	@$(MAKE) all $(B)/tests/test_ops
+	@python3 bench/compare.py '$(REV)' $(bench_options)
 
 # The program, decks, job scripts, manual pages made from what the program says of itself, and a modulefile: set PREFIX to a folder
 # of yours where you are not root. Nothing of it is needed to run the program but the program.
@@ -346,4 +363,4 @@ clean:
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo 'all  run  test  test-long  test-reference [SEED=n]  bench  install  uninstall  format  clean  packages'
+	@echo 'all  run  test  test-long  test-reference [SEED=n]  bench [BENCH=...]  bench-compare REV=...  install  uninstall  format  clean  packages'

@@ -4,12 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernels/cpu/table.h"
 #include "kernels/die.h"
 #include "kernels/dry/dry.h"
 #include "kernels/exact.h"
+#include "kernels/scan_split.h"
 
 /* A debug device adds this to its addresses: no x86-64 or aarch64 system maps user memory there. */
 static const uintptr_t disguise = (uintptr_t)1 << 54;
@@ -34,8 +36,21 @@ enum { MOST_OPERANDS = 16, WATCHED = 64 };
 #define ACC(x) *count++ = 1;
 #define N(T) const int64_t T = a->T; (void)T;
 #define R(eps)
+#define VIEW(rows, width, ld) (((rows) > 0 && (width) > 0) * (((rows) - 1) * (ld) + (width)))
+#define MET(n, m) (n)
 #define OP(name, operands, sizes, reals, work, tolerance) \
     static void name##_counts(const void *args, int64_t *count) { \
+        const struct name##_args *a = args; sizes operands }
+#include "kernels/ops.def"
+#undef VIEW
+#undef MET
+#undef OP
+
+/* Those of them that are read or written: without the gaps of views, and rows nobody asks for. */
+#define VIEW(rows, width, ld) ((rows) * (width))
+#define MET(n, m) ((m) < (n) ? (m) : (n))
+#define OP(name, operands, sizes, reals, work, tolerance) \
+    static void name##_met(const void *args, int64_t *count) { \
         const struct name##_args *a = args; sizes operands }
 #include "kernels/ops.def"
 #include "kernels/ops_undef.h"
@@ -70,7 +85,7 @@ enum { MOST_OPERANDS = 16, WATCHED = 64 };
         _Static_assert(sizeof operands / sizeof *operands <= MOST_OPERANDS, "MOST_OPERANDS"); \
         static const struct op_row row = { \
             #name_, sizeof(args), sizeof operands / sizeof *operands, operands, \
-            name_##_counts, name_##_work, tolerance_}; \
+            name_##_counts, name_##_met, name_##_work, tolerance_}; \
         return &row; }
 const struct op_row *op_row(enum op op) {
     switch (op) {
@@ -159,39 +174,63 @@ size_t operand_size(enum operand_type type, enum dtype stored) {
     bug("operand type %d", (int)type);
 }
 
-/* The least traffic the call can do: everything read once and written once. Scratch is meant to
- * stay in the cache; a view is counted with its gaps. */
-static double traffic(const struct operand_row *r, const void *args, size_t bytes) {
+/* The least traffic of an operand: everything that is met is read once and written once. Scratch is
+ * meant to stay in the cache. */
+static double traffic(const struct operand_row *r, const void *args, double bytes) {
     int add = 0;
     switch (r->kind) {
     case OPERAND_IN:
-    case OPERAND_OUT: return (double)bytes;
-    case OPERAND_INOUT: return 2.0 * (double)bytes;
+    case OPERAND_OUT: return bytes;
+    case OPERAND_INOUT: return 2 * bytes;
     case OPERAND_ADD:
         memcpy(&add, (const char *)args + r->add_at, sizeof add);
-        return (add ? 2.0 : 1.0) * (double)bytes;
+        return (add ? 2 : 1) * bytes;
     case OPERAND_TMP: return 0;
     }
     bug("operand kind %d", (int)r->kind);
 }
 
-/* Fills `operands` and counts the call; where the device computes, turns the pointers of `args`
- * into host pointers. */
+double speed_of(const struct speed *s, enum dtype stored) {
+    return stored == BF16 ? s->bf16 : stored == F64 ? s->fp32 / 2 : s->fp32;
+}
+
+/* The time below which nobody comes: at the peak of arithmetic or at that of memory. */
+static double least_seconds(const struct speed *s, enum dtype stored, double work, double bytes) {
+    const double peak = speed_of(s, stored), computing = peak > 0 ? work / peak : 0,
+                 moving = s->memory > 0 ? bytes / s->memory : 0;
+    return computing > moving ? computing : moving;
+}
+
+static void count_call(struct device *d, enum op op, enum dtype stored, const void *args) {
+    const struct op_row *row = op_row(op);
+    int64_t met[MOST_OPERANDS];
+    double bytes = 0;
+    row->met(args, met);
+    for (int i = 0; i < row->n_operands; i++) {
+        const struct operand_row *r = &row->operands[i];
+        void *p; /* all object pointers look alike on the systems this runs on */
+        memcpy(&p, (const char *)args + r->at, sizeof p);
+        if (p) bytes += traffic(r, args, (double)met[i] * (double)operand_size(r->type, stored));
+    }
+    const double work = row->work(args);
+    struct op_count *total = &d->count[op];
+    total->calls++;
+    total->work += work;
+    total->bytes += bytes;
+    total->least_s += least_seconds(&d->speed, stored, work, bytes);
+}
+
+/* Fills `operands`, and turns the pointers of `args` into host pointers. */
 static void prepare(struct device *d, enum op op, enum dtype stored, void *args,
                     struct operand *operands) {
     const struct op_row *row = op_row(op);
     int64_t counts[MOST_OPERANDS];
     row->counts(args, counts);
-    struct op_count *total = &d->count[op];
-    total->calls++;
-    total->work += row->work(args);
     for (int i = 0; i < row->n_operands; i++) {
         const struct operand_row *r = &row->operands[i];
-        void *p; /* all object pointers look alike on the systems this runs on */
+        void *p;
         memcpy(&p, (char *)args + r->at, sizeof p);
         size_t bytes = p ? (size_t)counts[i] * operand_size(r->type, stored) : 0;
-        total->bytes += traffic(r, args, bytes);
-        if (d->dry) continue;
         p = device_host(d, p);
         memcpy((char *)args + r->at, &p, sizeof p);
         operands[i].p = p;
@@ -270,15 +309,23 @@ static void run_widened(enum op op, void *args, const struct operand *operands) 
     }
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 void device_run(struct device *d, enum op op, enum dtype stored, const void *args) {
     if (stored != F32 && stored != F64 && stored != BF16)
         bug("operation in %s", dtype_name(stored));
     const struct op_row *row = op_row(op);
     union any_args host;
     struct operand operands[MOST_OPERANDS];
+    count_call(d, op, stored, args);
+    if (d->dry) return;
+    const int64_t began = d->timed ? now_ns() : 0;
     memcpy(&host, args, row->args_size);
     prepare(d, op, stored, &host, operands);
-    if (d->dry) return;
     kernel_fn kernel = d->plain ? NULL : cpu_fast_kernel(d->level, stored, op);
     if (!kernel && stored != BF16) kernel = stored == F64 ? kernels_f64[op] : kernels_f32[op];
     omp_set_num_threads(d->threads);
@@ -286,4 +333,5 @@ void device_run(struct device *d, enum op op, enum dtype stored, const void *arg
     if (kernel) kernel(&host);
     else run_widened(op, &host, operands);
     if (d->debug) check_watched(row, operands);
+    if (d->timed) d->count[op].spent_s += 1e-9 * (double)(now_ns() - began);
 }

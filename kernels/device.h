@@ -64,16 +64,26 @@ struct op_row {
     size_t args_size;
     int n_operands;
     const struct operand_row *operands;
-    void (*counts)(const void *args, int64_t *n); /* elements of each operand */
+    void (*counts)(const void *args, int64_t *n); /* elements of each operand, gaps included */
+    void (*met)(const void *args, int64_t *n);    /* those that are read or written */
     double (*work)(const void *args);             /* multiply-adds as two */
     double tolerance;
 };
 const struct op_row *op_row(enum op op);
 
-/* Counters of one device, by operation. */
+/* What a processor and its memory reach at most; 0: not known. */
+struct speed {
+    double fp32, bf16; /* multiplications and additions a second */
+    double memory;     /* bytes a second, read and written */
+};
+double speed_of(const struct speed *s, enum dtype stored);
+
+/* Counters of one device, by operation. bytes: all operands once, which is the least. least_s: the
+ * roofline, call by call: work or bytes at the device's speed, whichever takes longer. */
 struct op_count {
     int64_t calls;
-    double work, bytes;
+    double work, bytes, least_s;
+    double spent_s; /* if the device is timed */
 };
 
 struct device {
@@ -83,6 +93,8 @@ struct device {
     uintptr_t disguise; /* debug: added to every address given out */
     uintptr_t next;     /* dry: where the next made-up region begins */
     struct op_count count[N_OPS];
+    struct speed speed;
+    bool timed; /* measures every call */
     bool plain; /* use the plain definitions even where a faster version exists */
     int level;  /* which of the faster versions: kernels/cpu/table.h */
 };

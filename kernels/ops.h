@@ -70,6 +70,10 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps);
 
+/* Gated norm at once, where every group is whole here. */
+struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
+                          int64_t groups, double eps);
+
 /* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past:
  * NULL, or [rows * past tokens, kv_heads*head_dim], or [rows, past tokens * kv_heads*head_dim] as a
  * view into rows that have room for more. */

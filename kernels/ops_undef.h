@@ -16,3 +16,5 @@
 #undef ACC
 #undef N
 #undef R
+#undef VIEW
+#undef MET

@@ -45,3 +45,18 @@ struct group *parallel_share(const struct parallel *p, int share) {
         if (p->share[i] == share) return p->share_group[i];
     bug("no sub-group of %d neighbours was made", share);
 }
+
+static int add_traffic(const struct group *g, int n, struct traffic *t) {
+    if (g->size == 1) return n;
+    t[n] = (struct traffic){.ranks = g->size, .bytes = g->bytes_sent, .calls = g->calls};
+    snprintf(t[n].name, sizeof t[n].name, "%s", g->name);
+    return n + 1;
+}
+
+int parallel_traffic(const struct parallel *p, struct traffic t[TRAFFIC_MOST]) {
+    int n = add_traffic(p->comm->world, 0, t);
+    for (int a = 0; a < MESH_AXES; a++) n = add_traffic(p->axis[a], n, t);
+    n = add_traffic(p->replicas, n, t);
+    for (int i = 0; i < p->n_shares; i++) n = add_traffic(p->share_group[i], n, t);
+    return n;
+}

@@ -9,7 +9,7 @@
 #include "parallel/comm.h"
 #include "parallel/mesh.h"
 
-enum { MAX_SHARES = 8 };
+enum { MAX_SHARES = 8, TRAFFIC_MOST = MESH_AXES + MAX_SHARES + 2 };
 
 struct parallel {
     struct comm *comm;
@@ -28,6 +28,15 @@ struct parallel {
 void parallel_init(struct parallel *p, struct comm *c, const struct mesh_shape *shape,
                    bool sequence, int n_shares, const int *shares);
 void parallel_free(struct parallel *p);
+
+/* What this rank has sent on each group of more than one rank so far, in a fixed order, the world
+ * first. Returns how many. */
+struct traffic {
+    char name[32];
+    int ranks;
+    int64_t bytes, calls;
+};
+int parallel_traffic(const struct parallel *p, struct traffic t[TRAFFIC_MOST]);
 
 /* The sub-group of `share` neighbours along tensor. A bug if it was not made. */
 struct group *parallel_share(const struct parallel *p, int share);

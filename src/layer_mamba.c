@@ -61,6 +61,17 @@ static struct tensor *state_of(struct tape *t, const struct layer *l, int i,
                        &x->layout);
 }
 
+/* w g / rms(g), g = y silu(z); a group shared with neighbours is finished by a sum over them. */
+static struct tensor *norm_gated(struct tape *t, struct layer *l, struct tensor *y,
+                                 struct tensor *z, int64_t groups, int share) {
+    const struct deck_model *c = &l->config->keys;
+    struct param *w = l->p[GATE_NORM];
+    if (share == 1) return gated_norm(t, y, z, w, groups, c->layer_norm_epsilon);
+    struct tensor *squares = share_sum(t, gate_squares(t, y, z, groups, share), share);
+    return gate_norm(t, y, z, squares, w, dim_size(l->config, INNER) / c->n_groups,
+                     c->layer_norm_epsilon);
+}
+
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
@@ -84,9 +95,7 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS],
                             begun ? states : NULL, states ? &states : NULL);
     tensor_drop(t, u);
-    struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups, share), share);
-    struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM],
-                                 dim_size(l->config, INNER) / c->n_groups, c->layer_norm_epsilon);
+    struct tensor *g = norm_gated(t, l, y, v[0], groups, share);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, in);
     tensor_drop(t, y);

@@ -1,5 +1,6 @@
 #include "src/machine.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,8 +8,10 @@
 
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/peak.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
+#include "src/engine.h"
 #include "src/units.h"
 
 /* The number in a file of a control group; INT64_MAX without one ("max"). */
@@ -104,6 +107,32 @@ static void refuse(const struct machine *h, const struct deck *d, const struct m
             shape->data > 1 ? " a larger parallel.tensor," : "");
 }
 
+struct speed machine_speed(const struct deck *d, int threads, int wanted, int cores, bool memory) {
+    const struct deck_machine *k = &d->machine;
+    /* Each thread's best slice is a whole core's, though threads beyond the cores take turns. */
+    const double share = wanted > cores ? (double)cores / (double)wanted : 1;
+    return (struct speed){
+        .fp32 = k->peak_fp32 > 0 ? k->peak_fp32 : share * peak_flops(threads, F32),
+        .bf16 = k->peak_bf16 > 0 ? k->peak_bf16 : share * peak_flops(threads, BF16),
+        .memory = k->memory_bandwidth > 0 ? k->memory_bandwidth
+                  : memory                ? peak_memory(threads, (size_t)128 << 20)
+                                          : 0};
+}
+
+enum dtype machine_format(const struct deck *d) {
+    const char *recipe = d->precision.recipe;
+    return !strcmp(recipe, "bf16") ? BF16 : !strcmp(recipe, "fp64") ? F64 : F32;
+}
+
+double machine_share(const struct machine *h, double step_seconds) {
+    double work = 0, could = 0;
+    for (int r = 0; r < h->ranks; r++) {
+        work += h->rank[r].plan.work;
+        could += h->rank[r].flops * step_seconds;
+    }
+    return could > 0 ? work / could : NAN;
+}
+
 int machine_find(struct machine *h, struct comm *comm, const struct deck *d, struct config *c,
                  const struct mesh_shape *shape, struct mistakes *m) {
     *h = (struct machine){.started = wall_now(), .ranks = comm->size};
@@ -112,7 +141,11 @@ int machine_find(struct machine *h, struct comm *comm, const struct deck *d, str
     struct rank_facts own = {.host = comm->host, .memory = machine_memory()};
     if (gethostname(own.name, sizeof own.name - 1) || !*own.name) strcpy(own.name, "host");
     own.name[strcspn(own.name, ".")] = '\0';
-    own.planned = !plan_rank(d, c, shape, comm->rank, &own.plan, m);
+    own.planned = !plan_rank(d, c, shape, comm->rank, NULL, &own.plan, NULL, m);
+    int threads = engine_threads(d, comm->host_cores, comm->host_ranks);
+    struct speed speed =
+        machine_speed(d, threads, threads * comm->host_ranks, comm->host_cores, false);
+    own.flops = speed_of(&speed, machine_format(d));
     gather(h, comm, &own);
     for (int r = 0; r < h->ranks; r++)
         if (!h->rank[r].planned) return -1;

@@ -7,8 +7,10 @@
 #ifndef SRC_MACHINE_H
 #define SRC_MACHINE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/device.h"
 #include "parallel/mesh.h"
 #include "src/planning.h"
 
@@ -21,6 +23,7 @@ struct rank_facts {
     int64_t memory;  /* bytes the host has for its ranks together */
     int64_t planned; /* 0: its plan failed, and it has told its own mistakes why */
     struct rank_plan plan;
+    double flops;  /* what it computes in a second at most, in the recipe's format */
     int64_t peak; /* what it has used at most, by machine_measure; 0 before */
 };
 
@@ -34,6 +37,18 @@ struct machine {
 
 /* What this host's memory is, or what the control groups of this process leave of it. */
 int64_t machine_memory(void);
+
+/* What a rank of this host reaches at most, by the keys of section machine; where they are silent,
+ * measured now on `threads` threads, of which the host's ranks have `wanted` together and `cores`
+ * cores for them. Memory only if asked for: that takes a tenth of a second. */
+struct speed machine_speed(const struct deck *d, int threads, int wanted, int cores, bool memory);
+
+/* The format that the recipe's products are made in. */
+enum dtype machine_format(const struct deck *d);
+
+/* The share of all ranks' peak that a step of so many seconds used: the work of the model, without
+ * what recomputing repeats, over what could have been done. */
+double machine_share(const struct machine *h, double step_seconds);
 
 /* Plans this rank and gathers all. -1 after telling m: a plan failed, or a host is too small.
  * Collective over the world. */

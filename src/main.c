@@ -11,6 +11,7 @@
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"
+#include "src/plan_tables.h"
 #include "src/planning.h"
 
 static const char help[] =
@@ -21,7 +22,8 @@ static const char help[] =
     "do)\n"
     "  mestar check DECK [section.key=value ...]           every rule of the deck; counts "
     "parameters and tensors\n"
-    "  mestar plan DECK [section.key=value ...] [--json]   the memory of every rank\n"
+    "  mestar plan DECK [section.key=value ...] [--json]   memory, work, traffic and least time of "
+    "a step\n"
     "  mestar keys [SECTION|SECTION.KEY] [--markdown]      what a deck may say\n"
     "  mestar --version, mestar --help\n"
     "\n"
@@ -120,6 +122,7 @@ static int run_deck(struct comm *c, int argc, char **argv) {
         else if (!strcmp(d.run.mode, "evaluate")) code = mode_evaluate(&run, &m);
         else if (!strcmp(d.run.mode, "generate")) code = mode_generate(&run, &m);
         else if (!strcmp(d.run.mode, "compare")) code = mode_compare(&run, &m);
+        else if (!strcmp(d.run.mode, "bench")) code = mode_bench(&run, &m);
         else code = mode_convert(&run, &m);
         anyone_mistaken(c, &m, &mine);
     }

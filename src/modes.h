@@ -25,5 +25,6 @@ int mode_evaluate(struct run *r, struct mistakes *m); /* evaluate.c */
 int mode_generate(struct run *r, struct mistakes *m); /* generate.c */
 int mode_compare(struct run *r, struct mistakes *m);  /* compare.c */
 int mode_convert(struct run *r, struct mistakes *m);  /* convert.c */
+int mode_bench(struct run *r, struct mistakes *m);    /* bench.c */
 
 #endif

@@ -8,6 +8,7 @@
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "src/costs.h"
 #include "src/generate.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape,
@@ -57,22 +58,59 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
     return bad ? 2 : 0;
 }
 
-/* A step on the dry device; what the tokens are does not matter there. */
-static void dry_step(struct engine *e) {
+/* Forward and backward of n micro-batches on the dry device; what the tokens are does not matter
+ * there. */
+static void dry_gradients(struct engine *e, int n) {
     const struct deck *d = e->deck;
-    int64_t rows = d->train.micro_batch, length = d->train.sequence_length;
-    struct host_batch b = {rows, length, NULL, NULL, NULL, NULL};
-    engine_gradients(e, 1, &b, 1, !strcmp(d->moe.balance, "bias"));
+    struct host_batch *b = die_alloc((size_t)n * sizeof *b);
+    for (int i = 0; i < n; i++)
+        b[i] = (struct host_batch){.rows = d->train.micro_batch, .length = d->train.sequence_length};
+    comm_total(e->parallel.replicas, 1);
+    engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));
+    free(b);
+}
+
+static void dry_update(struct engine *e) {
+    const struct deck *d = e->deck;
     optimiser_norm(&e->optimiser, &e->parallel);
     optimiser_step(&e->optimiser, 1, 0, 0);
+    if (!strcmp(d->moe.balance, "bias"))
+        optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+}
+
+/* What a part of a step takes. */
+static struct costs cost_of(struct engine *e, int micro_batches) {
+    struct costs before, after;
+    costs_read(&before, e);
+    if (micro_batches) dry_gradients(e, micro_batches);
+    else dry_update(e);
+    costs_read(&after, e);
+    costs_add(&after, &before, -1);
+    return after;
+}
+
+/* A step. All micro-batches cost the same: two tell what each further one does. */
+static struct costs dry_step(struct engine *e) {
+    const struct deck_train *k = &e->deck->train;
+    int64_t n = k->global_batch / (k->micro_batch * e->shape.data);
+    struct costs all = cost_of(e, 1), first = all;
+    if (n > 1) {
+        struct costs two = cost_of(e, 2);
+        costs_add(&all, &two, (double)(n - 1));
+        costs_add(&all, &first, (double)(1 - n));
+    }
+    struct costs update = cost_of(e, 0);
+    costs_add(&all, &update, 1);
+    return all;
 }
 
 int64_t plan_bytes(const struct rank_plan *p) {
     return p->parameters + p->gradients + p->moments + p->states + p->activations + p->scratch;
 }
 
-int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
-              struct rank_plan *p, struct mistakes *m) {
+static int plan_engine(const struct deck *d, struct config *c, const struct mesh_shape *shape,
+                       int rank, const struct speed *speed, struct rank_plan *p,
+                       struct costs *costs, struct mistakes *m) {
     struct engine e;
     struct comm comm;
     struct generation g = {0};
@@ -81,65 +119,30 @@ int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *s
     bool prepared =
         !engine_open(&e, d, c, m) && (!generates || !generation_prepare(&g, &e, NULL, m));
     bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
+    memset(costs, 0, sizeof *costs);
+    if (speed) e.device.speed = *speed;
     if (!bad && generates) generation_plan(&g);
-    else if (!bad) dry_step(&e);
+    else if (!bad) *costs = dry_step(&e);
     generation_free(&g);
     *p = (struct rank_plan){(int64_t)e.values.peak, (int64_t)e.grads.peak, (int64_t)e.moments.peak,
-                            (int64_t)e.states.peak, (int64_t)e.work.peak,  (int64_t)e.scratch.peak};
+                            (int64_t)e.states.peak, (int64_t)e.work.peak,  (int64_t)e.scratch.peak,
+                            costs_total(costs).work};
     engine_free(&e);
     comm_end(&comm);
     return bad ? -1 : 0;
 }
 
-static void print_rank(FILE *f, const struct rank_plan *p, const struct mesh_coords *c, int rank,
-                       bool json, bool last) {
-    const double mib = 1048576;
-    if (json)
-        fprintf(f,
-                "    {\"rank\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
-                "\"parameters_bytes\": %ld, "
-                "\"gradients_bytes\": %ld, \"moments_bytes\": %ld, \"states_bytes\": %ld, "
-                "\"activations_bytes\": %ld, "
-                "\"scratch_bytes\": %ld}%s\n",
-                rank, c->data, c->tensor, (long)plan_bytes(p), (long)p->parameters,
-                (long)p->gradients, (long)p->moments, (long)p->states, (long)p->activations,
-                (long)p->scratch, last ? "" : ",");
-    else
-        fprintf(f, "%6d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", rank, c->data,
-                c->tensor, (double)p->parameters / mib, (double)p->gradients / mib,
-                (double)p->moments / mib, (double)p->states / mib, (double)p->activations / mib,
-                (double)p->scratch / mib, (double)plan_bytes(p) / mib);
-}
-
-/* The whole plan, or nothing if m has mistakes. */
-static void plan_ranks(FILE *f, const struct deck *d, struct config *c,
-                       const struct mesh_shape *shape, bool json, struct mistakes *m) {
-    int ranks = mesh_ranks(shape);
-    if (json) fprintf(f, "{\n  \"ranks\": [\n");
-    else
-        fprintf(f, "memory in MiB\n%6s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
-                "data", "tensor", "parameters", "gradients", "moments", "states", "activations",
-                "scratch", "all");
-    for (int r = 0; r < ranks && !m->n; r++) {
-        struct rank_plan p;
-        struct mesh_coords at = mesh_coords(shape, r);
-        if (!plan_rank(d, c, shape, r, &p, m)) print_rank(f, &p, &at, r, json, r == ranks - 1);
-    }
-    if (json) fprintf(f, "  ]\n}\n");
-}
-
-int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json,
-             struct mistakes *m) {
-    char *text;
-    size_t bytes;
-    if (strcmp(d->run.mode, "train") && strcmp(d->run.mode, "generate")) {
-        deck_mistake(d, m, "run.mode", "is %s; plans are made of train and generate", d->run.mode);
-        return 2;
-    }
-    FILE *f = open_memstream(&text, &bytes);
-    plan_ranks(f, d, c, shape, json, m);
-    fclose(f);
-    if (!m->n) fwrite(text, 1, bytes, stdout);
-    free(text);
-    return m->n ? 2 : 0;
+int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
+              const struct speed *speed, struct rank_plan *p, struct costs *costs,
+              struct mistakes *m) {
+    struct costs own;
+    if (plan_engine(d, c, shape, rank, speed, p, costs ? costs : &own, m)) return -1;
+    if (!strcmp(d->memory.recompute, "none")) return 0;
+    /* The work of the model is what would be done if nothing were computed twice. */
+    struct deck once = *d;
+    struct rank_plan without;
+    once.memory.recompute = "none";
+    if (plan_engine(&once, c, shape, rank, speed, &without, &own, m)) return -1;
+    p->work = without.work;
+    return 0;
 }

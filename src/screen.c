@@ -71,6 +71,14 @@ static char *tokenizer_text(const struct vocabulary *v) {
     return die_format("%s, %d ids, %d ends a document", v->name, tokenizer_size(v->tokenizer), v->end);
 }
 
+/* What the share of the peak that is reached (mfu) refers to. */
+static char *peak_text(const struct deck *d, const struct machine *h) {
+    const enum dtype format = machine_format(d);
+    const double given = format == BF16 ? d->machine.peak_bf16 : d->machine.peak_fp32;
+    return die_format("%.1f GFLOP/s a rank, %s", 1e-9 * h->rank[0].flops,
+                      given > 0 ? "as the deck says" : "measured now");
+}
+
 int screen_facts(const struct run *r, const struct machine *h, struct fact *f, int room) {
     const struct deck *d = r->engine->deck;
     char started[UNIT_TEXT], *compiler = until(BUILD_COMPILER, ""), *mpi = until(BUILD_MPI, "("),
@@ -89,6 +97,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
         {"device", die_format("cpu, %d thread%s a rank, %s", threads, threads == 1 ? "" : "s",
                               d->precision.recipe)},
         {"products", die_strdup(BUILD_PRODUCTS)},
+        {"peak", peak_text(d, h)},
         {"deck", r->argc > 2 ? die_format("%s + %d override%s", d->path, r->argc - 2,
                                           r->argc == 3 ? "" : "s")
                              : die_strdup(d->path)},

@@ -80,6 +80,7 @@ void show_step(struct show *s, const struct step_metrics *k) {
     s->since_s += k->step_seconds;
     s->last = *k;
     s->steps++;
+    s->shares += k->mfu;
     if (k->validated) s->validation = k->validation;
     output_metrics(s->output, k);
     struct event_value v[] = {{"loss", k->loss},
@@ -163,9 +164,35 @@ void show_line(struct show *s, bool always) {
 
 /* ---------------------------------------------------------------- the end */
 
+/* What the newest step took on every rank: as planned, or something is wrong. */
+static void costs_yaml(const struct comm *c, const struct costs *all, FILE *f) {
+    if (!all) return;
+    fprintf(f, "step:                # the newest, by rank: work, memory traffic, bytes sent by group\n");
+    for (int r = 0; r < c->size; r++) {
+        fprintf(f, "  - ");
+        costs_print(&all[r], f);
+        fprintf(f, "\n");
+    }
+}
+
+/* The costs of the newest step of all ranks (malloc'd), NULL before the first. Collective over the
+ * world. */
+static struct costs *gather_costs(const struct show *s) {
+    struct comm *c = s->run->comm;
+    if (!s->steps) return NULL;
+    struct costs *all = die_alloc((size_t)c->size * sizeof *all);
+    int64_t *ones = die_alloc((size_t)c->size * sizeof *ones);
+    struct request r;
+    for (int i = 0; i < c->size; i++) ones[i] = 1;
+    comm_gather_start(c->world, &s->costs, all, ones, sizeof *all, &r);
+    comm_wait(&r);
+    free(ones);
+    return all;
+}
+
 /* Further lines of summary.yaml (malloc'd). */
 static char *summary_lines(const struct show *s, const struct timetable *t, double took,
-                           double speed) {
+                           double speed, const struct costs *all) {
     char number[32], *text;
     size_t size;
     FILE *f = open_memstream(&text, &size);
@@ -177,6 +204,9 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
     fprintf(f, "skipped_updates: %ld\nseconds: %.3f            # from the first step on\n",
             (long)s->skipped, took);
     fprintf(f, "tokens_per_second: %s\n", number_text(speed, number));
+    fprintf(f, "mfu: %s           # mean over steps of work / (time x peak of all ranks)\n",
+            number_text(s->shares / (double)s->steps, number));
+    costs_yaml(s->run->comm, all, f);
     timetable_yaml(t, f);
     fclose(f);
     return text;
@@ -217,11 +247,13 @@ int show_end(struct show *s, const char *why, int code) {
     timetable_gather(&t, c, c->timer);
     machine_measure(&s->machine, c, engine_peak_bytes(s->run->engine));
     say_end(s, &t, took, speed, why, code);
-    char *more = summary_lines(s, &t, took, speed);
+    struct costs *all = gather_costs(s);
+    char *more = summary_lines(s, &t, took, speed, all);
     output_summary(o, c, why, code, engine_peak_bytes(s->run->engine), more);
     if (o->speaks && (s->steps || !s->done)) report_write(s, &t, why);
     say(o, "  everything is in %s; see report.html there", o->folder);
     free(more);
+    free(all);
     timetable_free(&t);
     return code;
 }

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "io/events.h"
+#include "src/costs.h"
 #include "src/machine.h"
 #include "src/output.h"
 
@@ -36,6 +37,8 @@ struct show {
     int64_t done, total;      /* steps behind it when it began, and of the whole run */
     double began_s;           /* when it began, by seconds_now */
     struct step_metrics last; /* the newest step */
+    struct costs costs;       /* of the newest step on this rank */
+    double shares;            /* of the peak, summed over the steps done by this part */
     int64_t steps, skipped;   /* done by this part */
     double validation;        /* the newest, NAN before the first */
 

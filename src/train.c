@@ -53,6 +53,8 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     struct timer *timer = e->comm->timer;
     bool balance = !strcmp(d->moe.balance, "bias"), goes_on = true;
     struct step_metrics s = {.step = step, .mfu = NAN};
+    struct costs before;
+    costs_read(&before, e);
     lastwords_at(step, "data");
     timer_enter(timer, RANGE_DATA);
     int64_t count = comm_total(e->parallel.replicas, feed_step(f, step));
@@ -72,6 +74,9 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     }
     timer_leave(timer);
     s.step_seconds = seconds_now() - began;
+    s.mfu = machine_share(&r->show.machine, s.step_seconds);
+    costs_read(&r->show.costs, e);
+    costs_add(&r->show.costs, &before, -1);
     show_stepped(&r->show);
     int64_t every = d->train.validation_interval;
     if (every && goes_on && (step % every == 0 || step == r->steps)) {

@@ -1,13 +1,21 @@
 /* The speed of every row of ops.def on sizes of a small model: 512 tokens, hidden 1024, Mamba 16
  * heads of 64 with state 128, attention 8 heads of 64 over 2, 16 experts of 512 of which 2 see a
- * token, 16384 words. */
+ * token, 16384 words; and the products of the configurations of make bench (bench/README.md).
+ *
+ * "% of best" is the time that the row's work takes at the peak of arithmetic, or its bytes at the
+ * speed at which as many bytes can be copied here (a cache's, if they fit), whichever is longer,
+ * over the time it took. */
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "kernels/cpu/table.h"
 #include "kernels/exact.h"
+#include "kernels/peak.h"
 #include "tests/harness.h"
+#include "tests/library.h"
 #include "tests/operands.h"
 
 enum {
@@ -33,61 +41,77 @@ enum { WORDS = 16384, MOST_OPERANDS = 16 };
 /* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100
 #define ATTENTION .B = 1, .L = T, .H = Q_HEADS, .G = KV, .D = HEAD, .ldq = Q_HEADS * HEAD, .ldk = KV * HEAD, \
-    .ldv = KV * HEAD, .scale = 0.125
+    .ldv = KV * HEAD, .C = 1, .scale = 0.125
 #define ROUTE .T = T, .E = EXPERTS, .K = CHOSEN
 #define GROUPED .S = T * CHOSEN, .N = WIDTH, .K = HIDDEN, .E = EXPERTS
 #define GATE .T = T, .W = INNER, .G = GROUPS, .ldz = INNER
-#define ONE(name, ...) {OP_##name, &(struct name##_args){__VA_ARGS__}}
+#define ONE(label, name, ...) {label, OP_##name, &(struct name##_args){__VA_ARGS__}}
+/* y[t,n] = x[t,k] w[n,k]^T, and its two adjoints. */
+#define FORWARD(label, t, n, k) ONE(label, matmul, .M = t, .N = n, .K = k, .lda = k, .ldb = k, .ldc = n, .tb = 1)
+#define INPUT(label, t, n, k) ONE(label, matmul, .M = t, .N = k, .K = n, .lda = n, .ldb = k, .ldc = k)
+#define WEIGHT(label, t, n, k) ONE(label, matmul_weight, .M = n, .N = k, .K = t, .lda = n, .ldb = k, .ldc = k, .ta = 1)
+#define PRODUCTS(label, t, n, k) FORWARD(label, t, n, k), INPUT(label, t, n, k), WEIGHT(label, t, n, k)
 
-static const struct {
+static const struct bench_row {
+    const char *label;
     enum op op;
     const void *args;
 } rows[] = {
-    ONE(add, .n = T * HIDDEN),
-    ONE(add_scaled, .n = T * HIDDEN, .s = 0.5),
-    ONE(scale, .n = T * HIDDEN, .s = 0.5),
-    ONE(fill, .T = T, .W = HIDDEN, .ld = HIDDEN),
-    ONE(copy, .T = T, .W = HIDDEN, .ldx = HIDDEN, .ldy = HIDDEN),
-    ONE(add_bias, .T = T, .W = HIDDEN),
-    ONE(add_bias_adjoint, .T = T, .W = HIDDEN),
-    ONE(embedding, .T = T, .H = HIDDEN, .V = WORDS),
-    ONE(embedding_adjoint, .T = T, .H = HIDDEN, .V = WORDS),
-    ONE(rms_norm, .T = T, .H = HIDDEN, .eps = 1e-5),
-    ONE(rms_norm_adjoint, .T = T, .H = HIDDEN),
-    ONE(matmul, .M = T, .N = FFN, .K = HIDDEN, .lda = HIDDEN, .ldb = HIDDEN, .ldc = FFN, .tb = 1),
-    ONE(matmul, .M = T, .N = HIDDEN, .K = FFN, .lda = FFN, .ldb = HIDDEN, .ldc = HIDDEN),
-    ONE(matmul, .M = FFN, .N = HIDDEN, .K = T, .lda = FFN, .ldb = HIDDEN, .ldc = HIDDEN, .ta = 1),
-    ONE(matmul, .M = 1, .N = FFN, .K = HIDDEN, .lda = HIDDEN, .ldb = HIDDEN, .ldc = FFN, .tb = 1),
-    ONE(matmul, .M = T, .N = EXPERTS, .K = HIDDEN, .lda = HIDDEN, .ldb = HIDDEN, .ldc = EXPERTS, .tb = 1),
-    ONE(grouped_matmul, GROUPED, .tb = 1),
-    ONE(grouped_weight, GROUPED),
-    ONE(relu2, .n = T * FFN),
-    ONE(relu2_adjoint, .n = T * FFN),
-    ONE(conv, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
-    ONE(conv_adjoint, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
-    ONE(scan, SCAN),
-    ONE(scan_adjoint, SCAN),
-    ONE(gate_squares, GATE),
-    ONE(gate_squares_adjoint, GATE),
-    ONE(gate_norm, GATE, .width = INNER / GROUPS, .eps = 1e-5),
-    ONE(gate_norm_adjoint, GATE, .width = INNER / GROUPS, .eps = 1e-5),
-    ONE(attention, ATTENTION),
-    ONE(attention_adjoint, ATTENTION),
-    ONE(route, ROUTE, .groups = 1, .kept = 1),
-    ONE(route_weight, ROUTE, .normalise = 1, .scale = 2.5),
-    ONE(route_weight_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
-    ONE(sort_experts, ROUTE),
-    ONE(count_experts, .E = EXPERTS),
-    ONE(gather_rows, .T = T, .K = CHOSEN, .W = HIDDEN),
-    ONE(gather_rows_adjoint, .T = T, .K = CHOSEN, .W = HIDDEN),
-    ONE(combine_rows, .T = T, .K = CHOSEN, .W = HIDDEN),
-    ONE(combine_rows_adjoint, .T = T, .K = CHOSEN, .W = HIDDEN),
-    ONE(head, .T = T, .H = HIDDEN, .V = WORDS, .C = 128),
-    ONE(head_adjoint, .T = T, .H = HIDDEN, .V = WORDS, .C = 128),
-    ONE(word_loss, .T = T, .R = 2),
-    ONE(word_loss_adjoint, .T = T, .R = 2),
-    ONE(exact_sum, .n = T * HIDDEN, .squares = 1),
-    ONE(adamw, .n = FFN * HIDDEN, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .c1 = 1, .c2 = 1),
+    ONE("", add, .n = T * HIDDEN),
+    ONE("", add_scaled, .n = T * HIDDEN, .s = 0.5),
+    ONE("", scale, .n = T * HIDDEN, .s = 0.5),
+    ONE("", fill, .T = T, .W = HIDDEN, .ld = HIDDEN),
+    ONE("", copy, .T = T, .W = HIDDEN, .ldx = HIDDEN, .ldy = HIDDEN),
+    ONE("", add_bias, .T = T, .W = HIDDEN),
+    ONE("", add_bias_adjoint, .T = T, .W = HIDDEN),
+    ONE("", embedding, .T = T, .H = HIDDEN, .V = WORDS),
+    ONE("", embedding_adjoint, .T = T, .H = HIDDEN, .V = WORDS),
+    ONE("", rms_norm, .T = T, .H = HIDDEN, .eps = 1e-5),
+    ONE("", rms_norm_adjoint, .T = T, .H = HIDDEN),
+    FORWARD("mlp-up", T, FFN, HIDDEN),
+    FORWARD("decode", 1, FFN, HIDDEN),
+    FORWARD("decode-8", 8, FFN, HIDDEN),
+    FORWARD("router", T, EXPERTS, HIDDEN),
+    INPUT("mlp-up", T, FFN, HIDDEN),
+    WEIGHT("mlp-up", T, FFN, HIDDEN),
+    PRODUCTS("a-in", 2048, 1160, 256),
+    PRODUCTS("a-out", 2048, 256, 512),
+    PRODUCTS("a-up", 2048, 1024, 256),
+    PRODUCTS("b-in", 2048, 2576, 512),
+    PRODUCTS("b-up", 2048, 2816, 512),
+    PRODUCTS("b-down", 2048, 512, 2816),
+    PRODUCTS("c-shared", 2048, 512, 256),
+    ONE("", grouped_matmul, GROUPED, .tb = 1),
+    ONE("", grouped_weight, GROUPED),
+    ONE("", relu2, .n = T * FFN),
+    ONE("", relu2_adjoint, .n = T * FFN),
+    ONE("", conv, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
+    ONE("", conv_adjoint, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
+    ONE("", scan, SCAN),
+    ONE("", scan_adjoint, SCAN),
+    ONE("", gate_squares, GATE),
+    ONE("", gate_squares_adjoint, GATE),
+    ONE("", gate_norm, GATE, .width = INNER / GROUPS, .eps = 1e-5),
+    ONE("", gate_norm_adjoint, GATE, .width = INNER / GROUPS, .eps = 1e-5),
+    ONE("", gated_norm, GATE, .eps = 1e-5),
+    ONE("", gated_norm_adjoint, GATE, .eps = 1e-5),
+    ONE("", attention, ATTENTION),
+    ONE("", attention_adjoint, ATTENTION),
+    ONE("", route, ROUTE, .groups = 1, .kept = 1),
+    ONE("", route_weight, ROUTE, .normalise = 1, .scale = 2.5),
+    ONE("", route_weight_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
+    ONE("", sort_experts, ROUTE),
+    ONE("", count_experts, .E = EXPERTS),
+    ONE("", gather_rows, .T = T, .K = CHOSEN, .W = HIDDEN),
+    ONE("", gather_rows_adjoint, .T = T, .K = CHOSEN, .W = HIDDEN),
+    ONE("", combine_rows, .T = T, .K = CHOSEN, .W = HIDDEN),
+    ONE("", combine_rows_adjoint, .T = T, .K = CHOSEN, .W = HIDDEN),
+    ONE("", head, .T = T, .H = HIDDEN, .V = WORDS, .C = 128),
+    ONE("", head_adjoint, .T = T, .H = HIDDEN, .V = WORDS, .C = 128),
+    ONE("", word_loss, .T = T, .R = 2),
+    ONE("", word_loss_adjoint, .T = T, .R = 2),
+    ONE("", exact_sum, .n = T * HIDDEN, .squares = 1),
+    ONE("", adamw, .n = FFN * HIDDEN, .clip = 1, .rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .c1 = 1, .c2 = 1),
 };
 /* clang-format on */
 
@@ -121,52 +145,161 @@ static void fill_operand(struct device *d, const struct operand_row *r, void *p,
     }
 }
 
-/* Seconds of one call: the best of several, after one that does not count. */
-static double time_row(struct device *d, enum op op, const void *sizes, enum dtype stored) {
+/* One call made ready: operands filled. */
+struct call {
+    enum op op;
+    _Alignas(16) unsigned char args[512];
+    void *p[MOST_OPERANDS];
+    size_t bytes[MOST_OPERANDS];
+};
+
+static void call_init(struct call *c, struct device *d, enum op op, const void *sizes,
+                      enum dtype stored) {
     const struct op_row *row = op_row(op);
     int64_t counts[MOST_OPERANDS];
-    size_t bytes[MOST_OPERANDS];
-    void *p[MOST_OPERANDS];
-    _Alignas(16) unsigned char args[512];
-    memcpy(args, sizes, row->args_size);
+    c->op = op;
+    memcpy(c->args, sizes, row->args_size);
     row->counts(sizes, counts);
     for (int i = 0; i < row->n_operands; i++) {
-        bytes[i] = (size_t)counts[i] * operand_size(row->operands[i].type, stored);
-        p[i] = device_reserve(d, bytes[i]);
-        fill_operand(d, &row->operands[i], p[i], counts[i], stored);
-        memcpy(args + row->operands[i].at, &p[i], sizeof p[i]);
+        c->bytes[i] = (size_t)counts[i] * operand_size(row->operands[i].type, stored);
+        c->p[i] = device_reserve(d, c->bytes[i]);
+        fill_operand(d, &row->operands[i], c->p[i], counts[i], stored);
+        memcpy(c->args + row->operands[i].at, &c->p[i], sizeof c->p[i]);
     }
+}
+
+static void call_free(struct call *c, struct device *d) {
+    for (int i = 0; i < op_row(c->op)->n_operands; i++) device_release(d, c->p[i], c->bytes[i]);
+}
+
+static size_t call_bytes(const struct call *c) {
+    size_t sum = 0;
+    for (int i = 0; i < op_row(c->op)->n_operands; i++) sum += c->bytes[i];
+    return sum;
+}
+
+/* Seconds of one call: the best of several, after one that does not count unless it is long. */
+static double time_call(struct device *d, const struct call *c, enum dtype stored,
+                        struct library_product *library) {
     double best = 1e9;
     const double end = now() + 0.2;
     for (int i = 0; i < 2 || (now() < end && i < 1000); i++) {
         const double t = now();
-        device_run(d, op, stored, args);
-        if (i > 0 && now() - t < best) best = now() - t;
+        if (library) library_product_run(library);
+        else device_run(d, c->op, stored, c->args);
+        const double took = now() - t;
+        if ((i > 0 || took > 5) && took < best) best = took;
+        if (took > 5) break;
     }
-    for (int i = 0; i < row->n_operands; i++) device_release(d, p[i], bytes[i]);
     return best;
 }
 
-int bench(enum dtype stored) {
+/* The library's time for the same product; 0 where there is none. */
+static double time_library(struct device *d, const struct call *c, enum dtype stored) {
+    struct matmul_args m;
+    if (c->op != OP_matmul && c->op != OP_matmul_weight) return 0;
+    _Static_assert(sizeof m == sizeof(struct matmul_weight_args), "the same operands and sizes");
+    memcpy(&m, c->args, sizeof m);
+    struct library_product *p =
+        library_product_new(&m, stored, c->op == OP_matmul ? stored : dtype_real(stored));
+    if (!p) return 0;
+    omp_set_num_threads(d->threads);
+    const double seconds = time_call(d, c, stored, p);
+    library_product_free(p);
+    return seconds;
+}
+
+/* Bytes a second of a copy as large as that, to the next power of two. */
+static double copy_speed(int threads, size_t bytes) {
+    static double known[64];
+    int power = 14;
+    while (power < 28 && (size_t)1 << power < bytes) power++;
+    if (!known[power]) known[power] = peak_memory(threads, (size_t)1 << power);
+    return known[power];
+}
+
+/* One row of the table. */
+static void bench_row(struct device *d, const char *label, enum op op, const void *sizes,
+                      enum dtype stored) {
+    struct call c;
+    char name[48];
+    call_init(&c, d, op, sizes, stored);
+    d->speed.memory = copy_speed(d->threads, call_bytes(&c));
+    memset(d->count, 0, sizeof d->count);
+    const double seconds = time_call(d, &c, stored, NULL);
+    const struct op_count *k = &d->count[op];
+    const double calls = (double)k->calls, library = time_library(d, &c, stored);
+    snprintf(name, sizeof name, "%s%s%s", op_row(op)->name, *label ? ":" : "", label);
+    printf("%-26s %10.4f %9.1f %8.1f %9.0f", name, 1e3 * seconds, 1e-9 * k->work / calls / seconds,
+           1e-9 * k->bytes / calls / seconds, 100 * k->least_s / calls / seconds);
+    if (library > 0) printf(" %11.4f %9.2f", 1e3 * library, library / seconds);
+    printf("\n");
+    fflush(stdout);
+    call_free(&c, d);
+}
+
+static void bench_begin(struct device *d, enum dtype stored) {
     const char *threads = getenv("OMP_NUM_THREADS");
+    device_cpu(d, threads && atoi(threads) > 0 ? atoi(threads) : 1, false);
+    d->speed = peak_measure(d->threads);
+    printf("%d thread%s (OMP_NUM_THREADS), %s, %s; %.1f GFLOP/s at best, %.1f GB/s of memory\n",
+           d->threads, d->threads > 1 ? "s" : "", cpu_level_name(d->level), dtype_name(stored),
+           1e-9 * speed_of(&d->speed, stored), 1e-9 * d->speed.memory);
+}
+
+int bench(enum dtype stored) {
     struct device d;
-    device_cpu(&d, threads && atoi(threads) > 0 ? atoi(threads) : 1, false);
-    printf("%d thread%s (OMP_NUM_THREADS); %s; the work and traffic that ops.def counts\n",
-           d.threads, d.threads > 1 ? "s" : "", dtype_name(stored));
-    printf("%-22s %10s %10s %10s %10s\n", "operation", "ms", "GFLOP/s", "GB/s", "plain ms");
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        const struct op_row *row = op_row(rows[i].op);
-        d.plain = false;
-        memset(d.count, 0, sizeof d.count);
-        const double fast = time_row(&d, rows[i].op, rows[i].args, stored);
-        const struct op_count *count = &d.count[rows[i].op];
-        const double calls = (double)count->calls, work = count->work / calls,
-                     bytes = count->bytes / calls;
-        d.plain = true;
-        const double plain = time_row(&d, rows[i].op, rows[i].args, stored);
-        printf("%-22s %10.3f %10.2f %10.2f %10.3f\n", row->name, 1e3 * fast, 1e-9 * work / fast,
-               1e-9 * bytes / fast, 1e3 * plain);
-        fflush(stdout);
+    bench_begin(&d, stored);
+    printf("%-26s %10s %9s %8s %9s %11s %9s\n", "operation", "ms", "GFLOP/s", "GB/s", "% of best",
+           library_name() ? library_name() : "", library_name() ? "times it" : "");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        bench_row(&d, rows[i].label, rows[i].op, rows[i].args, stored);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- lengths */
+
+enum { SHORTEST = 512, LONGEST = 131072 };
+
+/* clang-format off */
+#define SEQUENCE(name, ...) bench_length(&d, OP_##name, &(struct name##_args){__VA_ARGS__}, stored, length, &last_##name)
+/* clang-format on */
+
+/* Microseconds a token. What would take minutes is left out: the last time tells. */
+static void bench_length(struct device *d, enum op op, const void *sizes, enum dtype stored,
+                         int64_t length, double *last) {
+    struct call c;
+    if (*last > 20) {
+        printf(" %12s", "-");
+        return;
+    }
+    call_init(&c, d, op, sizes, stored);
+    *last = time_call(d, &c, stored, NULL);
+    printf(" %12.4f", 1e6 * *last / (double)length);
+    fflush(stdout);
+    call_free(&c, d);
+}
+
+int bench_lengths(enum dtype stored) {
+    struct device d;
+    double last_rms_norm = 0, last_gate_norm = 0, last_conv = 0, last_scan = 0,
+           last_scan_adjoint = 0, last_attention = 0;
+    bench_begin(&d, stored);
+    printf("microseconds a token: hidden 512; Mamba 8 heads of 64, state 64; attention 1 head of "
+           "64\n%10s %12s %12s %12s %12s %12s %12s\n",
+           "tokens", "rms_norm", "gate_norm", "conv", "scan", "scan_adjoint", "attention");
+    for (int64_t length = SHORTEST; length <= LONGEST; length *= 2) {
+        printf("%10lld", (long long)length);
+        SEQUENCE(rms_norm, .T = length, .H = 512, .eps = 1e-5);
+        SEQUENCE(gate_norm, .T = length, .W = 512, .G = 2, .ldz = 512, .width = 256, .eps = 1e-5);
+        SEQUENCE(conv, .B = 1, .L = length, .C = 768, .K = 4, .ldx = 768);
+        SEQUENCE(scan, .B = 1, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64, .lddt = 8,
+                 .dt_max = 100);
+        SEQUENCE(scan_adjoint, .B = 1, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64,
+                 .lddt = 8, .dt_max = 100);
+        SEQUENCE(attention, .B = 1, .L = length, .H = 1, .G = 1, .D = 64, .ldq = 64, .ldk = 64,
+                 .ldv = 64, .scale = 0.125);
+        printf("\n");
     }
     return 0;
 }

@@ -41,7 +41,9 @@ int try_case(const struct op_case *c);
 /* Only this: the device's float version gives the same bits on 1, 2, 3 and 5 threads. */
 int try_threads(const struct op_case *c);
 
-/* Times every row on sizes of a small model and prints a table. */
+/* Times every row on sizes of a small model and prints a table; the cost of a token in sequences of
+ * many lengths. */
 int bench(enum dtype stored);
+int bench_lengths(enum dtype stored);
 
 #endif

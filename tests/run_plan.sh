@@ -1,5 +1,6 @@
 #!/bin/bash
-# The plan's memory is the measured peak of the arenas, to the byte, on every rank.
+# The plan's memory is the measured peak of the arenas, to the byte, on every rank; its work, memory traffic and messages by group are
+# those of a step.
 . tests/lib.sh
 begin
 train="
@@ -25,6 +26,10 @@ try() {
     planned=$(tr -d '\n' <"$TMP/plan-$name.log" | grep -o '"arena_bytes": *[0-9]*' | sed 's/.*: *//' | numbers)
     go "$name" 0 "$n" "$deck" "$@" || return
     measured=$(sed -n '/^peak_bytes:/,/^[a-z_]*:/p' "$TMP/$name/summary.yaml" | sed -e '1s/^peak_bytes://' -e '/^[a-z_]*:/d' | numbers)
+    steps=$(sed -n 's/.*"step": \({.*}}\)}.*/\1/p' "$TMP/plan-$name.log")
+    did=$(sed -n '/^step:/,/^[a-z]/s/^  - //p' "$TMP/$name/summary.yaml")
+    case $* in *run.debug=true*) did=$steps ;; esac  # guards keep arrays apart, so sums over all of them are more calls
+    if [ -n "$steps" ] && [ "$steps" = "$did" ]; then ok "step-$name"; else fail "step-$name" "planned '$steps', did '$did'"; fi
     if [ -n "$planned" ] && [ "$planned" = "$measured" ] && [ "$(echo "$planned" | wc -w)" = "$n" ]; then ok "$name"
     else fail "$name" "planned '$planned', measured '$measured'"; fi
 }
@@ -41,5 +46,12 @@ try "$TMP/dense.yaml" 8 parallel.tensor=8
 try "$TMP/threes.yaml" 3 parallel.tensor=3 parallel.sequence=true
 try "$TMP/threes.yaml" 6 parallel.tensor=6 run.debug=true
 try "$TMP/moe.yaml" 1
-try "$TMP/moe.yaml" 4 parallel.tensor=2 parallel.sequence=true
+try "$TMP/moe.yaml" 4 parallel.tensor=2 parallel.sequence=true moe.balance=bias
+
+# What share of the peak a step reached: work of the model over what the ranks could have done meanwhile.
+go mfu 0 2 "$TMP/dense.yaml" machine.peak_fp32=1e9 memory.recompute=full
+work=$("$MESTAR" plan "$TMP/dense.yaml" --json run.ranks=2 memory.recompute=full | sed -n 's/.*"model_work": \([0-9]*\).*/\1/p' | awk '{ s += $1 } END { print s }')
+want=$(awk -v w="$work" -v s="$(metric "$TMP/mfu" 2 step_seconds)" 'BEGIN { print w / (s * 2e9) }')
+if near "$(metric "$TMP/mfu" 2 mfu)" "$want" 1e-4; then ok mfu; else fail mfu "$(metric "$TMP/mfu" 2 mfu), want $want"; fi
+if "$MESTAR" plan "$TMP/dense.yaml" machine.peak_fp32=1e9 | grep -q 'no step is shorter than .* at these speeds'; then ok "least time"; else fail "least time" "not printed"; fi
 finish

@@ -3,7 +3,8 @@
  * work.
  *
  *     test_ops          the tests
- *     test_ops bench [bf16]    the speed of every row */
+ *     test_ops bench [bf16]    the speed of every row
+ *     test_ops lengths [bf16]  the cost of a token in short and long sequences */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -111,6 +112,23 @@ static const struct op_case cases[] = {
     WITHOUT("states", scan, .B = 2, .L = 7, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 3, .lddt = 2, .dt_max = INFINITY),
     LARGE(scan, .B = 2, .L = 67, .H = 6, .P = 24, .G = 3, .S = 40, .Q = 16, .lddt = 6, .dt_max = INFINITY),
     LARGE(scan, .B = 1, .L = 9, .H = 2, .P = 13, .G = 1, .S = 1031, .Q = 8, .lddt = 2, .dt_max = INFINITY),
+    /* Rows of L and states at Q that are no multiples of a block; many heads in few groups; one of P, of S. */
+    LARGE(scan, .B = 1, .L = 131, .H = 12, .P = 5, .G = 1, .S = 19, .Q = 50, .lddt = 17, .dt_max = INFINITY),
+    LARGE(scan, .B = 1, .L = 99, .H = 9, .P = 17, .G = 3, .S = 33, .Q = 33, .lddt = 9, .dt_max = INFINITY),
+    LARGE(scan, .B = 17, .L = 37, .H = 4, .P = 4, .G = 4, .S = 16, .Q = 100, .lddt = 4, .dt_max = INFINITY),
+    LARGE(scan, .B = 2, .L = 65, .H = 6, .P = 1, .G = 2, .S = 64, .Q = 64, .lddt = 6, .dt_max = INFINITY),
+    LARGE(scan, .B = 2, .L = 65, .H = 6, .P = 70, .G = 2, .S = 1, .Q = 31, .lddt = 6, .dt_max = INFINITY),
+    LARGE(scan, .B = 1, .L = 40, .H = 2, .P = 129, .G = 1, .S = 130, .Q = 7, .lddt = 2, .dt_max = INFINITY),
+    LARGE(scan, .B = 1, .L = 33, .H = 3, .P = 20, .G = 1, .S = 300, .Q = 32, .lddt = 3, .dt_max = INFINITY),
+    /* One token; decays that are 0; decays of almost 1; clamped D. */
+    LARGE(scan, .B = 3, .L = 1, .H = 8, .P = 21, .G = 2, .S = 65, .Q = 128, .lddt = 8, .dt_max = INFINITY),
+    LARGE(scan, .B = 1, .L = 70, .H = 4, .P = 9, .G = 2, .S = 20, .Q = 64, .lddt = 4, .dt_min = 1e4, .dt_max = 1e5),
+    LARGE(scan, .B = 1, .L = 170, .H = 4, .P = 9, .G = 2, .S = 20, .Q = 64, .lddt = 4, .dt_max = 1e-6),
+    LARGE(scan, .B = 1, .L = 70, .H = 4, .P = 9, .G = 2, .S = 20, .Q = 64, .lddt = 4, .dt_min = 0.001, .dt_max = 0.1),
+    CASE(scan, .B = 1, .L = 35, .H = 4, .P = 2, .G = 2, .S = 3, .Q = 34, .lddt = 5, .dt_max = INFINITY),
+    WITHOUT("state_in dstate_in dstate_out", scan, .B = 1, .L = 45, .H = 4, .P = 3, .G = 2, .S = 4, .Q = 32, .lddt = 4,
+            .dt_max = INFINITY),
+    WITHOUT("state_in states", scan, .B = 2, .L = 45, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 3, .lddt = 2, .dt_max = INFINITY),
     CASE(gate_squares, .T = 0, .W = 6, .G = 2, .ldz = 6),
     CASE(gate_squares, .T = 5, .W = 6, .G = 2, .ldz = 9),
     CASE(gate_squares, .T = 3, .W = 71, .G = 1, .ldz = 71),
@@ -119,20 +137,50 @@ static const struct op_case cases[] = {
     CASE(gate_norm, .T = 5, .W = 6, .G = 2, .ldz = 9, .width = 3, .eps = 1e-5),
     CASE(gate_norm, .T = 3, .W = 150, .G = 3, .ldz = 150, .width = 100, .eps = 1e-2),
     LARGE(gate_norm, .T = 101, .W = 210, .G = 3, .ldz = 211, .width = 70, .eps = 1e-5),
-    CASE(attention, .B = 0, .L = 3, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .ldp = 8, .scale = 0.5),
-    CASE(attention, .B = 2, .L = 0, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .ldp = 8, .scale = 0.5),
-    CASE(attention, .B = 1, .L = 1, .P = 0, .H = 1, .G = 1, .D = 1, .ldq = 1, .ldk = 1, .ldv = 1, .ldp = 0, .scale = 1),
+    CASE(gated_norm, .T = 0, .W = 6, .G = 2, .ldz = 6, .eps = 1e-5),
+    CASE(gated_norm, .T = 5, .W = 6, .G = 2, .ldz = 9, .eps = 1e-5),
+    CASE(gated_norm, .T = 37, .W = 71, .G = 1, .ldz = 71, .eps = 1e-2),
+    LARGE(gated_norm, .T = 101, .W = 210, .G = 3, .ldz = 211, .eps = 1e-5),
+    LARGE(gated_norm, .T = 5, .W = 4801, .G = 1, .ldz = 4801, .eps = 1e-5),
+    CASE(attention, .B = 0, .L = 3, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .ldp = 8, .C = 1, .scale = 0.5),
+    CASE(attention, .B = 2, .L = 0, .P = 2, .H = 2, .G = 1, .D = 4, .ldq = 8, .ldk = 4, .ldv = 4, .ldp = 8, .C = 1, .scale = 0.5),
+    CASE(attention, .B = 1, .L = 1, .P = 0, .H = 1, .G = 1, .D = 1, .ldq = 1, .ldk = 1, .ldv = 1, .ldp = 0, .C = 1, .scale = 1),
     CASE(attention, .B = 2, .L = 9, .P = 3, .H = 4, .G = 2, .D = 5, .ldq = 23, .ldk = 11, .ldv = 13, .ldp = 37,
-         .scale = 0.7),
-    CASE(attention, .B = 2, .L = 7, .P = 7, .H = 3, .G = 1, .D = 4, .ldq = 12, .ldk = 4, .ldv = 4, .ldp = 28, .scale = 2),
+         .C = 2, .scale = 0.7),
+    CASE(attention, .B = 2, .L = 7, .P = 7, .H = 3, .G = 1, .D = 4, .ldq = 12, .ldk = 4, .ldv = 4, .ldp = 28, .C = 3, .scale = 2),
     CASE(attention, .B = 1, .L = 1, .P = 5, .H = 2, .G = 2, .D = 67, .ldq = 134, .ldk = 134, .ldv = 134,
-         .ldp = 670, .scale = 0.1),
+         .ldp = 670, .C = 2, .scale = 0.1),
     WITHOUT("k_past v_past dk_past dv_past", attention, .B = 2, .L = 7, .P = 0, .H = 2, .G = 1, .D = 3, .ldq = 6,
-            .ldk = 3, .ldv = 3, .ldp = 0, .scale = 0.5),
+            .ldk = 3, .ldv = 3, .ldp = 0, .C = 1, .scale = 0.5),
     WITHOUT("k_past v_past", attention, .B = 2, .L = 7, .P = 4, .H = 2, .G = 1, .D = 3, .ldq = 6, .ldk = 3, .ldv = 3,
-            .ldp = 12, .scale = 0.5),
+            .ldp = 12, .C = 2, .scale = 0.5),
     LARGE(attention, .B = 2, .L = 151, .P = 5, .H = 6, .G = 2, .D = 20, .ldq = 121, .ldk = 40, .ldv = 43,
-          .ldp = 240, .scale = 0.3),
+          .ldp = 240, .C = 3, .scale = 0.3),
+    LARGE(attention, .B = 2, .L = 65, .P = 63, .H = 2, .G = 2, .D = 33, .ldq = 67, .ldk = 69, .ldv = 66,
+          .ldp = 4165, .C = 1, .scale = 0.4),
+    LARGE(attention, .B = 1, .L = 130, .P = 64, .H = 5, .G = 1, .D = 64, .ldq = 320, .ldk = 64, .ldv = 64,
+          .ldp = 4096, .C = 2, .scale = 0.3),
+    LARGE(attention, .B = 2, .L = 64, .P = 129, .H = 2, .G = 1, .D = 7, .ldq = 14, .ldk = 8, .ldv = 9,
+          .ldp = 906, .C = 16, .scale = 1),
+    LARGE(attention, .B = 1, .L = 97, .P = 128, .H = 12, .G = 2, .D = 16, .ldq = 192, .ldk = 32, .ldv = 32,
+          .ldp = 4096, .C = 5, .scale = 0.5),
+    LARGE(attention, .B = 2, .L = 200, .P = 0, .H = 3, .G = 3, .D = 24, .ldq = 72, .ldk = 72, .ldv = 72,
+          .ldp = 0, .C = 2, .scale = 0.5),
+    LARGE(attention, .B = 1, .L = 31, .P = 40, .H = 4, .G = 2, .D = 257, .ldq = 1030, .ldk = 515, .ldv = 515,
+          .ldp = 20560, .C = 3, .scale = 0.2),
+    LARGE(attention, .B = 1, .L = 35, .P = 33, .H = 2, .G = 1, .D = 515, .ldq = 1030, .ldk = 515, .ldv = 515,
+          .ldp = 16995, .C = 2, .scale = 0.1),
+    LARGE(attention, .B = 3, .L = 1, .P = 300, .H = 8, .G = 2, .D = 128, .ldq = 1024, .ldk = 256, .ldv = 256,
+          .ldp = 76800, .C = 1, .scale = 0.2),
+    LARGE(attention, .B = 3, .L = 1, .P = 300, .H = 8, .G = 2, .D = 128, .ldq = 1024, .ldk = 256, .ldv = 256,
+          .ldp = 76800, .C = 4, .scale = 0.2),
+    LARGE(attention, .B = 3, .L = 1, .P = 1100, .H = 5, .G = 5, .D = 35, .ldq = 175, .ldk = 177, .ldv = 176,
+          .ldp = 192509, .C = 16, .scale = 0.3),
+    LARGE(attention, .B = 2, .L = 3, .P = 257, .H = 120, .G = 1, .D = 9, .ldq = 1080, .ldk = 9, .ldv = 9,
+          .ldp = 2313, .C = 3, .scale = 0.5),
+    /* scores up to 80 */
+    LARGE(attention, .B = 1, .L = 140, .P = 70, .H = 4, .G = 2, .D = 12, .ldq = 48, .ldk = 24, .ldv = 24,
+          .ldp = 1680, .C = 2, .scale = 20),
     CASE(route, .T = 0, .E = 4, .K = 2, .groups = 1, .kept = 1),
     CASE(route, .T = 5, .E = 4, .K = 0, .groups = 1, .kept = 1),
     CASE(route, .T = 11, .E = 12, .K = 3, .groups = 4, .kept = 2),
@@ -213,8 +261,9 @@ static void products_on_any_threads(void **state) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "bench") == 0)
-        return bench(argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32);
+    const enum dtype stored = argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32;
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench(stored);
+    if (argc > 1 && strcmp(argv[1], "lengths") == 0) return bench_lengths(stored);
     static enum op ops[N_OPS];
     struct CMUnitTest tests[N_OPS + 1];
     for (int i = 0; i < N_OPS; i++) {

@@ -1,0 +1,300 @@
+/* bench: how fast this machine is at this deck's model, layer by layer and operation by operation.
+ *
+ * Each kind of layer of the model is run alone, forward and backward, on a micro-batch as the deck
+ * has it; then whole steps. Beside every time stands the time below which no program could be: each
+ * operation at the peak of arithmetic or of memory, whichever takes longer. The quotient says where
+ * there is something to gain. Collective over the world; rank 0 tells its own times. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/die.h"
+#include "kernels/ops.h"
+#include "parallel/tensor_parallel.h"
+#include "src/costs.h"
+#include "src/engine.h"
+#include "src/machine.h"
+#include "src/modes.h"
+#include "src/output.h"
+
+enum { REPEATS = 5, MOST_KINDS = 8 };
+
+/* One thing that was measured: medians of several runs after one that does not count. */
+struct measured {
+    double seconds;
+    struct op_count op; /* of one run */
+};
+
+struct bench {
+    struct engine *e;
+    struct output o;
+    struct host_batch host;
+    struct piece *piece[3];
+    FILE *json;
+};
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_size);
+    return x[n / 2];
+}
+
+/* Counters since `before`. */
+static struct op_count since(const struct engine *e, const struct costs *before) {
+    struct costs now;
+    costs_read(&now, e);
+    costs_add(&now, before, -1);
+    return costs_total(&now);
+}
+
+/* ---------------------------------------------------------------- the micro-batch */
+
+static void *take(struct bench *b, int i, const void *host, size_t bytes, const char *label) {
+    void *p;
+    b->piece[i] = arena_take(&b->e->work, bytes, label, &p);
+    device_write(&b->e->device, p, host, bytes);
+    return p;
+}
+
+/* Words at random: what they are makes no difference to the time, that they differ does. */
+static void make_batch(struct bench *b) {
+    const struct deck_train *k = &b->e->deck->train;
+    const int64_t n = k->micro_batch * k->sequence_length,
+                  words = b->e->config->keys.vocab_size;
+    struct host_batch *h = &b->host;
+    *h = (struct host_batch){.rows = k->micro_batch, .length = k->sequence_length};
+    h->ids = die_alloc((size_t)n * sizeof *h->ids);
+    h->start = die_alloc((size_t)n * sizeof *h->start);
+    h->target = die_alloc((size_t)n * sizeof *h->target);
+    h->weight = die_alloc((size_t)n * sizeof *h->weight);
+    uint64_t x = 1;
+    for (int64_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        h->ids[i] = (int32_t)((x >> 33) % (uint64_t)words);
+        h->target[i] = (int32_t)((x >> 20) % (uint64_t)words);
+        h->start[i] = 0;
+        h->weight[i] = 1;
+    }
+}
+
+static void free_batch(struct bench *b) {
+    free(b->host.ids);
+    free(b->host.start);
+    free(b->host.target);
+    free(b->host.weight);
+}
+
+/* ---------------------------------------------------------------- one layer */
+
+/* The stream as a layer meets it, with a gradient: an embedding. */
+static struct tensor *stream(struct bench *b, struct pass *pass) {
+    struct tape *t = &b->e->tape;
+    struct model *m = &b->e->model;
+    const int64_t tokens = b->host.rows * b->host.length;
+    const size_t bytes = (size_t)tokens * sizeof(int32_t);
+    struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
+    void *ids = take(b, 0, b->host.ids, bytes, "ids"),
+         *start = take(b, 1, b->host.start, bytes, "document starts");
+    t->pass = pass;
+    pass->batch = (struct batch){b->host.rows, b->host.length,
+                                 tensor_over(t, "start", start, I32, tokens, 1, &l)};
+    struct tensor *x = tensor_over(t, "ids", ids, I32, tokens, 1, &l);
+    return tensor_leave(t, embedding(t, x, m->embeddings, m->first_word));
+}
+
+/* Forward and backward of one layer, and what they took. */
+static void run_layer(struct bench *b, struct layer *layer, struct measured m[2]) {
+    struct engine *e = b->e;
+    struct pass pass = {0};
+    struct costs before;
+    params_zero_gradients(&e->model.params, &e->device, e->real);
+    struct tensor *x = stream(b, &pass);
+    layer->pass = &pass;
+    comm_barrier(e->comm->world);
+    costs_read(&before, e);
+    double began = seconds_now();
+    struct tensor *y = layer->kind->forward(&e->tape, layer, x);
+    m[0].seconds = seconds_now() - began;
+    m[0].op = since(e, &before);
+    comm_barrier(e->comm->world);
+    costs_read(&before, e);
+    began = seconds_now();
+    tape_backward(&e->tape, y, 1e-3, MASK_ALL);
+    m[1].seconds = seconds_now() - began;
+    m[1].op = since(e, &before);
+    /* The embedding's own adjoint is not the layer's. */
+    const struct op_count *now = &e->device.count[OP_embedding_adjoint],
+                          *was = &before.op[OP_embedding_adjoint];
+    m[1].seconds -= now->spent_s - was->spent_s;
+    m[1].op.work -= now->work - was->work;
+    m[1].op.least_s -= now->least_s - was->least_s;
+    tape_clear(&e->tape);
+    for (int i = 0; i < 2; i++) arena_give(&e->work, b->piece[i]);
+}
+
+static void say_measured(const struct bench *b, const char *what, int times,
+                         const struct measured *m) {
+    say(&b->o, "  %-26s %6d %10.3f %10.2f %10.1f %9.0f", what, times, 1e3 * m->seconds,
+        1e-9 * m->op.work, 1e-9 * m->op.work / m->seconds, 100 * m->op.least_s / m->seconds);
+}
+
+static void json_measured(const struct bench *b, const char *name, const struct measured *m) {
+    char s[32];
+    if (!b->json) return;
+    fprintf(b->json, "\"%s\": {\"seconds\": %s, \"work\": %.0f, \"least_seconds\": %.6g}", name,
+            number_text(m->seconds, s), m->op.work, m->op.least_s);
+}
+
+static void bench_layer(struct bench *b, struct layer *layer, bool first) {
+    struct measured m[2], one[2];
+    double seconds[2][REPEATS];
+    const int times = config_count(b->e->config, layer->kind->letter);
+    for (int r = -1; r < REPEATS; r++) {
+        run_layer(b, layer, one);
+        for (int i = 0; i < 2 && r >= 0; i++) seconds[i][r] = one[i].seconds;
+    }
+    for (int i = 0; i < 2; i++) m[i] = (struct measured){median(seconds[i], REPEATS), one[i].op};
+    for (int i = 0; i < 2; i++) {
+        char what[64];
+        snprintf(what, sizeof what, "%c %s, %s", layer->kind->letter, layer->kind->name,
+                 i ? "backward" : "forward");
+        say_measured(b, what, times, &m[i]);
+    }
+    if (!b->json) return;
+    fprintf(b->json, "%s\n    \"%c\": {\"layers\": %d, ", first ? "" : ",", layer->kind->letter,
+            times);
+    json_measured(b, "forward", &m[0]);
+    fprintf(b->json, ", ");
+    json_measured(b, "backward", &m[1]);
+    fprintf(b->json, "}");
+}
+
+static void bench_layers(struct bench *b) {
+    char seen[MOST_KINDS + 1] = "";
+    say(&b->o, "\n  %-26s %6s %10s %10s %10s %9s", "layer", "layers", "ms each", "GFLOP", "GFLOP/s",
+        "% of best");
+    if (b->json) fprintf(b->json, "  \"layers\": {");
+    for (int i = 0; i < b->e->config->n_layers; i++) {
+        struct layer *l = &b->e->model.layer[i];
+        const size_t n = strlen(seen);
+        if (strchr(seen, l->kind->letter) || n == MOST_KINDS) continue;
+        bench_layer(b, l, n == 0);
+        seen[n] = l->kind->letter;
+        seen[n + 1] = '\0';
+    }
+    if (b->json) fprintf(b->json, "\n  },\n");
+}
+
+/* ---------------------------------------------------------------- whole steps */
+
+static int by_time(const void *a, const void *b) {
+    const struct op_count *x = *(const struct op_count *const *)a,
+                          *y = *(const struct op_count *const *)b;
+    return x->spent_s < y->spent_s ? 1 : x->spent_s > y->spent_s ? -1 : x < y ? -1 : x > y;
+}
+
+static void say_ops(const struct bench *b, const struct costs *c, double seconds) {
+    const struct op_count *op[N_OPS], all = costs_total(c);
+    int n = 0;
+    for (int i = 0; i < N_OPS; i++)
+        if (c->op[i].calls) op[n++] = &c->op[i];
+    qsort(op, (size_t)n, sizeof *op, by_time);
+    say(&b->o, "\n  %-26s %6s %10s %10s %10s %9s %9s", "operation in a step", "calls", "ms",
+        "GFLOP/s", "GB/s", "% of best", "% of step");
+    for (int i = 0; i < n; i++)
+        say(&b->o, "  %-26s %6ld %10.3f %10.1f %10.1f %9.0f %9.1f",
+            op_row((enum op)(op[i] - c->op))->name, (long)op[i]->calls, 1e3 * op[i]->spent_s,
+            1e-9 * op[i]->work / op[i]->spent_s, 1e-9 * op[i]->bytes / op[i]->spent_s,
+            100 * op[i]->least_s / op[i]->spent_s, 100 * op[i]->spent_s / seconds);
+    say(&b->o, "  %-26s %6s %10.3f %10s %10s %9s %9.1f", "between operations", "",
+        1e3 * (seconds - all.spent_s), "", "", "", 100 * (1 - all.spent_s / seconds));
+}
+
+static void json_step(const struct bench *b, const struct costs *c, const struct measured *m) {
+    bool first = true;
+    if (!b->json) return;
+    fprintf(b->json, "  ");
+    json_measured(b, "step", m);
+    fprintf(b->json, ",\n  \"operations\": {");
+    for (int i = 0; i < N_OPS; i++) {
+        const struct op_count *k = &c->op[i];
+        if (!k->calls) continue;
+        fprintf(b->json,
+                "%s\n    \"%s\": {\"calls\": %ld, \"seconds\": %.6g, \"work\": %.0f, \"bytes\": %.0f, "
+                "\"least_seconds\": %.6g}",
+                first ? "" : ",", op_row((enum op)i)->name, (long)k->calls, k->spent_s, k->work,
+                k->bytes, k->least_s);
+        first = false;
+    }
+    fprintf(b->json, "\n  }\n}\n");
+}
+
+/* Steps of one micro-batch on every rank. */
+static void bench_steps(struct bench *b) {
+    struct engine *e = b->e;
+    const double tokens = (double)(b->host.rows * b->host.length * e->shape.data);
+    double seconds[REPEATS], sorted[REPEATS];
+    struct costs before, step[REPEATS], now;
+    for (int r = -1; r < REPEATS; r++) {
+        comm_barrier(e->comm->world);
+        costs_read(&before, e);
+        double began = seconds_now();
+        engine_gradients(e, 1, &b->host, (int64_t)tokens, false);
+        double norm = optimiser_norm(&e->optimiser, &e->parallel);
+        optimiser_step(&e->optimiser, r + 2, 1e-4, norm);
+        const double took = seconds_now() - began;
+        costs_read(&now, e);
+        costs_add(&now, &before, -1);
+        if (r >= 0) sorted[r] = seconds[r] = took, step[r] = now;
+    }
+    struct measured m = {.seconds = median(sorted, REPEATS)};
+    int middle = 0;
+    while (seconds[middle] != m.seconds) middle++;
+    m.op = costs_total(&step[middle]);
+    say_measured(b, "whole step", 1, &m);
+    say(&b->o, "  %.0f tokens/s", tokens / m.seconds);
+    say_ops(b, &step[middle], m.seconds);
+    json_step(b, &step[middle], &m);
+}
+
+static void begin(struct bench *b, struct run *r) {
+    struct engine *e = b->e;
+    const struct comm *c = r->comm;
+    const int threads = e->device.threads;
+    e->device.speed =
+        machine_speed(e->deck, threads, threads * c->host_ranks, c->host_cores, true);
+    e->device.timed = true;
+    output_begin(&b->o, e->deck, r->comm, r->argc, r->argv, -1);
+    say(&b->o,
+        "mestar times layers %s on %d rank%s of %d thread%s, %ld x %ld tokens, %s\n"
+        "best here, measured now: %.1f GFLOP/s in fp32, %.1f in bf16, %.1f GB/s of memory "
+        "(more in caches: shares may pass 100)",
+        e->config->kinds, c->size, c->size == 1 ? "" : "s", threads, threads == 1 ? "" : "s",
+        (long)b->host.rows, (long)b->host.length, e->deck->precision.recipe,
+        1e-9 * e->device.speed.fp32, 1e-9 * e->device.speed.bf16, 1e-9 * e->device.speed.memory);
+    if (!b->o.speaks) return;
+    char *path = die_format("%s/bench.json", b->o.folder);
+    if (!(b->json = fopen(path, "w"))) die("cannot write %s", path);
+    free(path);
+    fprintf(b->json,
+            "{\n  \"machine\": {\"peak_fp32\": %.4g, \"peak_bf16\": %.4g, \"memory_bandwidth\": %.4g},\n",
+            e->device.speed.fp32, e->device.speed.bf16, e->device.speed.memory);
+}
+
+int mode_bench(struct run *r, struct mistakes *m) {
+    struct bench b = {.e = r->engine};
+    if (engine_init(b.e, r->comm, r->shape, false, true, true, m)) return 2;
+    make_batch(&b);
+    begin(&b, r);
+    bench_layers(&b);
+    bench_steps(&b);
+    if (b.json && fclose(b.json)) die("cannot write bench.json; is the disk full?");
+    output_summary(&b.o, r->comm, "finished", 0, engine_peak_bytes(b.e), NULL);
+    output_end(&b.o);
+    free_batch(&b);
+    return 0;
+}
