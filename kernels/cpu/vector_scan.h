@@ -53,7 +53,7 @@ struct head_constants {
 
 /* ln(1 + e^x), the whole precision where e^x is small: ln(u) / (u - 1) is exact where u = 1 + e^x
  * was rounded. */
-static inline vf vf_softplus(vf x) {
+static inline vf pace_softplus(vf x) {
     const vf z = vf_exp(vf_min(x, vf_all(30))), u = 1.0f + z, w = u - 1.0f;
     const vf y = vf_choose(w == 0.0f, z, vf_log(u) * (z / w));
     return vf_choose((x > 20.0f) | (x != x), x, y);
@@ -65,7 +65,7 @@ static inline void paces_find(struct paces *p, const struct head_constants *h,
     float raw[BLOCK] = {0};
     for (int i = 0; i < d->n; i++) raw[i] = get(dt + i * lddt);
     for (int i = 0; i < d->n; i += LANES) {
-        const vf x = load_real(raw + i) + h->dt_bias, soft = vf_softplus(x);
+        const vf x = load_real(raw + i) + h->dt_bias, soft = pace_softplus(x);
         const vi low = soft<h->dt_min, high = soft> h->dt_max;
         const vf delta =
             vf_choose(low, vf_all(h->dt_min), vf_choose(high, vf_all(h->dt_max), soft));
