@@ -4,7 +4,9 @@
 #include "kernels/scan_split.h"
 
 #define BIT(i) (1u << (i))
-enum { SCAN_SCRATCH = 16384 }; /* numbers of state history a scan's adjoint may hold at a time */
+/* The most tokens from one saved state to the next: with more the adjoint's scratch leaves the
+ * cache, and little memory is left to save. */
+enum { MOST_CHUNK = 256 };
 
 static void *data_of(const struct tensor *x) {
     return x ? x->data : NULL;
@@ -82,9 +84,8 @@ enum { SCAN_U, SCAN_DT, SCAN_A, SCAN_D, SCAN_BIAS, SCAN_START, SCAN_STATES, SCAN
 
 /* A block of states is kept every so many tokens; the adjoint recomputes what lies between in
  * bounded scratch. */
-static int64_t scan_chunk(int64_t length, int64_t state, int64_t wanted) {
-    int64_t q = state > 0 ? SCAN_SCRATCH / state : length;
-    if (q > wanted) q = wanted;
+static int64_t scan_chunk(int64_t length, int64_t wanted) {
+    int64_t q = wanted < MOST_CHUNK ? wanted : MOST_CHUNK;
     if (q < 1) q = 1;
     return q < length ? q : length > 0 ? length : 1;
 }
@@ -131,7 +132,7 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                   *bias = tape_use_real(t, dt_bias, u);
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
     int64_t inner = s->heads * s->head_dim, state = inner * s->state,
-            q = scan_chunk(b->length, s->state, s->chunk);
+            q = scan_chunk(b->length, s->chunk);
     require_tokens("scan", b, u);
     op_require(u->width == inner + 2 * s->groups * s->state && u->stride == u->width, "scan", u,
                "is not x | B | C");

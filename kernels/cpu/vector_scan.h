@@ -94,20 +94,31 @@ static inline vf vf_decay(const struct paces *p, int i, int at, float sign) {
 }
 
 /* Rows of stored numbers as padded rows of floats. `to` has padded(rows) rows of `width`, a multiple
- * of PAD; what is beyond n columns and `rows` rows becomes zero. by: a factor for each row, or
- * NULL. */
+ * of PAD; what is beyond n columns and `rows` rows becomes zero. */
 static inline void widen_rows(float *to, int64_t width, const stored *from, int64_t ld,
-                              int64_t rows, int64_t n, const float *by) {
+                              int64_t rows, int64_t n) {
     for (int64_t i = 0; i < rows; i++) {
-        const vf factor = vf_all(by ? by[i] : 1);
         int64_t j = 0;
-        for (; j + LANES <= n; j += LANES)
-            store_real(to + i * width + j, factor * load(from + i * ld + j));
+        for (; j + LANES <= n; j += LANES) store_real(to + i * width + j, load(from + i * ld + j));
         for (; j < width; j += LANES)
-            store_real(to + i * width + j,
-                       j < n ? factor * load_n(from + i * ld + j, n - j) : vf_all(0));
+            store_real(to + i * width + j, j < n ? load_n(from + i * ld + j, n - j) : vf_all(0));
     }
     memset(to + rows * width, 0, (size_t)((padded(rows) - rows) * width) * sizeof *to);
+}
+
+/* to[i,:] = by[i] from[i,:], padded rows. */
+static inline void scale_rows(float *to, const float *from, const float *by, int64_t rows,
+                              int64_t width) {
+    for (int64_t i = 0; i < padded(rows); i++)
+        for (int64_t j = 0; j < width; j += LANES)
+            store_real(to + i * width + j, by[i] * load_real(from + i * width + j));
+}
+
+/* Asks for rows that will be widened soon: they lie too far apart for the processor to guess. */
+static inline void expect_rows(const stored *from, int64_t ld, int64_t rows, int64_t n) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < n; j += (int64_t)(64 / sizeof *from))
+            __builtin_prefetch(from + i * ld + j);
 }
 
 #endif
