@@ -142,6 +142,20 @@ static int index_check(const struct checkpoint *c, const char *path, const struc
     return bad ? -1 : 0;
 }
 
+/* And every tensor of a shard in the index: transformers would read one that is not. */
+static int index_complete(const struct checkpoint *c, const char *path, const json_t *map,
+                          struct mistakes *m) {
+    int bad = 0;
+    for (int i = 0; i < c->n; i++) {
+        char name[SHOWN_BYTES];
+        if (json_object_get(map, c->tensor[i].name) || bad++ >= NAMED) continue;
+        mistake(m, path, 0, "does not name tensor %s, which %s holds", shown(c->tensor[i].name, name),
+                file_name(&c->file[c->tensor[i].file]));
+    }
+    if (bad > NAMED) mistake(m, path, 0, "and %d more such tensors", bad - NAMED);
+    return bad ? -1 : 0;
+}
+
 static int shards_read(struct checkpoint *c, const char *path, struct mistakes *m) {
     char why[WHY_BYTES];
     int64_t bytes;
@@ -155,7 +169,8 @@ static int shards_read(struct checkpoint *c, const char *path, struct mistakes *
     int n, failed = -1;
     struct entry *entry = index_entries(root, path, &n, m);
     if (entry && shards_open(c, entry, n, m) == 0 && table_make(c, m) == 0)
-        failed = index_check(c, path, entry, n, m);
+        failed = index_check(c, path, entry, n, m) |
+                 index_complete(c, path, json_object_get(root, "weight_map"), m);
     free(entry);
     json_decref(root);
     return failed;

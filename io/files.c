@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "kernels/die.h"
 
 enum { TRANSFER = 1 << 30 }; /* Linux moves at most 2 GiB less a page at once */
+enum { SUFFIX_BYTES = 16 };  /* room for .part, .old-2 and the like behind a name */
 
 int file_open(const char *path, int64_t *size, char *why) {
     /* Without O_NONBLOCK a pipe with no writer would hold the program here for good. */
@@ -97,6 +99,38 @@ int file_make(const char *path, const void *text, int64_t bytes) {
 bool file_exists(const char *path) {
     struct stat s;
     return stat(path, &s) == 0;
+}
+
+bool file_is_folder(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+bool file_same(const char *a, const char *b) {
+    char *real_a = realpath(a, NULL), *real_b = realpath(b, NULL);
+    bool same = strcmp(a, b) == 0 || (real_a && real_b && strcmp(real_a, real_b) == 0);
+    free(real_a);
+    free(real_b);
+    return same;
+}
+
+char *path_problem(const char *path) {
+    char *copy = die_strdup(path), *problem = NULL;
+    if (strlen(path) >= PATH_MAX - NAME_MAX) problem = die_strdup("is too long for a path");
+    for (char *part = copy, *end; !problem && *part; part = end + 1) {
+        end = part + strcspn(part, "/");
+        char was = *end;
+        *end = 0;
+        if (end - part > NAME_MAX - SUFFIX_BYTES)
+            problem = die_format("has a name of %d bytes; the longest are %d", (int)(end - part),
+                                 NAME_MAX - SUFFIX_BYTES);
+        else if (was && file_exists(copy) && !file_is_folder(copy))
+            problem = die_format("cannot be made: %s is no folder", copy);
+        if (!was) break;
+        *end = was;
+    }
+    free(copy);
+    return problem;
 }
 
 int folder_make_above(const char *path) {

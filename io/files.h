@@ -28,7 +28,14 @@ char *file_text(const char *path, int64_t limit, int64_t *bytes, char *why);
 /* A new file with this text, synced; -1 with errno. */
 int file_make(const char *path, const void *text, int64_t bytes);
 
+/* Links are followed. Two spellings of one thing that is there are the same place. */
 bool file_exists(const char *path);
+bool file_is_folder(const char *path);
+bool file_same(const char *a, const char *b);
+
+/* Why nothing can be made at this path, malloc'd: a name in it is too long, or something above the
+ * last part is no folder. NULL if nothing is known against it. */
+char *path_problem(const char *path);
 
 /* Makes the folders above the last part of path, as mkdir -p. -1 with errno. */
 int folder_make_above(const char *path);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "io/files.h"
 #include "kernels/die.h"
@@ -11,8 +12,10 @@ json_t *json_read(const char *text, size_t n, char *why) {
     json_t *value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
     if (!value) {
         char buf[SHOWN_BYTES];
-        snprintf(why, WHY_BYTES, "is not JSON: %s (line %d, column %d)", shown(error.text, buf),
-                 error.line, error.column);
+        bool nul = strstr(error.text, "JSON_ALLOW_NUL"); /* our reader's name for its switch */
+        snprintf(why, WHY_BYTES, "is not JSON: %s (line %d, column %d)",
+                 nul ? "\\u0000 is not read here" : shown(error.text, buf), error.line,
+                 error.column);
     }
     return value;
 }

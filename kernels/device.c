@@ -11,6 +11,7 @@
 #include "kernels/die.h"
 #include "kernels/dry/dry.h"
 #include "kernels/exact.h"
+#include "kernels/scan_split.h"
 
 /* A debug device adds this to its addresses: no x86-64 or aarch64 system maps user memory there. */
 static const uintptr_t disguise = (uintptr_t)1 << 54;
@@ -265,23 +266,45 @@ static void check_watched(const struct op_row *row, const struct operand *operan
     }
 }
 
+/* Rounds n numbers back to where they were widened from, but those that are as they were: between
+ * the rows of a view lie those of another (the gradients of q, k and v), which has been given its
+ * results meanwhile. */
+static void narrow_changed(uint16_t *to, const float *x, const uint16_t *before, size_t n) {
+    enum { BLOCK = 1024 };
+    for (size_t b = 0; b < n; b += BLOCK) {
+        const size_t m = n - b < BLOCK ? n - b : BLOCK;
+        uint32_t was[BLOCK], is[BLOCK];
+        uint16_t low[BLOCK];
+        dtype_convert(was, F32, before + b, BF16, m);
+        dtype_convert(low, BF16, x + b, F32, m);
+        memcpy(is, x + b, m * sizeof *is);
+        for (size_t i = 0; i < m; i++) to[b + i] = is[i] == was[i] ? to[b + i] : low[i];
+    }
+}
+
 /* The definition of an operation on BF16: what is stored is widened, the plain float version runs on
- * copies, what it wrote is rounded. Narrowing what was widened changes nothing, so the gaps of views
- * stay as they are. */
+ * copies, what it wrote is rounded. */
 static void run_widened(enum op op, void *args, const struct operand *operands) {
     const struct op_row *row = op_row(op);
     float *copy[MOST_OPERANDS] = {0};
+    uint16_t *before[MOST_OPERANDS] = {0};
     for (int i = 0; i < row->n_operands; i++) {
         const size_t n = operands[i].bytes / sizeof(uint16_t);
         if (row->operands[i].type != OPERAND_STORED || !operands[i].p) continue;
         copy[i] = die_alloc(n * sizeof(float));
         dtype_convert(copy[i], F32, operands[i].p, BF16, n);
+        if (operands[i].written) {
+            before[i] = die_alloc(operands[i].bytes);
+            memcpy(before[i], operands[i].p, operands[i].bytes);
+        }
         memcpy((char *)args + row->operands[i].at, &copy[i], sizeof copy[i]);
     }
     kernels_f32[op](args);
     for (int i = 0; i < row->n_operands; i++) {
-        if (copy[i] && operands[i].written)
-            dtype_convert(operands[i].p, BF16, copy[i], F32, operands[i].bytes / sizeof(uint16_t));
+        if (before[i])
+            narrow_changed((uint16_t *)(void *)operands[i].p, copy[i], before[i],
+                           operands[i].bytes / sizeof(uint16_t));
+        free(before[i]);
         free(copy[i]);
     }
 }

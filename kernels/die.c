@@ -24,6 +24,9 @@ static _Noreturn void end(const char *what, const char *text) {
     static int dying;
     if (dying) _exit(1); /* a hook failed: the first text has been printed */
     dying = 1;
+    /* What many ranks meet at once need be told once: the first speaks and ends the others while
+     * they wait. */
+    if (speaker > 0 && end_all) usleep(500000u * (unsigned)(speaker < 4 ? speaker : 4));
     char host[256] = "?", line[4096];
     if (gethostname(host, sizeof host - 1)) snprintf(host, sizeof host, "?");
     if (speaker < 0) snprintf(line, sizeof line, "mestar: %s%s", what, text);

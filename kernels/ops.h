@@ -21,10 +21,15 @@ struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias);
 struct tensor *relu2(struct tape *t, struct tensor *x);
 struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, double eps);
 
+/* x in real numbers, for what must not be rounded (a router's scores); x itself where it is so. */
+struct tensor *as_real(struct tape *t, struct tensor *x);
+
 /* The one door for weights: y[tokens, rows of w] = x w^T. w split by rows takes x entered and gives
  * y split; w split by columns takes x split and gives y partial; a bias is added by add_bias (after
  * leave, where y is partial). */
 struct tensor *linear(struct tape *t, struct tensor *x, struct param *weight);
+/* The same, of real numbers: not rounded to x's format. No gradient flows through it. */
+struct tensor *linear_real(struct tape *t, struct tensor *x, struct param *weight);
 /* The same per expert: rows offset[e] .. offset[e+1] of x meet expert e's block of w (`experts`
  * blocks of equal rows). */
 struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight,
@@ -64,6 +69,10 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
                             int share);
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps);
+
+/* Gated norm at once, where every group is whole here. */
+struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
+                          int64_t groups, double eps);
 
 /* ops_attention.c: q[tokens, heads*head_dim], k and v[tokens, kv_heads*head_dim] (views); the past:
  * NULL, or [rows * past tokens, kv_heads*head_dim], or [rows, past tokens * kv_heads*head_dim] as a

@@ -11,7 +11,7 @@ static void route_backward(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dl = tape_grad_in(t, n, 0, mask, &add);
     if (dl)
-        DEVICE_RUN(t->device, route_weight_adjoint, t->real, .logits = logits->data,
+        DEVICE_RUN(t->device, route_weight_adjoint, logits->dtype, .logits = logits->data,
                    .index = index->data, .dweight = tape_grad_out(n, 0), .dlogits = dl,
                    .dlogits_add = add, .T = logits->rows, .E = logits->width, .K = index->width,
                    .normalise = n->size[0], .scale = n->real[0]);
@@ -29,15 +29,16 @@ struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const st
     struct tensor *chosen = tape_kept(t);
     if (!chosen) {
         chosen = tensor_new_ints(t, "chosen experts", logits->rows, r->chosen, &l);
-        DEVICE_RUN(t->device, route, t->real, .logits = logits->data, .bias = bias,
+        DEVICE_RUN(t->device, route, logits->dtype, .logits = logits->data, .bias = bias,
                    .index = chosen->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
                    .groups = r->groups, .kept = r->kept_groups);
         tape_keep(t, chosen);
     }
-    struct tensor *w = tensor_new(t, "expert weights", logits->rows, r->chosen, &l);
-    DEVICE_RUN(t->device, route_weight, t->real, .logits = logits->data, .index = chosen->data,
-               .weight = w->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
-               .normalise = r->normalise, .scale = r->scale);
+    struct tensor *w =
+        tensor_new_of(t, logits->dtype, "expert weights", logits->rows, r->chosen, &l);
+    DEVICE_RUN(t->device, route_weight, logits->dtype, .logits = logits->data,
+               .index = chosen->data, .weight = w->data, .T = logits->rows, .E = r->experts,
+               .K = r->chosen, .normalise = r->normalise, .scale = r->scale);
     struct note *n = tape_note(t, &op_route, 2, (struct tensor *[]){logits, chosen}, 1, &w);
     if (n) n->size[0] = r->normalise, n->real[0] = r->scale;
     *index = chosen;
@@ -68,7 +69,7 @@ static void gather_backward(struct tape *t, struct note *n, unsigned mask) {
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     struct tensor *x = n->in[0];
     if (dx)
-        DEVICE_RUN(t->device, gather_rows_adjoint, t->real, .dy = tape_grad_out(n, 0),
+        DEVICE_RUN(t->device, gather_rows_adjoint, x->dtype, .dy = tape_grad_out(n, 0),
                    .position = n->in[1]->data, .dx = dx, .dx_add = add, .T = x->rows,
                    .K = n->size[0], .W = x->width);
 }
@@ -78,8 +79,9 @@ struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *orde
                            struct tensor *position, int64_t chosen) {
     struct layout l = layout_join("gather_rows", 1, &x);
     op_require(x->stride == x->width, "gather_rows", x, "is a view");
-    struct tensor *y = tensor_new(t, "rows for experts", x->rows * chosen, x->width, &l);
-    DEVICE_RUN(t->device, gather_rows, t->real, .x = x->data, .order = order->data, .y = y->data,
+    struct tensor *y =
+        tensor_new_of(t, x->dtype, "rows for experts", x->rows * chosen, x->width, &l);
+    DEVICE_RUN(t->device, gather_rows, x->dtype, .x = x->data, .order = order->data, .y = y->data,
                .T = x->rows, .K = chosen, .W = x->width);
     struct note *n = tape_note(t, &op_gather, 2, (struct tensor *[]){x, position}, 1, &y);
     if (n) n->size[0] = chosen;
@@ -91,7 +93,7 @@ static void combine_backward(struct tape *t, struct note *n, unsigned mask) {
     int y_add, w_add;
     void *dy = tape_grad_in(t, n, 0, mask, &y_add), *dw = tape_grad_in(t, n, 1, mask, &w_add);
     if (dy || dw)
-        DEVICE_RUN(t->device, combine_rows_adjoint, t->real, .y = y->data, .weight = w->data,
+        DEVICE_RUN(t->device, combine_rows_adjoint, y->dtype, .y = y->data, .weight = w->data,
                    .position = n->in[2]->data, .go = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add,
                    .dweight = dw, .dweight_add = w_add, .T = w->rows, .K = w->width, .W = y->width);
 }
@@ -115,10 +117,11 @@ struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *wei
     }
     op_require(y->data && weight->data && !y->missing && !weight->missing, "combine_rows", y,
                "or the weights are missing");
+    op_require(weight->dtype == t->real, "combine_rows", weight, "is not of real numbers");
     op_require(y->rows == tensor_elements(weight), "combine_rows", y,
                "has not a row for each choice");
-    struct tensor *o = tensor_new(t, "experts' sum", weight->rows, y->width, &l);
-    DEVICE_RUN(t->device, combine_rows, t->real, .y = y->data, .weight = weight->data,
+    struct tensor *o = tensor_new_of(t, y->dtype, "experts' sum", weight->rows, y->width, &l);
+    DEVICE_RUN(t->device, combine_rows, y->dtype, .y = y->data, .weight = weight->data,
                .position = position->data, .o = o->data, .T = weight->rows, .K = weight->width,
                .W = y->width);
     tape_note(t, &op_combine, 3, (struct tensor *[]){y, weight, position}, 1, &o);

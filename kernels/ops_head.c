@@ -23,7 +23,7 @@ static void head_backward(struct tape *t, struct note *n, unsigned mask) {
     int64_t chunk = head_chunk(x->rows, w->rows);
     struct piece *piece;
     void *scratch = scratch_take(t, (size_t)(chunk * w->rows) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, head_adjoint, t->real, .x = x->data, .w = w->data,
+    DEVICE_RUN(t->device, head_adjoint, x->dtype, .x = x->data, .w = w->data,
                .target = n->in[TARGET]->data, .lse = n->out[0]->data, .dlse = tape_grad_out(n, 0),
                .dpicked = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add,
                .scratch = scratch, .T = x->rows, .H = x->width, .V = w->rows, .first = n->size[0],
@@ -47,14 +47,15 @@ void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
                    "is split by features");
         if (split) l.state[a] = SPLIT, l.by[a] = BY_COLUMNS, l.n_segments = 0;
     }
+    op_require(w->dtype == x->dtype, "head", x, "is of another format than the weight");
     op_require(x->width == words->width && x->stride == x->width, "head", x,
                "has not the words' width");
     int64_t chunk = head_chunk(x->rows, words->rows);
     struct piece *piece;
-    *lse = tensor_new(t, "log sums", x->rows, 1, &l);
-    *picked = tensor_new(t, "targets' logits", x->rows, 1, &l);
+    *lse = tensor_new_real(t, "log sums", x->rows, 1, &l);
+    *picked = tensor_new_real(t, "targets' logits", x->rows, 1, &l);
     void *scratch = scratch_take(t, (size_t)(chunk * words->rows) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, head, t->real, .x = x->data, .w = w->data, .target = target->data,
+    DEVICE_RUN(t->device, head, x->dtype, .x = x->data, .w = w->data, .target = target->data,
                .lse = (*lse)->data, .picked = (*picked)->data, .scratch = scratch, .T = x->rows,
                .H = x->width, .V = words->rows, .first = first, .C = chunk);
     scratch_give(t, piece);
@@ -68,16 +69,17 @@ static void word_loss_backward(struct tape *t, struct note *n, unsigned mask) {
     int l_add, p_add;
     void *dl = tape_grad_in(t, n, 0, mask, &l_add), *dp = tape_grad_in(t, n, 1, mask, &p_add);
     if (dl || dp)
-        DEVICE_RUN(t->device, word_loss_adjoint, t->real, .lse = lse->data, .picked = picked->data,
-                   .weight = n->own, .dloss = tape_grad_out(n, 0), .dlse = dl, .dlse_add = l_add,
-                   .dpicked = dp, .dpicked_add = p_add, .T = lse->width, .R = lse->rows);
+        DEVICE_RUN(t->device, word_loss_adjoint, lse->dtype, .lse = lse->data,
+                   .picked = picked->data, .weight = n->own, .dloss = tape_grad_out(n, 0),
+                   .dlse = dl, .dlse_add = l_add, .dpicked = dp, .dpicked_add = p_add,
+                   .T = lse->width, .R = lse->rows);
 }
 static const struct tape_op op_word_loss = {"word_loss", word_loss_backward, BIT(0) | BIT(1), 0, 0};
 
 struct tensor *word_loss(struct tape *t, struct tensor *lse, struct tensor *picked, void *weight) {
     struct layout l = layout_join("word_loss", 2, (struct tensor *[]){lse, picked});
-    struct tensor *loss = tensor_new(t, "losses", 1, lse->width, &l);
-    DEVICE_RUN(t->device, word_loss, t->real, .lse = lse->data, .picked = picked->data,
+    struct tensor *loss = tensor_new_of(t, lse->dtype, "losses", 1, lse->width, &l);
+    DEVICE_RUN(t->device, word_loss, lse->dtype, .lse = lse->data, .picked = picked->data,
                .weight = weight, .loss = loss->data, .T = lse->width, .R = lse->rows);
     struct note *n = tape_note(t, &op_word_loss, 2, (struct tensor *[]){lse, picked}, 1, &loss);
     if (n) n->own = weight;

@@ -1,6 +1,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/scan_split.h"
 
 #define BIT(i) (1u << (i))
 enum { SCAN_SCRATCH = 16384 }; /* numbers of state history a scan's adjoint may hold at a time */
@@ -15,11 +16,11 @@ static void require_tokens(const char *op, const struct batch *b, const struct t
 }
 
 /* Where a state goes: into the tensor that was given, else into a new one. */
-static struct tensor *state_to(struct tape *t, const char *label, int64_t rows, int64_t width,
-                               const struct layout *l, struct tensor *given) {
-    if (!given) return tensor_new(t, label, rows, width, l);
-    op_require(!t->learning && given->rows == rows && given->width == width, label, given,
-               "cannot receive the state");
+static struct tensor *state_to(struct tape *t, enum dtype d, const char *label, int64_t rows,
+                               int64_t width, const struct layout *l, struct tensor *given) {
+    if (!given) return tensor_new_of(t, d, label, rows, width, l);
+    op_require(!t->learning && given->dtype == d && given->rows == rows && given->width == width,
+               label, given, "cannot receive the state");
     return given;
 }
 
@@ -35,33 +36,36 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     void *db = tape_grad_in(t, n, CONV_B, mask, &b_add),
          *ds = tape_grad_in(t, n, CONV_STATE, mask, &s_add);
     if (!dx && !dw && !db && !ds) return;
-    struct piece *zeros = NULL;
-    void *du = tape_grad_out(n, 0);
+    struct piece *zeros = NULL, *sums;
+    const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
+    void *du = tape_grad_out(n, 0), *room = scratch_take(t, parts * dtype_size(t->real), &sums);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
-        du = scratch_take(t, tensor_elements(u) * dtype_size(t->real), &zeros);
-        device_zero(t->device, du, tensor_elements(u) * dtype_size(t->real));
+        du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);
+        device_zero(t->device, du, tensor_elements(u) * dtype_size(x->dtype));
     }
-    DEVICE_RUN(t->device, conv_adjoint, t->real, .x = x->data, .w = w->data,
+    DEVICE_RUN(t->device, conv_adjoint, x->dtype, .x = x->data, .w = w->data,
                .b = data_of(n->in[CONV_B]), .start = n->in[CONV_START]->data,
                .state_in = data_of(n->in[CONV_STATE]), .du = du, .dstate_out = tape_grad_out(n, 1),
                .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add, .db = db, .db_add = b_add,
-               .dstate_in = ds, .dstate_in_add = s_add, .B = n->size[0], .L = n->size[1],
-               .C = x->width, .K = w->width, .ldx = x->stride);
+               .dstate_in = ds, .dstate_in_add = s_add, .parts = room, .B = n->size[0],
+               .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
     if (zeros) scratch_give(t, zeros);
+    scratch_give(t, sums);
 }
 static const struct tape_op op_conv = {"conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B)};
 
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out) {
-    struct tensor *w = tape_use(t, weight, x), *c = bias ? tape_use(t, bias, x) : NULL;
+    struct tensor *w = tape_use_real(t, weight, x), *c = bias ? tape_use_real(t, bias, x) : NULL;
     struct layout l = layout_join("conv", 4, (struct tensor *[]){x, w, c, state_in});
     require_tokens("conv", b, x);
     op_require(x->width == weight->rows, "conv", x, "has not the weight's channels");
-    struct tensor *u = tensor_new(t, "conv", x->rows, x->width, &l), *s = NULL;
+    struct tensor *u = tensor_new_of(t, x->dtype, "conv", x->rows, x->width, &l), *s = NULL;
     if (state_out)
-        s = state_to(t, "conv state", b->rows, (weight->width - 1) * x->width, &l, *state_out);
-    DEVICE_RUN(t->device, conv, t->real, .x = x->data, .w = w->data, .b = data_of(c),
+        s = state_to(t, x->dtype, "conv state", b->rows, (weight->width - 1) * x->width, &l,
+                     *state_out);
+    DEVICE_RUN(t->device, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
                .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
                .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
                .K = weight->width, .ldx = x->stride);
@@ -96,19 +100,25 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
     struct piece *zeros = NULL;
     void *dy = tape_grad_out(n, 0);
     if (!dy) {
-        dy = scratch_take(t, tensor_elements(y) * dtype_size(t->real), &zeros);
-        device_zero(t->device, dy, tensor_elements(y) * dtype_size(t->real));
+        dy = scratch_take(t, tensor_elements(y) * dtype_size(u->dtype), &zeros);
+        device_zero(t->device, dy, tensor_elements(y) * dtype_size(u->dtype));
     }
-    DEVICE_RUN(t->device, scan_adjoint, t->real, .u = u->data, .dt = dt->data,
+    const int64_t numbers = scan_split(n->size[0], n->size[1], n->size[2], n->size[3], n->size[4],
+                                       n->size[5], n->size[6])
+                                .all;
+    struct piece *piece;
+    void *scratch = scratch_take(t, (size_t)numbers * dtype_size(t->real), &piece);
+    DEVICE_RUN(t->device, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data,
                .a_log = n->in[SCAN_A]->data, .d = n->in[SCAN_D]->data,
                .dt_bias = n->in[SCAN_BIAS]->data, .start = n->in[SCAN_START]->data,
                .states = n->in[SCAN_STATES]->data, .dy = dy, .dstate_out = tape_grad_out(n, 1),
                .du = grad[0], .du_add = add[0], .ddt = grad[1], .ddt_add = add[1],
                .da_log = grad[2], .da_log_add = add[2], .dd = grad[3], .dd_add = add[3],
                .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds, .dstate_in_add = s_add,
-               .B = n->size[0], .L = n->size[1], .H = n->size[2], .P = n->size[3], .G = n->size[4],
-               .S = n->size[5], .Q = n->size[6], .lddt = dt->stride, .dt_min = n->real[0],
-               .dt_max = n->real[1]);
+               .scratch = scratch, .B = n->size[0], .L = n->size[1], .H = n->size[2],
+               .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6],
+               .lddt = dt->stride, .dt_min = n->real[0], .dt_max = n->real[1]);
+    scratch_give(t, piece);
     if (zeros) scratch_give(t, zeros);
 }
 static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,
@@ -117,8 +127,8 @@ static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
                     struct param *dt_bias, struct tensor *state_in, struct tensor **state_out) {
-    struct tensor *a = tape_use(t, a_log, u), *skip = tape_use(t, d, u),
-                  *bias = tape_use(t, dt_bias, u);
+    struct tensor *a = tape_use_real(t, a_log, u), *skip = tape_use_real(t, d, u),
+                  *bias = tape_use_real(t, dt_bias, u);
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
     int64_t inner = s->heads * s->head_dim, state = inner * s->state,
             q = scan_chunk(b->length, s->state, s->chunk);
@@ -130,11 +140,12 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                "has heads that its groups do not divide");
     l.n_segments = 1; /* heads are never shared; B and C may be */
     l.segment[0] = (struct segment){inner, 1};
-    struct tensor *y = tensor_new(t, "scan", u->rows, inner, &l), *states = NULL, *out = NULL;
+    struct tensor *y = tensor_new_of(t, u->dtype, "scan", u->rows, inner, &l), *states = NULL,
+                  *out = NULL;
     if (t->learning)
-        states = tensor_new(t, "scan states", b->rows * ((b->length + q - 1) / q), state, &l);
-    if (state_out) out = state_to(t, "scan state", b->rows, state, &l, *state_out);
-    DEVICE_RUN(t->device, scan, t->real, .u = u->data, .dt = dt->data, .a_log = a->data,
+        states = tensor_new_real(t, "scan states", b->rows * ((b->length + q - 1) / q), state, &l);
+    if (state_out) out = state_to(t, t->real, "scan state", b->rows, state, &l, *state_out);
+    DEVICE_RUN(t->device, scan, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data,
                .d = skip->data, .dt_bias = bias->data, .start = b->start->data,
                .state_in = data_of(state_in), .y = y->data, .states = data_of(states),
                .state_out = data_of(out), .B = b->rows, .L = b->length, .H = s->heads,
@@ -161,7 +172,7 @@ static void squares_backward(struct tape *t, struct note *n, unsigned mask) {
     int y_add, z_add;
     void *dy = tape_grad_in(t, n, 0, mask, &y_add), *dz = tape_grad_in(t, n, 1, mask, &z_add);
     if (dy || dz)
-        DEVICE_RUN(t->device, gate_squares_adjoint, t->real, .y = y->data, .z = z->data,
+        DEVICE_RUN(t->device, gate_squares_adjoint, y->dtype, .y = y->data, .z = z->data,
                    .ds = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add, .dz = dz, .dz_add = z_add,
                    .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride);
 }
@@ -175,8 +186,8 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
     op_require(y->stride == y->width, "gate_squares", y, "is a view");
     l.n_segments = 1;
     l.segment[0] = (struct segment){groups, share};
-    struct tensor *s = tensor_new(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gate_squares, t->real, .y = y->data, .z = z->data, .s = s->data,
+    struct tensor *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
+    DEVICE_RUN(t->device, gate_squares, y->dtype, .y = y->data, .z = z->data, .s = s->data,
                .T = y->rows, .W = y->width, .G = groups, .ldz = z->stride);
     tape_note(t, &op_squares, 2, (struct tensor *[]){y, z}, 1, &s);
     return s;
@@ -188,7 +199,7 @@ static void gate_norm_backward(struct tape *t, struct note *n, unsigned mask) {
     void *grad[4];
     for (int i = 0; i < 4; i++) grad[i] = tape_grad_in(t, n, i, mask, &add[i]);
     if (grad[0] || grad[1] || grad[2] || grad[3])
-        DEVICE_RUN(t->device, gate_norm_adjoint, t->real, .y = y->data, .z = z->data, .s = s->data,
+        DEVICE_RUN(t->device, gate_norm_adjoint, y->dtype, .y = y->data, .z = z->data, .s = s->data,
                    .w = n->in[3]->data, .go = tape_grad_out(n, 0), .dy = grad[0], .dy_add = add[0],
                    .dz = grad[1], .dz_add = add[1], .ds = grad[2], .ds_add = add[2], .dw = grad[3],
                    .dw_add = add[3], .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
@@ -198,18 +209,55 @@ static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15,
 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps) {
-    struct tensor *w = tape_use(t, weight, y);
+    struct tensor *w = tape_use_real(t, weight, y);
     struct layout l = layout_join("gate_norm", 4, (struct tensor *[]){y, z, squares, w});
     op_require(y->width == weight->rows && y->stride == y->width, "gate_norm", y,
                "has not the weight's width");
     for (int i = 0; i < squares->layout.n_segments; i++)
         op_require(squares->layout.segment[i].share == 1, "gate_norm", squares,
                    "is a part of a shared group's sum: see share_sum");
-    struct tensor *o = tensor_new(t, "gate norm", y->rows, y->width, &l);
-    DEVICE_RUN(t->device, gate_norm, t->real, .y = y->data, .z = z->data, .s = squares->data,
+    struct tensor *o = tensor_new_of(t, y->dtype, "gate norm", y->rows, y->width, &l);
+    DEVICE_RUN(t->device, gate_norm, y->dtype, .y = y->data, .z = z->data, .s = squares->data,
                .w = w->data, .o = o->data, .T = y->rows, .W = y->width, .G = squares->width,
                .ldz = z->stride, .width = width, .eps = eps);
     struct note *n = tape_note(t, &op_gate_norm, 4, (struct tensor *[]){y, z, squares, w}, 1, &o);
     if (n) n->size[0] = width, n->real[0] = eps;
+    return o;
+}
+
+static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *y = n->in[0], *z = n->in[1], *s = n->in[3];
+    int add[3];
+    void *grad[3];
+    for (int i = 0; i < 3; i++) grad[i] = tape_grad_in(t, n, i, mask, &add[i]);
+    if (!grad[0] && !grad[1] && !grad[2]) return;
+    struct piece *sums;
+    const int64_t parts = (y->rows + 31) / 32 * y->width;
+    void *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
+    DEVICE_RUN(t->device, gated_norm_adjoint, t->real, .y = y->data, .z = z->data,
+               .w = n->in[2]->data, .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0],
+               .dy_add = add[0], .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2],
+               .parts = room, .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
+               .eps = n->real[0]);
+    scratch_give(t, sums);
+}
+static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 15, 0, BIT(2)};
+
+struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
+                          int64_t groups, double eps) {
+    struct tensor *w = tape_use(t, weight, y);
+    struct layout l = layout_join("gated_norm", 3, (struct tensor *[]){y, z, w});
+    op_require(y->width == z->width && groups > 0 && y->width % groups == 0, "gated_norm", y,
+               "and the gate differ in width, or the groups do not divide it");
+    op_require(y->width == weight->rows && y->stride == y->width, "gated_norm", y,
+               "has not the weight's width");
+    struct tensor *o = tensor_new(t, "gated norm", y->rows, y->width, &l),
+                  *s = tensor_new(t, "gate squares", y->rows, groups, &l);
+    DEVICE_RUN(t->device, gated_norm, t->real, .y = y->data, .z = z->data, .w = w->data,
+               .o = o->data, .s = s->data, .T = y->rows, .W = y->width, .G = groups,
+               .ldz = z->stride, .eps = eps);
+    struct note *n = tape_note(t, &op_gated_norm, 4, (struct tensor *[]){y, z, w, s}, 1, &o);
+    if (n) n->real[0] = eps;
+    tensor_drop(t, s);
     return o;
 }

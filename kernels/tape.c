@@ -6,12 +6,13 @@
 #include "kernels/die.h"
 
 void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch,
-               enum dtype real, struct parallel *p) {
+               enum dtype stored, struct parallel *p) {
     memset(t, 0, sizeof *t);
     t->device = d;
     t->arena = values;
     t->scratch = scratch;
-    t->real = real;
+    t->stored = stored;
+    t->real = dtype_real(stored);
     t->parallel = p;
     t->learning = true;
 }
@@ -88,8 +89,8 @@ struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum d
     return x;
 }
 
-static struct tensor *tensor_made(struct tape *t, const char *label, int64_t rows, int64_t width,
-                                  enum dtype d, const struct layout *l) {
+struct tensor *tensor_new_of(struct tape *t, enum dtype d, const char *label, int64_t rows,
+                             int64_t width, const struct layout *l) {
     struct tensor *x = tensor_blank(t, label, rows, width, d, l);
     x->buffer = buffer_new(t->arena, (size_t)(rows * width) * dtype_size(d), label);
     x->data = x->buffer->p;
@@ -99,12 +100,17 @@ static struct tensor *tensor_made(struct tape *t, const char *label, int64_t row
 
 struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width,
                           const struct layout *l) {
-    return tensor_made(t, label, rows, width, t->real, l);
+    return tensor_new_of(t, t->stored, label, rows, width, l);
+}
+
+struct tensor *tensor_new_real(struct tape *t, const char *label, int64_t rows, int64_t width,
+                               const struct layout *l) {
+    return tensor_new_of(t, t->real, label, rows, width, l);
 }
 
 struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
                                const struct layout *l) {
-    return tensor_made(t, label, rows, width, I32, l);
+    return tensor_new_of(t, I32, label, rows, width, l);
 }
 
 struct tensor *tensor_alias(struct tape *t, struct tensor *x, const struct layout *l) {
@@ -155,7 +161,7 @@ void scratch_give(struct tape *t, struct piece *piece) {
 static struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in,
                              struct tensor *const *in, int n_out, struct tensor *const *out) {
     for (int i = 0; i < n_out; i++)
-        if (out[i] && out[i]->dtype == t->real) out[i]->needs_grad = needs;
+        if (out[i] && dtype_is_real(out[i]->dtype)) out[i]->needs_grad = needs;
     if (!needs || !t->learning) return NULL;
     if (n_in > NOTE_IN || n_out > NOTE_OUT) bug("op %s has too many operands", op->name);
     if (t->n_notes == t->max_notes) {
@@ -218,11 +224,11 @@ static void grad_make(struct tape *t, struct tensor *x) {
     if (x->grad) return;
     if (x->of) {
         grad_make(t, x->of);
-        x->grad = (char *)x->of->grad + x->of_column * dtype_size(t->real);
+        x->grad = (char *)x->of->grad + x->of_column * dtype_size(x->dtype);
         return;
     }
     x->grad_buffer =
-        buffer_new(t->arena, (size_t)(x->rows * x->stride) * dtype_size(t->real), x->label);
+        buffer_new(t->arena, (size_t)(x->rows * x->stride) * dtype_size(x->dtype), x->label);
     x->grad = x->grad_buffer->p;
 }
 
@@ -233,7 +239,7 @@ static void grad_own(struct tape *t, struct tensor *x) {
     x->grad_buffer = NULL;
     x->grad = NULL;
     grad_make(t, x);
-    DEVICE_RUN(t->device, copy, t->real, .x = shared->p, .y = x->grad, .T = x->rows, .W = x->width,
+    DEVICE_RUN(t->device, copy, x->dtype, .x = shared->p, .y = x->grad, .T = x->rows, .W = x->width,
                .ldx = x->stride, .ldy = x->stride);
     buffer_drop(shared);
 }
@@ -262,6 +268,8 @@ void *tape_grad_out(const struct note *n, int i) {
 void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned mask) {
     struct tensor *y = n->out[out], *x = n->in[in];
     if (!wanted(n, in, mask) || !y->has_grad) return;
+    op_require(y->dtype == (x->param ? t->real : x->dtype), n->op->name, x,
+               "is of another format than what was made of it");
     if (!x->has_grad && !x->grad && !x->of && !x->param && y->grad_buffer) {
         x->grad_buffer = y->grad_buffer;
         x->grad_buffer->refs++;
@@ -271,7 +279,7 @@ void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned ma
     }
     int add;
     void *dx = tape_grad_in(t, n, in, mask, &add);
-    DEVICE_RUN(t->device, copy, t->real, .x = y->grad, .y = dx, .y_add = add, .T = x->rows,
+    DEVICE_RUN(t->device, copy, y->dtype, .x = y->grad, .y = dx, .y_add = add, .T = x->rows,
                .W = x->width, .ldx = y->stride, .ldy = x->stride);
 }
 
@@ -284,7 +292,7 @@ static void columns_adjoint(struct tape *t, struct note *n, unsigned mask) {
         struct tensor *v = n->out[i];
         if (v->has_grad) continue;
         grad_make(t, v);
-        DEVICE_RUN(t->device, fill, t->real, .x = v->grad, .T = v->rows, .W = v->width,
+        DEVICE_RUN(t->device, fill, v->dtype, .x = v->grad, .T = v->rows, .W = v->width,
                    .ld = v->stride, .value = 0);
     }
     x->has_grad = true;
@@ -340,12 +348,17 @@ struct tensor *tape_use(struct tape *t, struct param *p, const struct tensor *x)
     }
     p->layout = l;
     p->used = true;
-    struct tensor *w = tensor_over(t, p->name, p->value, t->real, p->rows, p->width, &l);
+    struct tensor *w = tensor_over(t, p->name, p->value, p->dtype, p->rows, p->width, &l);
     w->param = p;
     w->needs_grad = p->trained;
     w->has_grad = p->trained;
     w->grad = p->grad;
     return w;
+}
+
+struct tensor *tape_use_real(struct tape *t, struct param *p, const struct tensor *x) {
+    op_require(p->dtype == t->real, p->name, x, "meets this parameter, which is not kept exact");
+    return tape_use(t, p, x);
 }
 
 /* ---- backward ---- */
@@ -379,8 +392,8 @@ void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask)
     op_require(t->learning && y->needs_grad, "backward", y, "needs no gradient");
     op_require(t->n_notes > 0, "backward", y, "has been walked back from already");
     grad_make(t, y);
-    DEVICE_RUN(t->device, fill, t->real, .x = y->grad, .T = y->rows, .W = y->width, .ld = y->stride,
-               .value = seed);
+    DEVICE_RUN(t->device, fill, y->dtype, .x = y->grad, .T = y->rows, .W = y->width,
+               .ld = y->stride, .value = seed);
     y->has_grad = true;
     walk(t, 0, mask);
 }

@@ -11,6 +11,10 @@
  * Ops are any {name, adjoint}: those of a device are in kernels/ops.h, exchanges between ranks in
  * parallel/.
  *
+ * Numbers are of two formats (kernels/ops.def): activations are stored, what must be exact is real.
+ * An op runs in the format of the tensor that carries its stored operands; a gradient has the format
+ * of its tensor, that of a parameter is real. Where both are the same, none of this shows.
+ *
  * Segments: tape_segment keeps a layer's input instead of its inside and replays the layer in
  * backward. A replay has no side effects, takes what must not be decided twice (routing) from the
  * first time, and skips the layer's last exchange, whose result nobody reads.
@@ -36,7 +40,9 @@ struct param {
     const char *name;
     int64_t rows, width;  /* of this rank's block */
     struct layout layout; /* SPLIT where it is split; other axes are settled by use */
-    void *value, *grad;   /* device; the tape's real dtype. grad NULL: never trained */
+    enum dtype
+        dtype; /* of value: the tape's stored format for weights of products, else its real one */
+    void *value, *grad; /* device; gradients are real numbers. grad NULL: never trained */
     bool trained;
     bool used; /* layout.state holds the state of its use */
 };
@@ -65,7 +71,8 @@ struct tape {
     struct device *device;
     struct arena *arena;       /* values and gradients */
     struct arena *scratch;     /* within one op */
-    enum dtype real;           /* F32 or F64 */
+    enum dtype stored;         /* of activations: F32, F64 or BF16 */
+    enum dtype real;           /* beside them: statistics, states, losses, gradients of weights */
     struct parallel *parallel; /* for exchanges; kernels/ only hands it on */
     void *
         pass; /* the model's own word on the micro-batch; a replay finds the one of its first run */
@@ -83,12 +90,18 @@ struct tape {
 };
 
 void tape_init(struct tape *t, struct device *d, struct arena *values, struct arena *scratch,
-               enum dtype real, struct parallel *p);
+               enum dtype stored, struct parallel *p);
 void tape_free(struct tape *t);
 
-/* A new tensor [rows, width] with this layout; its memory is not initialised. */
+/* A new tensor [rows, width] with this layout; its memory is not initialised. The first is of the
+ * format given: what an op makes has that of what it reads, so that a router on real numbers stays
+ * there. */
+struct tensor *tensor_new_of(struct tape *t, enum dtype d, const char *label, int64_t rows,
+                             int64_t width, const struct layout *l);
 struct tensor *tensor_new(struct tape *t, const char *label, int64_t rows, int64_t width,
-                          const struct layout *l);
+                          const struct layout *l); /* stored */
+struct tensor *tensor_new_real(struct tape *t, const char *label, int64_t rows, int64_t width,
+                               const struct layout *l);
 struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
                                const struct layout *l);
 /* A tensor over memory that is not the tape's (tokens, a state kept between calls). */
@@ -108,6 +121,8 @@ void tensor_columns(struct tape *t, struct tensor *x, int n, const int64_t *widt
 /* The parameter as a tensor beside x: split where the parameter is split, whole where x is whole,
  * else entered. Two uses in different states are a bug. */
 struct tensor *tape_use(struct tape *t, struct param *p, const struct tensor *x);
+/* The same where ops.def has a real operand. */
+struct tensor *tape_use_real(struct tape *t, struct param *p, const struct tensor *x);
 
 /* Everything made since the matching begin is dropped, except `keep` (may be NULL), which belongs
  * to the scope outside. */

@@ -7,9 +7,9 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
+#include "kernels/mistakes.h"
 #include "parallel/transport.h"
 
 static struct group *group_make(struct comm *c, const char *name, int size, const int *members) {
@@ -127,7 +127,7 @@ void comm_gather_start(struct group *g, const void *send, void *recv, const int6
 }
 
 static void check_summable(const struct group *g, enum dtype d) {
-    if (d != F32 && d != F64 && d != I32 && d != I64)
+    if (d != F32 && d != F64 && d != BF16 && d != I32 && d != I64)
         bug("group %s: sums of %s", g->name, dtype_name(d));
 }
 

@@ -98,7 +98,8 @@ void comm_gather_start(struct group *g, const void *send, void *recv, const int6
                        size_t size, struct request *r);
 
 /* All-reduce in place: buf[n] becomes the sum over the group, added in group order, on every rank
- * alike. d is F32, F64, I32 or I64. scratch has comm_sum_scratch(g, n, d) bytes, which differ from
+ * alike. d is F32, F64, BF16 (added in
+ * float, rounded once), I32 or I64. scratch has comm_sum_scratch(g, n, d) bytes, which differ from
  * rank to rank and stay below 8 MiB (small sums: what all members hold), and is free again after
  * the wait. */
 void comm_sum_start(struct group *g, void *buf, int64_t n, enum dtype d, void *scratch,

@@ -75,11 +75,31 @@ ADD(add_f64, double)
 ADD(add_i32, uint32_t) /* unsigned: integers wrap */
 ADD(add_i64, uint64_t)
 
+/* BF16 adds up in float, in the same order, and is rounded once at the end. */
+static void add_bf16(void *out, const void *own, const void *slots, bool hole, int rank, int p,
+                     int64_t len) {
+    enum { BLOCK = 2048 };
+#pragma omp parallel for if (len > THREADS_FROM / p)
+    for (int64_t b = 0; b < len; b += BLOCK) {
+        float sum[BLOCK], term[BLOCK];
+        int64_t m = len - b < BLOCK ? len - b : BLOCK;
+        for (int r = 0; r < p; r++) {
+            const uint16_t *from = (const uint16_t *)slots + (r > rank && !hole ? r - 1 : r) * len;
+            if (r == rank) from = own;
+            dtype_convert(r ? term : sum, F32, from + b, BF16, (size_t)m);
+            if (r == 0) continue;
+#pragma omp simd
+            for (int64_t i = 0; i < m; i++) sum[i] += term[i];
+        }
+        dtype_convert((uint16_t *)out + b, BF16, sum, F32, (size_t)m);
+    }
+}
+
 static void add(const struct step_op *op, char *out, const char *own, const char *slots, bool hole,
                 int64_t len) {
     static void (*const adders[N_DTYPES])(void *, const void *, const void *, bool, int, int,
                                           int64_t) = {
-        [F32] = add_f32, [F64] = add_f64, [I32] = add_i32, [I64] = add_i64};
+        [F32] = add_f32, [F64] = add_f64, [BF16] = add_bf16, [I32] = add_i32, [I64] = add_i64};
     if (!op->g->comm->transport->moves || len <= 0) return;
     adders[op->d](out, own, slots, hole, op->g->rank, op->g->size, len);
 }

@@ -11,7 +11,7 @@ static void sum_shared_rows(struct tape *t, struct param *p) {
         const struct segment *s = &p->layout.segment[i];
         void *at = (char *)p->grad + row * p->width * dtype_size(t->real);
         if (s->share > 1)
-            sum_over(t, parallel_share(t->parallel, s->share), at, s->width * p->width);
+            sum_over(t, parallel_share(t->parallel, s->share), at, s->width * p->width, t->real);
         row += s->width;
     }
 }
@@ -23,12 +23,14 @@ void data_sum_gradient(struct tape *t, struct param *p) {
     if (!p->trained || !p->used) return;
     sum_shared_rows(t, p);
     if (p->layout.factoring == DENSE) {
-        if (s[AXIS_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_TENSOR], p->grad, n);
+        if (s[AXIS_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_TENSOR], p->grad, n, t->real);
         if (s[AXIS_DATA] != s[AXIS_CONTEXT])
             bug("parameter %s: tokens are split along data and context alike", p->name);
-        if (s[AXIS_DATA] == ENTERED) sum_over(t, w->replicas, p->grad, n);
+        if (s[AXIS_DATA] == ENTERED) sum_over(t, w->replicas, p->grad, n, t->real);
     } else {
-        if (s[AXIS_EXPERT_TENSOR] == ENTERED) sum_over(t, w->axis[MESH_EXPERT_TENSOR], p->grad, n);
-        if (s[AXIS_EXPERT_DATA] == ENTERED) sum_over(t, w->axis[MESH_EXPERT_DATA], p->grad, n);
+        if (s[AXIS_EXPERT_TENSOR] == ENTERED)
+            sum_over(t, w->axis[MESH_EXPERT_TENSOR], p->grad, n, t->real);
+        if (s[AXIS_EXPERT_DATA] == ENTERED)
+            sum_over(t, w->axis[MESH_EXPERT_DATA], p->grad, n, t->real);
     }
 }

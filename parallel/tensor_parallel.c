@@ -25,13 +25,12 @@ int64_t stream_rows(const struct tape *t, int64_t rows) {
 
 /* ---- the exchanges on device memory ---- */
 
-void sum_over(struct tape *t, struct group *g, void *data, int64_t n) {
+void sum_over(struct tape *t, struct group *g, void *data, int64_t n, enum dtype d) {
     if (g->size == 1) return;
     struct piece *piece;
     struct request r;
-    void *scratch = scratch_take(t, comm_sum_scratch(g, n, t->real), &piece);
-    comm_sum_start(g, device_host(t->device, data), n, t->real, device_host(t->device, scratch),
-                   &r);
+    void *scratch = scratch_take(t, comm_sum_scratch(g, n, d), &piece);
+    comm_sum_start(g, device_host(t->device, data), n, d, device_host(t->device, scratch), &r);
     comm_wait(&r);
     scratch_give(t, piece);
 }
@@ -49,24 +48,24 @@ static void gather_rows_over(struct tape *t, struct group *g, const void *own, v
 
 /* own rows of the sum of everyone's all[rows, width]. */
 static void scatter_sum(struct tape *t, struct group *g, const void *all, void *own, int64_t rows,
-                        int64_t width) {
+                        int64_t width, enum dtype d) {
     struct piece *piece;
     struct request r;
     int64_t *counts = row_counts(g, rows, width);
-    void *scratch = scratch_take(t, comm_sum_scatter_scratch(g, counts, t->real), &piece);
-    comm_sum_scatter_start(g, device_host(t->device, all), device_host(t->device, own), counts,
-                           t->real, device_host(t->device, scratch), &r);
+    void *scratch = scratch_take(t, comm_sum_scatter_scratch(g, counts, d), &piece);
+    comm_sum_scatter_start(g, device_host(t->device, all), device_host(t->device, own), counts, d,
+                           device_host(t->device, scratch), &r);
     comm_wait(&r);
     scratch_give(t, piece);
     free(counts);
 }
 
-static size_t bytes_of(const struct tape *t, const struct tensor *x) {
-    return (size_t)tensor_elements(x) * dtype_size(t->real);
+static size_t bytes_of(const struct tensor *x) {
+    return (size_t)tensor_elements(x) * dtype_size(x->dtype);
 }
 
-static void copy(struct tape *t, const void *from, void *to, int64_t n, int add) {
-    DEVICE_RUN(t->device, copy, t->real, .x = from, .y = to, .y_add = add, .T = 1, .W = n, .ldx = n,
+static void copy(struct tape *t, enum dtype d, const void *from, void *to, int64_t n, int add) {
+    DEVICE_RUN(t->device, copy, d, .x = from, .y = to, .y_add = add, .T = 1, .W = n, .ldx = n,
                .ldy = n);
 }
 
@@ -84,14 +83,14 @@ static void enter_adjoint(struct tape *t, struct note *n, unsigned mask) {
     if (!dx) return;
     struct piece *piece = NULL;
     if (x->layout.state[AXIS_TENSOR] == SPLIT) {
-        void *own = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
-        scatter_sum(t, g, dy, own, y->rows, y->width);
-        if (add) copy(t, own, dx, tensor_elements(x), 1);
+        void *own = add ? scratch_take(t, bytes_of(x), &piece) : dx;
+        scatter_sum(t, g, dy, own, y->rows, y->width, x->dtype);
+        if (add) copy(t, x->dtype, own, dx, tensor_elements(x), 1);
     } else {
-        void *sum = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
-        copy(t, dy, sum, tensor_elements(x), 0);
-        sum_over(t, g, sum, tensor_elements(x));
-        if (add) copy(t, sum, dx, tensor_elements(x), 1);
+        void *sum = add ? scratch_take(t, bytes_of(x), &piece) : dx;
+        copy(t, x->dtype, dy, sum, tensor_elements(x), 0);
+        sum_over(t, g, sum, tensor_elements(x), x->dtype);
+        if (add) copy(t, x->dtype, sum, dx, tensor_elements(x), 1);
     }
     if (piece) scratch_give(t, piece);
 }
@@ -110,8 +109,7 @@ struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
     l.state[AXIS_TENSOR] = ENTERED;
     struct tensor *y;
     if (s == SPLIT && tensor_group(t)->size > 1) {
-        y = x->dtype == I32 ? tensor_new_ints(t, "entered", rows, x->width, &l)
-                            : tensor_new(t, "entered", rows, x->width, &l);
+        y = tensor_new_of(t, x->dtype, "entered", rows, x->width, &l);
         gather_rows_over(t, tensor_group(t), x->data, y->data, rows, x->width, x->dtype);
     } else {
         y = tensor_alias(t, x, &l);
@@ -132,9 +130,9 @@ static void leave_adjoint(struct tape *t, struct note *n, unsigned mask) {
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     if (!dx) return;
     struct piece *piece = NULL;
-    void *all = add ? scratch_take(t, bytes_of(t, x), &piece) : dx;
-    gather_rows_over(t, tensor_group(t), tape_grad_out(n, 0), all, x->rows, x->width, t->real);
-    if (add) copy(t, all, dx, tensor_elements(x), 1);
+    void *all = add ? scratch_take(t, bytes_of(x), &piece) : dx;
+    gather_rows_over(t, tensor_group(t), tape_grad_out(n, 0), all, x->rows, x->width, x->dtype);
+    if (add) copy(t, x->dtype, all, dx, tensor_elements(x), 1);
     if (piece) scratch_give(t, piece);
 }
 static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0};
@@ -151,18 +149,18 @@ struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
     l.by[AXIS_TENSOR] = BY_ROWS;
     struct tensor *y;
     if (t->replaying) {
-        y = tensor_over(t, "left", NULL, t->real, stream_rows(t, x->rows), x->width, &l);
+        y = tensor_over(t, "left", NULL, x->dtype, stream_rows(t, x->rows), x->width, &l);
         y->missing = true;
     } else if (g->size == 1) {
         y = tensor_alias(t, x, &l);
     } else if (sequence) {
-        y = tensor_new(t, "left", stream_rows(t, x->rows), x->width, &l);
-        scatter_sum(t, g, x->data, y->data, x->rows, x->width);
+        y = tensor_new_of(t, x->dtype, "left", stream_rows(t, x->rows), x->width, &l);
+        scatter_sum(t, g, x->data, y->data, x->rows, x->width, x->dtype);
     } else { /* in place: nobody reads the terms of a sum again */
         op_require(x->holds == 1 && (!x->buffer || x->buffer->refs == 1), "leave", x,
                    "will be read by an adjoint and would be overwritten");
         y = tensor_alias(t, x, &l);
-        sum_over(t, g, y->data, tensor_elements(x));
+        sum_over(t, g, y->data, tensor_elements(x), x->dtype);
     }
     tape_note(t, &op_leave, 1, &x, 1, &y);
     x->missing = true; /* its terms are summed away */
@@ -175,8 +173,9 @@ static void gather_adjoint(struct tape *t, struct note *n, unsigned mask) {
     int add;
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     int64_t own = n->in[0]->rows;
-    size_t skip = (size_t)(tensor_group(t)->rank * own) * dtype_size(t->real);
-    if (dx) copy(t, (char *)tape_grad_out(n, 0) + skip, dx, own, add);
+    enum dtype d = n->in[0]->dtype;
+    size_t skip = (size_t)(tensor_group(t)->rank * own) * dtype_size(d);
+    if (dx) copy(t, d, (char *)tape_grad_out(n, 0) + skip, dx, own, add);
 }
 static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0};
 
@@ -192,12 +191,12 @@ struct tensor *tensor_gather(struct tape *t, struct tensor *x) {
     l.n_segments = 0;
     for (int a = 0; a < N_AXES; a++)
         if (l.state[a] == SPLIT) l.by[a] = BY_COLUMNS; /* tokens have become columns */
-    struct tensor *y = tensor_new(t, "gathered", g->size, x->rows, &l);
+    struct tensor *y = tensor_new_of(t, x->dtype, "gathered", g->size, x->rows, &l);
     struct request r;
     int64_t *counts = die_alloc(g->size * sizeof *counts);
     for (int i = 0; i < g->size; i++) counts[i] = x->rows;
     comm_gather_start(g, device_host(t->device, x->data), device_host(t->device, y->data), counts,
-                      dtype_size(t->real), &r);
+                      dtype_size(x->dtype), &r);
     comm_wait(&r);
     free(counts);
     tape_note(t, &op_gather_ranks, 1, &x, 1, &y);
@@ -210,10 +209,10 @@ static void share_sum_adjoint(struct tape *t, struct note *n, unsigned mask) {
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     if (!dx) return;
     struct piece *piece;
-    void *sum = scratch_take(t, bytes_of(t, x), &piece);
-    copy(t, tape_grad_out(n, 0), sum, tensor_elements(x), 0);
-    sum_over(t, parallel_share(t->parallel, (int)n->size[0]), sum, tensor_elements(x));
-    copy(t, sum, dx, tensor_elements(x), add);
+    void *sum = scratch_take(t, bytes_of(x), &piece);
+    copy(t, x->dtype, tape_grad_out(n, 0), sum, tensor_elements(x), 0);
+    sum_over(t, parallel_share(t->parallel, (int)n->size[0]), sum, tensor_elements(x), x->dtype);
+    copy(t, x->dtype, sum, dx, tensor_elements(x), add);
     scratch_give(t, piece);
 }
 static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0};
@@ -223,9 +222,9 @@ struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     op_require(x->layout.state[AXIS_TENSOR] == SPLIT, "share_sum", x, "is not split");
     struct layout l = x->layout;
     for (int i = 0; i < l.n_segments; i++) l.segment[i].share = 1; /* whole groups from here on */
-    struct tensor *y = tensor_new(t, "shared sum", x->rows, x->width, &l);
-    copy(t, x->data, y->data, tensor_elements(x), 0);
-    sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x));
+    struct tensor *y = tensor_new_of(t, x->dtype, "shared sum", x->rows, x->width, &l);
+    copy(t, x->dtype, x->data, y->data, tensor_elements(x), 0);
+    sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x), x->dtype);
     struct note *n = tape_note(t, &op_share_sum, 1, &x, 1, &y);
     if (n) n->size[0] = share;
     return y;

@@ -39,8 +39,8 @@ struct tensor *share_sum(struct tape *t, struct tensor *x, int share);
  * tokens. */
 int64_t stream_rows(const struct tape *t, int64_t rows);
 
-/* Sums n elements at a device address over a group, in place, with scratch from the tape's arena.
- * Collective. */
-void sum_over(struct tape *t, struct group *g, void *data, int64_t n);
+/* Sums n elements of format d at a device address over a group, in place, with scratch from the
+ * tape's arena. Collective. */
+void sum_over(struct tape *t, struct group *g, void *data, int64_t n, enum dtype d);
 
 #endif

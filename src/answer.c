@@ -46,7 +46,7 @@ void answer_free(struct answer *a) {
     memset(a, 0, sizeof *a);
 }
 
-const char *stop_name(enum stop s) {
+const char *stop_name(enum ended s) {
     static const char *const names[] = {"going on", "eos", "text", "length", "not finite"};
     return names[s];
 }

@@ -17,7 +17,7 @@ struct detokenizer;
 struct text;
 struct utf8_text;
 
-enum stop { GOING_ON, STOP_END, STOP_TEXT, STOP_LENGTH, STOP_NOT_FINITE };
+enum ended { GOING_ON, STOP_END, STOP_TEXT, STOP_LENGTH, STOP_NOT_FINITE };
 
 struct answer {
     int64_t n_ids, n_bytes; /* so far; the bytes end where a stop text begins */
@@ -29,7 +29,7 @@ struct answer {
     struct utf8_text
         *prompt;   /* the end of the prompt's own text that is still to come; NULL: none */
     int64_t shown; /* bytes that answer_show gave */
-    enum stop stop;
+    enum ended stop;
 };
 
 /* What ends an answer; all is borrowed. */
@@ -51,6 +51,6 @@ void answer_add(struct answer *a, const struct ending *e, int32_t id);
 size_t answer_show(struct answer *a, const struct ending *e, const char **from);
 
 /* "eos", "text", "length", "not finite". */
-const char *stop_name(enum stop s);
+const char *stop_name(enum ended s);
 
 #endif

@@ -306,9 +306,8 @@ int config_settle(struct config *c, struct deck *d, struct mistakes *m) {
     else if (from) config_file_read(&s.file, c, d, m);
     else if (!given(&s, "hybrid_override_pattern") && !given(&s, "layers_block_type") &&
              !d->incomplete)
-        mistake(m, d->path, 0,
-                "no model: give model.preset, model.from, or a pattern of your own as "
-                "model.hybrid_override_pattern");
+        deck_mistake(d, m, "model.hybrid_override_pattern",
+                     "no model: give a pattern of your own here, or model.preset, or model.from");
     settle_layers(&s);
     settle_mtp(&s);
     settle_numbers(&s);

@@ -9,13 +9,14 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "io/files.h"
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/deck_table.h"
 #include "src/pattern.h"
 
-enum { LARGEST = 16 << 20 };
+enum { LARGEST = 16 << 20, MOST_LATEST = 4096 };
 
 /* Keys of the deck's model section that are ours and mean nothing in a config.json. */
 static const char *const ours[] = {"preset",          "from",      "initialization",
@@ -140,6 +141,7 @@ void config_file_mistake(const struct config_file *f, struct mistakes *m, const 
 }
 
 static const char *json_type_text(const json_t *v) {
+    if (json_object_get(v, "__float__")) return "NaN or infinite";
     static const char *const names[] = {
         "an object", "a list", "text", "a whole number", "a number with a point",
         "true",      "false",  "null"};
@@ -148,27 +150,28 @@ static const char *json_type_text(const json_t *v) {
 
 /* ---------------------------------------------------------------- finding the folder */
 
-static bool exists(const char *path, bool folder) {
+/* Something of that name, though it may be no file, or a link that leads nowhere. */
+static bool is_there(const char *path) {
     struct stat s;
-    return !stat(path, &s) && (folder ? S_ISDIR(s.st_mode) : S_ISREG(s.st_mode));
+    return !lstat(path, &s);
 }
 
 /* In the output folder of a run, the checkpoint that its file `latest` names. */
 static char *latest_of(const char *from, struct deck *d, struct mistakes *m) {
-    char line[256] = "", *latest = die_format("%s/checkpoints/latest", from), *folder = NULL;
-    FILE *f = fopen(latest, "r");
-    if (f) {
-        if (!fgets(line, sizeof line, f)) line[0] = 0;
-        fclose(f);
-        line[strcspn(line, "\r\n")] = 0;
-        if (!*line || strchr(line, '/') || line[0] == '.')
-            deck_mistake(d, m, "model.from", "%s does not name a checkpoint", latest);
-        else folder = die_format("%s/checkpoints/%s", from, line);
-    } else
+    char why[WHY_BYTES], *latest = die_format("%s/checkpoints/latest", from), *folder = NULL;
+    int64_t bytes;
+    char *line = is_there(latest) ? file_text(latest, MOST_LATEST, &bytes, why) : NULL;
+    if (line) line[strcspn(line, "\r\n")] = 0;
+    if (line && *line && !strchr(line, '/') && *line != '.')
+        folder = die_format("%s/checkpoints/%s", from, line);
+    else if (line) deck_mistake(d, m, "model.from", "%s does not name a checkpoint", latest);
+    else if (is_there(latest)) deck_mistake(d, m, "model.from", "%s %s", latest, why);
+    else
         deck_mistake(d, m, "model.from",
                      "%s has neither config.json nor checkpoints/latest: it is no Hugging Face "
                      "folder and no run with a checkpoint",
                      from);
+    free(line);
     free(latest);
     return folder;
 }
@@ -177,38 +180,14 @@ static char *find_folder(struct deck *d, struct mistakes *m) {
     char *from = die_strdup(d->model.from), *folder = NULL;
     for (size_t n = strlen(from); n > 1 && from[n - 1] == '/'; n--) from[n - 1] = 0;
     char *config = die_format("%s/config.json", from);
-    if (exists(from, false))
+    if (!file_exists(from)) deck_mistake(d, m, "model.from", "there is no folder %s", from);
+    else if (!file_is_folder(from))
         deck_mistake(d, m, "model.from", "%s is a file; give the folder it lies in", from);
-    else if (!exists(from, true)) deck_mistake(d, m, "model.from", "there is no folder %s", from);
-    else if (exists(config, false)) folder = die_strdup(from);
+    else if (is_there(config)) folder = die_strdup(from);
     else folder = latest_of(from, d, m);
     free(from);
     free(config);
     return folder;
-}
-
-static char *read_text(const char *path, size_t *bytes, struct mistakes *m) {
-    FILE *f = fopen(path, "rb");
-    if (!f) {
-        mistake(m, path, 0, "%s", strerror(errno));
-        return NULL;
-    }
-    char *text = NULL;
-    size_t size = 0, room = 0, got = 1;
-    while (got && size <= LARGEST) {
-        if (room - size < 4096) text = die_realloc(text, (room = 2 * room + 8192) + 1);
-        size += got = fread(text + size, 1, room - size, f);
-    }
-    bool failed = ferror(f) != 0;
-    fclose(f);
-    if (failed || size > LARGEST) {
-        mistake(m, path, 0, failed ? "could not be read" : "is larger than any config.json");
-        free(text);
-        return NULL;
-    }
-    text[size] = 0;
-    *bytes = size;
-    return text;
 }
 
 /* ---------------------------------------------------------------- what kind of model it is */
@@ -400,12 +379,16 @@ static void take_patterns(struct config_file *f, struct mistakes *m) {
 int config_file_read(struct config_file *f, struct config *c, struct deck *d, struct mistakes *m) {
     *f = (struct config_file){0};
     int before = m->n;
-    size_t bytes;
+    int64_t bytes;
+    char why[WHY_BYTES];
     json_error_t error;
     if (!(c->folder = find_folder(d, m))) return -1;
     f->path = die_format("%s/config.json", c->folder);
-    if (!(f->text = read_text(f->path, &bytes, m))) return -1;
-    if (!(f->root = config_json_parse(f->text, bytes, &error))) {
+    if (!(f->text = file_text(f->path, LARGEST, &bytes, why))) {
+        mistake(m, f->path, 0, "%s", why);
+        return -1;
+    }
+    if (!(f->root = config_json_parse(f->text, (size_t)bytes, &error))) {
         mistake(m, f->path, error.line, "is not JSON: %s", error.text);
         return -1;
     }

@@ -4,8 +4,10 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "kernels/mistakes.h"
+#include "io/files.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"
@@ -166,10 +168,16 @@ static void read_file(struct reading *r, const char *path, const char *asked_in,
         return;
     }
     if (!chain.real) chain.real = die_strdup(path);
-    int before = r->m->n;
+    char why[WHY_BYTES];
+    int64_t size;
+    int fd = asked_in ? file_open(path, &size, why) : -1;
+    if (fd >= 0) close(fd);
+    if (asked_in && fd < 0) {
+        mistake(r->m, asked_in, asked_line, "base: %s %s", path, why);
+        free(chain.real);
+        return;
+    }
     yaml_deck_read(&y, path, r->m);
-    if (asked_in && r->m->n > before && y.n == 0)
-        mistake(r->m, asked_in, asked_line, "base: %s could not be read", path);
     for (int i = 0; i < y.n; i++) { /* wherever it stands, the base comes first */
         const struct yaml_entry *e = &y.entry[i];
         if (!*e->section && !strcmp(e->key, "base") && !e->begins_section)
@@ -184,7 +192,7 @@ static void read_file(struct reading *r, const char *path, const char *asked_in,
 
 static void take_override(struct deck *d, const char *text, struct mistakes *m) {
     const char *equals = strchr(text, '='), *dot = strchr(text, '.');
-    if (!equals || !dot || dot > equals) {
+    if (!equals || !dot || dot > equals || dot == text || equals == dot + 1) {
         mistake(m, command_line, 0, "expected section.key=value, found '%.60s'", text);
         return;
     }
@@ -201,6 +209,16 @@ static void take_override(struct deck *d, const char *text, struct mistakes *m) 
     }
     free(section);
     free(name);
+}
+
+static int row_of(const char *key) {
+    const char *dot = strchr(key, '.');
+    char section[64];
+    if (!dot || dot - key >= (long)sizeof section) bug("%s is not section.key", key);
+    snprintf(section, sizeof section, "%.*s", (int)(dot - key), key);
+    int row = deck_table_find(section, dot + 1);
+    if (row < 0) bug("there is no key %s", key);
+    return row;
 }
 
 /* The deck's file name without folder and ending names the run. */
@@ -220,6 +238,13 @@ static void name_run(struct deck *d) {
     }
 }
 
+static void refuse_empty(const struct deck *d, const char *key, struct mistakes *m) {
+    int row = row_of(key);
+    const struct deck_origin *o = &d->origin[row];
+    if (o->giver == NOBODY || !deck_value_empty(&deck_table[row], value_of(d, row))) return;
+    mistake(m, o->where, o->line, "%s: is empty; leave it out for the deck's own name", key);
+}
+
 void deck_read(struct deck *d, const char *path, int n_overrides, char **overrides,
                struct mistakes *m) {
     *d = (struct deck){0};
@@ -237,21 +262,13 @@ void deck_read(struct deck *d, const char *path, int n_overrides, char **overrid
     struct reading r = {.d = d, .m = m};
     read_file(&r, path, NULL, 0, NULL);
     for (int i = 0; i < n_overrides; i++) take_override(d, overrides[i], m);
+    refuse_empty(d, "run.name", m);
+    refuse_empty(d, "run.output", m);
     d->incomplete = m->n > before;
     name_run(d);
 }
 
 /* ---------------------------------------------------------------- asking and telling */
-
-static int row_of(const char *key) {
-    const char *dot = strchr(key, '.');
-    char section[64];
-    if (!dot || dot - key >= (long)sizeof section) bug("%s is not section.key", key);
-    snprintf(section, sizeof section, "%.*s", (int)(dot - key), key);
-    int row = deck_table_find(section, dot + 1);
-    if (row < 0) bug("there is no key %s", key);
-    return row;
-}
 
 bool deck_given(const struct deck *d, const char *key) {
     int row = row_of(key);

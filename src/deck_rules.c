@@ -3,12 +3,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "io/files.h"
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
+#include "src/stop.h"
+#include "src/text.h"
 
 /* One row a rule: the key, the condition that is wrong, and what to say. */
 #define RULE(key, condition, ...)                                                                  \
@@ -24,18 +26,24 @@ static bool is(const char *a, const char *b) {
     return !strcmp(a, b);
 }
 
-/* Two spellings of one existing folder are the same place. */
-static bool same_place(const char *a, const char *b) {
-    char *real_a = realpath(a, NULL), *real_b = realpath(b, NULL);
-    bool same = is(a, b) || (real_a && real_b && is(real_a, real_b));
-    free(real_a);
-    free(real_b);
-    return same;
+/* A name that every terminal can show. */
+static bool is_plain(const char *text) {
+    size_t n = strlen(text);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++)
+        if (*p < ' ' || *p == 127) return false;
+    char *repaired = utf8_repair(text, &n);
+    bool plain = n == strlen(text) && !memcmp(repaired, text, n);
+    free(repaired);
+    return plain;
 }
 
-static bool is_folder(const char *path) {
-    struct stat s;
-    return *path && !stat(path, &s) && S_ISDIR(s.st_mode);
+/* What a run writes must be possible before anything is computed. */
+static void check_place(const struct deck *d, struct mistakes *m, const char *key,
+                        const char *path) {
+    char *problem = path_problem(path);
+    RULE(key, !is_plain(path), "holds control characters, or bytes that are no UTF-8 text");
+    RULE(key, problem, "%s", problem);
+    free(problem);
 }
 
 static void check_generate(const struct deck *d, struct mistakes *m) {
@@ -47,7 +55,7 @@ static void check_generate(const struct deck *d, struct mistakes *m) {
          "generate.prompt_ids");
     RULE(*g->prompts ? "generate.prompts" : "generate.prompt", given > 1,
          "give one of generate.prompt, prompts and prompt_ids");
-    RULE("run.output", *from && *d->run.output && same_place(from, d->run.output),
+    RULE("run.output", *from && *d->run.output && file_same(from, d->run.output),
          "is the folder that the model is read from, and what is there would be replaced; give "
          "another");
     RULE("generate.prompts",
@@ -71,7 +79,16 @@ void deck_check(const struct deck *d, struct mistakes *m) {
 
     RULE("run.name", strchr(d->run.name, '/') || is(d->run.name, ".") || is(d->run.name, ".."),
          "'%.60s' cannot name a folder", d->run.name);
-    RULE("run.output", !*d->run.output, "is empty; leave it out for outputs/<name>");
+    RULE("run.walltime", *d->run.walltime && stop_seconds(d->run.walltime) < 0,
+         "'%.60s' is no time; write hours:minutes:seconds (minutes and seconds up to 59), or "
+         "days-hours:minutes:seconds",
+         d->run.walltime);
+    check_place(d, m, "run.output", d->run.output);
+    RULE("run.output", file_exists(d->run.output) && !file_is_folder(d->run.output),
+         "is there, and is no folder");
+    if (convert && *d->convert.to) check_place(d, m, "convert.to", d->convert.to);
+    RULE("run.name", !is_plain(d->run.name),
+         "holds control characters, or bytes that are no UTF-8 text");
     if (is(mode, "generate")) check_generate(d, m);
     RULE("compare.reference", compare && !*d->compare.reference,
          "mode compare needs the safetensors file to compare with");
@@ -80,7 +97,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     RULE("model.from", convert && !tokens && !*from, "mode convert needs the folder of a model");
     RULE("data.path", tokens && !d->data.path.n,
          "convert.what tokens needs files with a JSON string in each line");
-    RULE("convert.to", convert && *from && *d->convert.to && same_place(from, d->convert.to),
+    RULE("convert.to", convert && *from && *d->convert.to && file_same(from, d->convert.to),
          "is the folder that is read; give another");
     RULE("model.from", evaluate && !*from, "mode evaluate needs the folder of a model");
     RULE("evaluate.samples", evaluate && !text && !d->evaluate.samples,
@@ -99,13 +116,17 @@ void deck_check(const struct deck *d, struct mistakes *m) {
     RULE("compare.dump", compare && *d->compare.dump && !ends_with(d->compare.dump, ".safetensors"),
          "must end in .safetensors");
     RULE("compare.dump", compare && *d->compare.dump && *d->compare.reference &&
-             same_place(d->compare.dump, d->compare.reference),
+             file_same(d->compare.dump, d->compare.reference),
          "is the reference itself; give another name");
-    RULE("compare.dump", compare && is_folder(d->compare.dump), "is a folder; give a file's name");
+    RULE("compare.dump", compare && file_is_folder(d->compare.dump), "is a folder; give a file's name");
     RULE("data.path", text && !d->data.path.n,
          "data.kind text needs files, folders or patterns to read");
     for (int i = 0; i < d->data.path.n; i++)
         RULE("data.path", text && !*d->data.path.v[i], "entry %d is empty", i + 1);
+    RULE("train.micro_batch", d->train.micro_batch * d->train.sequence_length > INT32_MAX,
+         "%" N " sequences of %" N " tokens at once are more tokens than can be numbered; at most "
+         "%" N " such sequences",
+         d->train.micro_batch, d->train.sequence_length, INT32_MAX / d->train.sequence_length);
     double weights = 0;
     for (int i = 0; i < d->data.blend.n; i++) weights += d->data.blend.v[i];
     RULE("data.blend", text && d->data.blend.n && d->data.blend.n != d->data.path.n,
@@ -113,6 +134,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          d->data.blend.n == 1 ? "" : "s", d->data.path.n, d->data.path.n == 1 ? "" : "s");
     RULE("data.blend", text && d->data.blend.n && weights <= 0,
          "all weights are 0; at least one must be more");
+    if (text) check_place(d, m, "data.cache", d->data.cache);
     RULE("data.cache", text && !*d->data.cache, "is empty; leave it out for cache");
     RULE("optimizer.min_learning_rate", train && o->min_learning_rate > o->learning_rate,
          "%g is above learning_rate, %g", o->min_learning_rate, o->learning_rate);

@@ -18,8 +18,10 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t cap
         if (!l->kind->state_size) continue;
         l->kind->state_size(l, capacity, n);
         for (int k = 0; k < LAYER_STATES; k++)
-            arena_take(&e->states, (size_t)(rows * n[k]) * dtype_size(e->real), l->kind->name,
-                       &d->state[i].p[k]);
+            arena_take(&e->states,
+                       (size_t)(rows * n[k]) *
+                           dtype_size(l->kind->real_states >> k & 1 ? e->real : e->stored),
+                       l->kind->name, &d->state[i].p[k]);
     }
     d->padding = die_alloc(rows * sizeof *d->padding);
     d->ids = die_alloc(places * sizeof *d->ids);

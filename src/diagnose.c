@@ -10,11 +10,13 @@
 enum { TEXT = 512 };
 
 /* First number of an array that is not finite, or -1. */
-static int64_t first_bad(const struct engine *e, const void *device_p, int64_t n) {
-    const void *p = device_host(&e->device, device_p);
-    for (int64_t i = 0; p && i < n; i++)
-        if (!isfinite(e->real == F64 ? ((const double *)p)[i] : (double)((const float *)p)[i]))
-            return i;
+static int64_t first_bad(const struct engine *e, enum dtype d, const void *device_p, int64_t n) {
+    const char *p = device_host(&e->device, device_p);
+    for (int64_t i = 0; p && i < n; i++) {
+        double x;
+        dtype_convert(&x, F64, p + (size_t)i * dtype_size(d), d, 1);
+        if (!isfinite(x)) return i;
+    }
     return -1;
 }
 
@@ -22,7 +24,8 @@ static bool bad_blocks(const struct engine *e, bool gradients, char *text) {
     for (int i = 0; i < e->model.params.n_blocks; i++) {
         const struct param_block *b = &e->model.params.block[i];
         const void *p = gradients ? b->p.grad : b->p.value;
-        if (!p || (gradients && !b->p.trained) || first_bad(e, p, b->elements) < 0) continue;
+        enum dtype d = gradients ? e->real : b->p.dtype;
+        if (!p || (gradients && !b->p.trained) || first_bad(e, d, p, b->elements) < 0) continue;
         snprintf(text, TEXT, "%s %s is not finite (rank %d)",
                  gradients ? "the gradient of" : "the weight", b->p.name, e->comm->rank);
         return true;
@@ -41,7 +44,7 @@ struct watch {
 static void after_layer(void *context, int layer, const struct tensor *x) {
     struct watch *w = context;
     if (w->found) return;
-    int64_t at = first_bad(w->e, x->data, tensor_elements(x));
+    int64_t at = first_bad(w->e, x->dtype, x->data, tensor_elements(x));
     if (at < 0) return;
     w->found = true;
     int64_t token = at / x->width;

@@ -76,6 +76,13 @@ static void make_device(struct engine *e, bool dry) {
     arena_init(&e->scratch, "scratch", &e->device);
 }
 
+/* What activations and the weights of products are held in. Rewriting a folder computes nothing, and
+ * must not round what it rewrites. */
+static enum dtype stored_format(const struct deck *d) {
+    if (!strcmp(d->precision.recipe, "fp64")) return F64;
+    return !strcmp(d->precision.recipe, "bf16") && strcmp(d->run.mode, "convert") ? BF16 : F32;
+}
+
 static bool any_trained(const struct params *s) {
     for (int i = 0; i < s->n_blocks; i++)
         if (s->block[i].p.trained) return true;
@@ -91,7 +98,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     e->shape = *shape;
     e->learns = learns;
     e->updates = updates;
-    e->real = !strcmp(d->precision.recipe, "fp64") ? F64 : F32;
+    e->stored = stored_format(d);
+    e->real = dtype_real(e->stored);
     model_init(&e->model, e->config, shape, comm->rank, !strcmp(d->memory.recompute, "full"));
     stored_formats(e);
     if (e->has_weights) weights_match(&e->weights, &e->model.params, m);
@@ -104,15 +112,17 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
         deck_mistake(d, m, "train.freeze", "leaves nothing to train");
         return -1;
     }
-    model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL, e->real);
+    model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL,
+                   updates ? &e->moments : NULL, e->stored);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
-    tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
+    tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
     if (!e->has_weights)
         init_parameters(&e->model.params, &e->device, e->real, (uint64_t)d->run.seed);
     else if (!dry &&
              weights_read(&e->weights, &e->model.params, &e->device, e->real, comm->world, m))
         return -1;
+    params_round(&e->model.params, &e->device, e->stored);
     if (updates)
         optimiser_init(&e->optimiser, d, &e->model.params, &e->device, &e->moments, e->real);
     return 0;

@@ -18,7 +18,7 @@ struct engine {
     struct parallel parallel;
     struct device device;
     struct arena values, grads, moments, states, work, scratch; /* states: of a decoder */
-    enum dtype real;
+    enum dtype stored, real;                                    /* kernels/tape.h */
     bool learns; /* has gradients; and moments if it will update */
     bool updates;
     struct model model;

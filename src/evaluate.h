@@ -8,11 +8,20 @@
 
 #include <stdint.h>
 
+#include "src/stop.h"
+
 struct engine;
 struct feed;
 
-/* Mean loss of the counted targets of what the feed measures; *tokens, if not NULL, gets how many
- * there are. Collective over the world. */
-double evaluate_loss(struct engine *e, struct feed *f, int64_t *tokens);
+struct measured_loss {
+    double loss;         /* mean over the counted targets */
+    int64_t tokens;      /* these */
+    int64_t rounds;      /* that were computed */
+    enum stop_wish wish; /* why not all were */
+};
+
+/* The loss of what the feed measures, or of as many rounds as there are before somebody wishes to
+ * stop (NULL: nobody does). Collective over the world. */
+struct measured_loss evaluate_loss(struct engine *e, struct feed *f, struct stop *stop);
 
 #endif

@@ -8,6 +8,8 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "src/engine.h"
+#include "src/machine.h"
+#include "src/units.h"
 
 static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *m) {
     const struct deck *d = e->deck;
@@ -35,6 +37,22 @@ static int open_corpus(struct feed *f, const struct engine *e, struct mistakes *
     int64_t most = strcmp(d->run.mode, "evaluate") ? d->data.validation : d->evaluate.samples;
     if (most && most < f->validation) f->validation = most;
     return 0;
+}
+
+int feed_fits(const struct deck *d, const struct mesh_shape *shape, struct comm *c,
+              struct mistakes *m) {
+    double token = 3 * sizeof(int32_t) + sizeof(double);
+    double bytes = token * (double)d->train.sequence_length * (double)d->train.global_batch /
+                   shape->data * c->host_ranks;
+    int64_t memory = machine_memory();
+    char need[UNIT_TEXT], have[UNIT_TEXT];
+    if (!comm_max(c->world, bytes > (double)memory)) return 0;
+    deck_mistake(d, m, "train.global_batch",
+                 "%ld sequences of %ld tokens: the tokens of a step alone take %s on this host, which "
+                 "has %s; a smaller batch or more hosts would do",
+                 (long)d->train.global_batch, (long)d->train.sequence_length,
+                 bytes_text(bytes, need), bytes_text((double)memory, have));
+    return -1;
 }
 
 int feed_init(struct feed *f, const struct engine *e, struct mistakes *m) {

@@ -12,8 +12,11 @@
 
 #include "io/corpora.h"
 
+struct comm;
+struct deck;
 struct engine;
 struct host_batch;
+struct mesh_shape;
 struct mistakes;
 struct token_pool;
 
@@ -29,6 +32,11 @@ struct feed {
     int32_t *tokens;
     bool *counts;
 };
+
+/* Is there memory on every host for the tables of a step's tokens? To be asked before anything is
+ * made. -1 after telling m, on every rank. Collective over the world. */
+int feed_fits(const struct deck *d, const struct mesh_shape *shape, struct comm *c,
+              struct mistakes *m);
 
 /* Opens the data of the deck. Collective over the world. -1 after telling m, on every rank. */
 int feed_init(struct feed *f, const struct engine *e, struct mistakes *m);

@@ -8,6 +8,7 @@
 #include "kernels/die.h"
 #include "src/modes.h"
 #include "src/output.h"
+#include "src/stop.h"
 
 int generation_prepare(struct generation *g, struct engine *e, struct group *group,
                        struct mistakes *m) {
@@ -93,7 +94,7 @@ void generation_plan(struct generation *g) {
 
 /* Tokens and seconds of prefill and of decoding. */
 struct pace {
-    int64_t prompt_tokens, new_tokens, not_finite;
+    int64_t begun, prompt_tokens, new_tokens, not_finite;
     double prefill, decode;
 };
 
@@ -104,6 +105,9 @@ struct work {
     struct answer *answer; /* of this rank's rows */
     int32_t *next;         /* their next tokens */
     bool streams;          /* shows the one answer as it comes */
+    struct stop stop;
+    enum stop_wish wish; /* why not all prompts are answered; the same on every rank */
+    int64_t written;     /* answers; known where they are written */
 };
 
 /* A part of a text, as far as it is UTF-8. */
@@ -154,29 +158,49 @@ static bool choose(struct work *w, const struct round *r, struct pace *pace) {
     return on;
 }
 
-static struct pace run_round(struct work *w, const struct round *r) {
-    struct pace pace = {0};
-    if (!r->own_n) return pace;
+/* The first token of this rank's rows; false if none goes on. */
+static bool begin(struct work *w, const struct round *r, struct pace *pace) {
     double began = seconds_now();
     for (int64_t i = 0; i < r->own_n; i++) {
         const struct prompt *p = &w->g->prompts.prompt[r->own_first + i];
         answer_init(&w->answer[i], &w->g->ending, p->ids, p->n);
-        pace.prompt_tokens += p->n;
+        pace->prompt_tokens += p->n;
+        pace->begun++;
     }
     if (w->streams) show_prompt(w);
     begin_round(w->g, &w->decoder, r);
-    pace.prefill = seconds_now() - began;
-    for (bool on = choose(w, r, &pace); on; on = choose(w, r, &pace))
+    pace->prefill = seconds_now() - began;
+    return choose(w, r, pace);
+}
+
+/* After a token that took so long: does any rank go on, and does nobody wish to stop? Ranks whose
+ * rows have ended wait here for the others, as they would at the end of the round. */
+static bool agree(struct work *w, struct comm *c, bool on, double seconds) {
+    on = comm_max(c->world, on);
+    if (on) w->wish = stop_agree(&w->stop, c, seconds);
+    return on && !w->wish;
+}
+
+static struct pace run_round(struct work *w, struct comm *c, const struct round *r) {
+    struct pace pace = {0};
+    double began = seconds_now();
+    bool on = r->own_n && begin(w, r, &pace);
+    while (agree(w, c, on, seconds_now() - began)) {
+        began = seconds_now();
+        if (!on) continue;
         decoder_next(&w->decoder, w->next);
-    pace.decode = seconds_now() - began - pace.prefill;
+        on = choose(w, r, &pace);
+        pace.decode += seconds_now() - began;
+    }
     if (w->streams) printf("\n\n");
     return pace;
 }
 
 /* ---- collecting ---- */
 
-/* What a rank sends of a round: its pace, and then of each answer three numbers, ids and bytes. */
-enum { NUMBERS = 3 };
+/* What a rank sends of a round: its pace, and then of each answer that has ended four numbers, ids
+ * and bytes. */
+enum { NUMBERS = 4 };
 
 static char *pack(const struct work *w, const struct round *r, const struct pace *pace,
                   int64_t *bytes) {
@@ -188,10 +212,11 @@ static char *pack(const struct work *w, const struct round *r, const struct pace
         fwrite(pace, sizeof *pace, 1, f);
         for (int64_t i = 0; i < r->own_n; i++) {
             const struct answer *a = &w->answer[i];
-            int64_t number[NUMBERS] = {a->n_ids, a->n_bytes, a->stop};
+            int64_t number[NUMBERS] = {r->own_first + i, a->n_ids, a->n_bytes, a->stop};
+            if (!a->stop) continue; /* the run is stopping */
             fwrite(number, sizeof number, 1, f);
             fwrite(a->ids, sizeof *a->ids, (size_t)a->n_ids, f);
-            fwrite(a->bytes, 1, (size_t)a->n_bytes, f);
+            if (a->n_bytes) fwrite(a->bytes, 1, (size_t)a->n_bytes, f);
         }
     }
     if (fclose(f)) die("no memory for the answers");
@@ -258,10 +283,10 @@ static void say_answer(const struct generation *g, const struct output *o, int64
     free(text);
 }
 
-/* Reads one part; returns the answers in it. Parts of later data ranks follow those of earlier ones
- * (parallel/mesh.h). */
-static int64_t unpack(const struct generation *g, const struct output *o, FILE *f, int64_t index,
-                      const char *part, int64_t bytes, struct pace *pace) {
+/* Writes the answers of one part and returns their number. Parts of later data ranks follow those
+ * of earlier ones (parallel/mesh.h), so prompts stay in their order. */
+static int64_t unpack(const struct generation *g, const struct output *o, FILE *f, const char *part,
+                      int64_t bytes, struct pace *pace) {
     const char *end = part + bytes;
     int64_t n = 0;
     if (!bytes) return 0;
@@ -269,15 +294,15 @@ static int64_t unpack(const struct generation *g, const struct output *o, FILE *
     for (part += sizeof *pace; part < end; n++) {
         int64_t number[NUMBERS];
         memcpy(number, part, sizeof number);
-        struct answer a = {.n_ids = number[0], .n_bytes = number[1], .stop = (enum stop)number[2]};
+        struct answer a = {.n_ids = number[1], .n_bytes = number[2], .stop = (enum ended)number[3]};
         part += sizeof number;
         a.ids = memcpy(die_alloc((size_t)a.n_ids * sizeof *a.ids + 1), part,
                        (size_t)a.n_ids * sizeof *a.ids);
         part += (size_t)a.n_ids * sizeof *a.ids;
         a.bytes = (char *)part;
         part += a.n_bytes;
-        write_answer(g, f, index + n, &a);
-        if (g->prompts.n > 1) say_answer(g, o, index + n, &a);
+        write_answer(g, f, number[0], &a);
+        if (g->prompts.n > 1) say_answer(g, o, number[0], &a);
         free(a.ids);
     }
     return n;
@@ -287,13 +312,14 @@ static int64_t unpack(const struct generation *g, const struct output *o, FILE *
  * as long as its slowest rank. Collective over the world. */
 static void finish_round(struct work *w, struct comm *c, const struct output *o, FILE *f,
                          const struct round *r, const struct pace *pace, struct pace *sum) {
-    int64_t own_bytes, *bytes = die_alloc((size_t)c->size * sizeof *bytes), index = r->first;
+    int64_t own_bytes, *bytes = die_alloc((size_t)c->size * sizeof *bytes);
     char *own = pack(w, r, pace, &own_bytes), *all = collect(c, own, own_bytes, bytes), *part = all;
     double prefill = 0, decode = 0;
     for (int i = 0; i < c->size; part += bytes[i++]) {
         struct pace p = {0};
-        if (f) index += unpack(w->g, o, f, index, part, bytes[i], &p);
+        if (f) w->written += unpack(w->g, o, f, part, bytes[i], &p);
         else if (bytes[i]) memcpy(&p, part, sizeof p);
+        sum->begun += p.begun;
         sum->prompt_tokens += p.prompt_tokens;
         sum->new_tokens += p.new_tokens;
         sum->not_finite += p.not_finite;
@@ -326,42 +352,52 @@ static void say_beginning(const struct output *o, const struct generation *g) {
         say(o, "%8s %8s %8s  %-10s  %s", "prompt", "tokens", "new", "ended by", "continued");
 }
 
-static int say_end(const struct output *o, struct engine *e, struct comm *c,
-                   const struct generation *g, const struct pace *p) {
-    double decoded = (double)(p->new_tokens - g->prompts.n +
-                              p->not_finite); /* the first come with the prefill */
+static double per_second(double n, double seconds) {
+    return n > 0 && seconds > 0 ? n / seconds : 0;
+}
+
+static int say_end(const struct output *o, struct comm *c, const struct work *w,
+                   const struct pace *p) {
+    const struct generation *g = w->g;
+    /* of each prompt that was begun, the first comes with the prefill */
+    double read = per_second((double)p->prompt_tokens, p->prefill),
+           made = per_second((double)(p->new_tokens + p->not_finite - p->begun), p->decode);
+    int code = w->wish ? 3 : p->not_finite ? 4 : 0;
     char a[32], b[32],
+        *why = w->wish ? die_format("early, by %s; the same command starts over",
+                                    stop_reason(w->wish))
+                       : die_strdup(code ? "some logits were not finite" : "finished"),
         *more =
             die_format("prompts: %ld\nprompt_tokens: %ld\nnew_tokens: %ld\nprefill_seconds: "
                        "%.6f\ndecode_seconds: %.6f\n"
                        "prefill_tokens_per_second: %s\ndecode_tokens_per_second: %s\n",
                        (long)g->prompts.n, (long)p->prompt_tokens, (long)p->new_tokens, p->prefill,
-                       p->decode, number_text((double)p->prompt_tokens / p->prefill, a),
-                       number_text(decoded > 0 ? decoded / p->decode : 0, b));
-    int code = p->not_finite ? 4 : 0;
-    output_summary(o, c, code ? "some logits were not finite" : "finished", code,
-                   engine_peak_bytes(e), more);
-    if (code)
+                       p->decode, number_text(read, a), number_text(made, b));
+    output_summary(o, c, why, code, engine_peak_bytes(g->engine), more);
+    if (p->not_finite)
         say(o,
             "stopped    logits of %ld prompt%s were not finite: the weights or the model's keys "
             "are not right",
             (long)p->not_finite, p->not_finite == 1 ? "" : "s");
     say(o,
-        "finished   %ld prompt%s: %ld tokens read at %.0f a second, %ld made at %.0f a second; "
+        "%s   %ld prompt%s: %ld tokens read at %.0f a second, %ld made at %.0f a second; "
         "everything is in %s",
-        (long)g->prompts.n, g->prompts.n == 1 ? "" : "s", (long)p->prompt_tokens,
-        (double)p->prompt_tokens / p->prefill, (long)p->new_tokens,
-        decoded > 0 ? decoded / p->decode : 0, o->folder);
+        w->wish ? "answered" : "finished", (long)w->written, w->written == 1 ? "" : "s",
+        (long)p->prompt_tokens, read, (long)p->new_tokens, made, o->folder);
+    if (w->wish)
+        say(o, "stopped    %s; %ld of %ld answers are written", why, (long)w->written,
+            (long)g->prompts.n);
+    free(why);
     free(more);
     return code;
 }
 
-static int run_rounds(struct run *run, struct generation *g) {
+static int run_rounds(struct run *run, struct generation *g, const struct stop *stop) {
     struct engine *e = run->engine;
     const struct deck_generate *k = &e->deck->generate;
     struct output o;
     struct pace sum = {0};
-    struct work w = {.g = g, .streams = g->prompts.n == 1 && run->comm->rank == 0};
+    struct work w = {.g = g, .streams = g->prompts.n == 1 && run->comm->rank == 0, .stop = *stop};
     struct round largest = round_at(g, 0);
     w.answer = die_alloc((size_t)(largest.own_n + 1) * sizeof *w.answer);
     w.next = die_alloc((size_t)(largest.own_n + 1) * sizeof *w.next);
@@ -372,14 +408,16 @@ static int run_rounds(struct run *run, struct generation *g) {
     char *path = die_format("%s/generations.jsonl", o.folder);
     FILE *f = o.speaks ? fopen(path, "w") : NULL;
     if (o.speaks && !f) die("cannot write %s", path);
-    for (int64_t first = 0; first < g->prompts.n;) {
+    w.wish = stop_agree(&w.stop, run->comm, 0); /* asked while it was starting */
+    for (int64_t first = 0; first < g->prompts.n && !w.wish;) {
         struct round r = round_at(g, first);
-        struct pace pace = run_round(&w, &r);
+        struct pace pace = run_round(&w, run->comm, &r);
         finish_round(&w, run->comm, &o, f, &r, &pace, &sum);
         first += r.n;
     }
     if (f && fclose(f)) die("cannot write %s; is the disk full?", path);
-    int code = say_end(&o, e, run->comm, g, &sum);
+    int code = say_end(&o, run->comm, &w, &sum);
+    if (w.wish && o.speaks) stop_clear(&w.stop);
     output_end(&o);
     sampler_free(&w.sampler);
     decoder_free(&w.decoder);
@@ -392,13 +430,15 @@ static int run_rounds(struct run *run, struct generation *g) {
 int mode_generate(struct run *run, struct mistakes *m) {
     struct engine *e = run->engine;
     struct generation g;
+    struct stop stop;
     int code = 2;
     if (!e->has_weights)
         deck_mistake(e->deck, m, "model.from",
                      "mode generate needs the folder of a model, or of a run");
     int bad = generation_prepare(&g, e, run->comm->world, m);
+    stop_init(&stop, e->deck); /* not before, so that Ctrl-C ends a person's typing of prompts */
     if (!bad && !m->n && !engine_init(e, run->comm, run->shape, false, false, false, m))
-        code = run_rounds(run, &g);
+        code = run_rounds(run, &g, &stop);
     generation_free(&g);
     return code;
 }

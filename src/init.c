@@ -97,8 +97,9 @@ void init_parameters(struct params *s, struct device *d, enum dtype real, uint64
                 /* Rounded to float first, so that a run in double starts from the same weights. */
                 float v =
                     (float)draw(&g, stream, (uint64_t)((x->row + r) * x->width + x->column + c));
-                if (real == F32) ((float *)x->memory)[r * x->stride + c] = v;
-                else ((double *)x->memory)[r * x->stride + c] = v;
+                dtype_convert((char *)x->memory +
+                                  (size_t)(r * x->stride + c) * dtype_size(x->dtype),
+                              x->dtype, &v, F32, 1);
             }
     }
     free(boxes);

@@ -60,6 +60,7 @@ struct layer_kind {
     /* The numbers that a row of each state takes on this rank, with room for `capacity` tokens.
      * NULL: it remembers nothing. */
     void (*state_size)(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]);
+    unsigned real_states; /* bit i: state i is of real numbers, not stored ones */
 };
 
 /* The kind of a letter, or NULL. */

@@ -10,16 +10,16 @@
 enum { NORM, Q, K, V, Q_BIAS, K_BIAS, V_BIAS, O, O_BIAS };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                  shape             split      segments              begins         may be             when                 block            meaning */
-    {"norm.weight",          {HIDDEN},         WHOLE_ROW, {{0}},                INIT_ONE,      0,                 ALWAYS,              NULL,            "scale before the block"},
-    {"mixer.q_proj.weight",  {QUERIES, HIDDEN}, ROWS,     {{QUERIES, HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT, ALWAYS,              "mixer.qkv",     "queries"},
-    {"mixer.k_proj.weight",  {KEYS, HIDDEN},   ROWS,      {{KEYS, KV_HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT, ALWAYS,              "mixer.qkv",     "keys"},
-    {"mixer.v_proj.weight",  {KEYS, HIDDEN},   ROWS,      {{KEYS, KV_HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT, ALWAYS,              "mixer.qkv",     "values"},
-    {"mixer.q_proj.bias",    {QUERIES},        ROWS,      {{QUERIES, HEADS}},   INIT_ZERO,     0,                 WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the queries"},
-    {"mixer.k_proj.bias",    {KEYS},           ROWS,      {{KEYS, KV_HEADS}},   INIT_ZERO,     0,                 WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the keys"},
-    {"mixer.v_proj.bias",    {KEYS},           ROWS,      {{KEYS, KV_HEADS}},   INIT_ZERO,     0,                 WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the values"},
-    {"mixer.o_proj.weight",  {HIDDEN, QUERIES}, COLUMNS,  {{QUERIES, HEADS}},   INIT_RESIDUAL, DECAY|QUANT|ADAPT, ALWAYS,              NULL,            "returns to the stream"},
-    {"mixer.o_proj.bias",    {HIDDEN},         WHOLE_ROW, {{0}},                INIT_ZERO,     0,                 WITH_ATTENTION_BIAS, NULL,            "bias of o_proj"},
+    /* name                  shape             split      segments              begins         may be                    when                 block            meaning */
+    {"norm.weight",          {HIDDEN},         WHOLE_ROW, {{0}},                INIT_ONE,      0,                        ALWAYS,              NULL,            "scale before the block"},
+    {"mixer.q_proj.weight",  {QUERIES, HIDDEN}, ROWS,     {{QUERIES, HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,              "mixer.qkv",     "queries"},
+    {"mixer.k_proj.weight",  {KEYS, HIDDEN},   ROWS,      {{KEYS, KV_HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,              "mixer.qkv",     "keys"},
+    {"mixer.v_proj.weight",  {KEYS, HIDDEN},   ROWS,      {{KEYS, KV_HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,              "mixer.qkv",     "values"},
+    {"mixer.q_proj.bias",    {QUERIES},        ROWS,      {{QUERIES, HEADS}},   INIT_ZERO,     0,                        WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the queries"},
+    {"mixer.k_proj.bias",    {KEYS},           ROWS,      {{KEYS, KV_HEADS}},   INIT_ZERO,     0,                        WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the keys"},
+    {"mixer.v_proj.bias",    {KEYS},           ROWS,      {{KEYS, KV_HEADS}},   INIT_ZERO,     0,                        WITH_ATTENTION_BIAS, "mixer.qkv_bias", "bias of the values"},
+    {"mixer.o_proj.weight",  {HIDDEN, QUERIES}, COLUMNS,  {{QUERIES, HEADS}},   INIT_RESIDUAL, DECAY|QUANT|ADAPT|STORED, ALWAYS,              NULL,            "returns to the stream"},
+    {"mixer.o_proj.bias",    {HIDDEN},         WHOLE_ROW, {{0}},                INIT_ZERO,     0,                        WITH_ATTENTION_BIAS, NULL,            "bias of o_proj"},
 };
 /* clang-format on */
 
@@ -39,7 +39,7 @@ static struct tensor *past_of(struct tape *t, const struct layer *l, int i, stru
     past_append(t, &p->batch, x, at, p->past, p->capacity * x->width);
     if (!p->past) return NULL;
     struct tensor *past =
-        tensor_over(t, "past", at, t->real, p->batch.rows, p->past * x->width, &x->layout);
+        tensor_over(t, "past", at, x->dtype, p->batch.rows, p->past * x->width, &x->layout);
     past->stride = p->capacity * x->width;
     return past;
 }
@@ -62,4 +62,4 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
 }
 
 const struct layer_kind layer_attention = {'*',     "attention", rows, sizeof rows / sizeof *rows,
-                                           forward, state_size};
+                                           forward, state_size,  0};

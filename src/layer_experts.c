@@ -3,7 +3,7 @@
  *   choice by sigmoid(gate(h)) + correction bias;  y = fc2(sum of weight * expert(fc1(h))) +
  * shared(h)
  *
- * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
+ * with h = norm(x), scores and weights of the choice in real numbers, every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
  * there is a latent width. Router and fc1 run on the stream, before it is entered; the experts'
  * sums and the shared expert's are both partial, are added, and leave together. */
 #include <stddef.h>
@@ -29,20 +29,20 @@ enum {
 };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                                 shape                 split      segments              begins         may be             when              block  meaning */
-    {"norm.weight",                         {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ONE,      0,                 ALWAYS,           NULL, "scale before the block"},
-    {"mixer.gate.weight",                   {EXPERTS, HIDDEN},    WHOLE_ROW, {{0}},                INIT_NORMAL,   DECAY,             ALWAYS,           NULL, "scores of the experts"},
-    {"mixer.gate.e_score_correction_bias",  {EXPERTS},            WHOLE_ROW, {{0}},                INIT_ZERO,     BUFFER,            ALWAYS,           NULL, "added to the scores when choosing, to balance the load"},
-    {"mixer.fc1_latent_proj.weight",        {LATENT, HIDDEN},     WHOLE_ROW, {{0}},                INIT_NORMAL,   DECAY|QUANT|ADAPT, WITH_LATENT,      NULL, "to the latent width"},
-    {"mixer.fc1_latent_proj.bias",          {LATENT},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                 WITH_LATENT_BIAS, NULL, "bias of fc1"},
-    {"mixer.experts.%e.up_proj.weight",     {EXPERT_FFN, LATENT}, ROWS,      {{EXPERT_FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT, ALWAYS,           NULL, "an expert widens"},
-    {"mixer.experts.%e.down_proj.weight",   {LATENT, EXPERT_FFN}, COLUMNS,   {{EXPERT_FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT, ALWAYS,           NULL, "an expert returns"},
-    {"mixer.fc2_latent_proj.weight",        {HIDDEN, LATENT},     WHOLE_ROW, {{0}},                INIT_RESIDUAL, DECAY|QUANT|ADAPT, WITH_LATENT,      NULL, "from the latent width"},
-    {"mixer.fc2_latent_proj.bias",          {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                 WITH_LATENT_BIAS, NULL, "bias of fc2"},
-    {"mixer.shared_experts.up_proj.weight", {SHARED_FFN, HIDDEN}, ROWS,      {{SHARED_FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT, ALWAYS,           NULL, "the shared expert widens"},
-    {"mixer.shared_experts.up_proj.bias",   {SHARED_FFN},         ROWS,      {{SHARED_FFN, NONE}}, INIT_ZERO,     0,                 WITH_MLP_BIAS,    NULL, "bias of the shared up"},
-    {"mixer.shared_experts.down_proj.weight", {HIDDEN, SHARED_FFN}, COLUMNS, {{SHARED_FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT, ALWAYS,           NULL, "the shared expert returns"},
-    {"mixer.shared_experts.down_proj.bias", {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                 WITH_MLP_BIAS,    NULL, "bias of the shared down"},
+    /* name                                 shape                 split      segments              begins         may be                    when              block  meaning */
+    {"norm.weight",                         {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ONE,      0,                        ALWAYS,           NULL, "scale before the block"},
+    {"mixer.gate.weight",                   {EXPERTS, HIDDEN},    WHOLE_ROW, {{0}},                INIT_NORMAL,   DECAY,                    ALWAYS,           NULL, "scores of the experts"},
+    {"mixer.gate.e_score_correction_bias",  {EXPERTS},            WHOLE_ROW, {{0}},                INIT_ZERO,     BUFFER,                   ALWAYS,           NULL, "added to the scores when choosing, to balance the load"},
+    {"mixer.fc1_latent_proj.weight",        {LATENT, HIDDEN},     WHOLE_ROW, {{0}},                INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, WITH_LATENT,      NULL, "to the latent width"},
+    {"mixer.fc1_latent_proj.bias",          {LATENT},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                        WITH_LATENT_BIAS, NULL, "bias of fc1"},
+    {"mixer.experts.%e.up_proj.weight",     {EXPERT_FFN, LATENT}, ROWS,      {{EXPERT_FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,           NULL, "an expert widens"},
+    {"mixer.experts.%e.down_proj.weight",   {LATENT, EXPERT_FFN}, COLUMNS,   {{EXPERT_FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT|STORED, ALWAYS,           NULL, "an expert returns"},
+    {"mixer.fc2_latent_proj.weight",        {HIDDEN, LATENT},     WHOLE_ROW, {{0}},                INIT_RESIDUAL, DECAY|QUANT|ADAPT|STORED, WITH_LATENT,      NULL, "from the latent width"},
+    {"mixer.fc2_latent_proj.bias",          {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                        WITH_LATENT_BIAS, NULL, "bias of fc2"},
+    {"mixer.shared_experts.up_proj.weight", {SHARED_FFN, HIDDEN}, ROWS,      {{SHARED_FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,           NULL, "the shared expert widens"},
+    {"mixer.shared_experts.up_proj.bias",   {SHARED_FFN},         ROWS,      {{SHARED_FFN, NONE}}, INIT_ZERO,     0,                        WITH_MLP_BIAS,    NULL, "bias of the shared up"},
+    {"mixer.shared_experts.down_proj.weight", {HIDDEN, SHARED_FFN}, COLUMNS, {{SHARED_FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT|STORED, ALWAYS,           NULL, "the shared expert returns"},
+    {"mixer.shared_experts.down_proj.bias", {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ZERO,     0,                        WITH_MLP_BIAS,    NULL, "bias of the shared down"},
 };
 /* clang-format on */
 
@@ -78,7 +78,10 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     struct routing r = {c->n_routed_experts, c->num_experts_per_tok, c->n_group,
                         c->topk_group,       c->norm_topk_prob,      c->routed_scaling_factor};
     struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *index;
-    struct tensor *weight = route(t, linear(t, h, l->p[GATE]), l->p[CORRECTION]->value, &r, &index);
+    struct tensor *exact = as_real(t, h); /* rounded scores would choose other experts */
+    struct tensor *weight =
+        route(t, linear(t, exact, l->p[GATE]), l->p[CORRECTION]->value, &r, &index);
+    if (exact != h) tensor_drop(t, exact);
     weight = tensor_enter(t, weight, tokens);
     index = tensor_enter(t, index, tokens);
     struct tensor *full = tensor_enter(t, h, tokens), *in = full;
@@ -92,4 +95,4 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
 }
 
 const struct layer_kind layer_experts = {'E',     "experts", rows, sizeof rows / sizeof *rows,
-                                         forward, NULL};
+                                         forward, NULL,      0};

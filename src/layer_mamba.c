@@ -24,18 +24,18 @@ enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OU
     }
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                   shape                 split      segments                       begins          may be             when             block  meaning */
-    {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                 ALWAYS,          NULL, "scale before the block"},
-    {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
-    {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
-    {"mixer.conv1d.weight",   {MAMBA_CONV, ONE, KERNEL}, ROWS, CONV_SEGMENTS,                 INIT_CONV,      0,                 ALWAYS,          NULL, "taps of each channel"},
-    {"mixer.conv1d.bias",     {MAMBA_CONV},         ROWS,      CONV_SEGMENTS,                 INIT_CONV_BIAS, 0,                 WITH_CONV_BIAS,  NULL, "bias of the convolution"},
-    {"mixer.dt_bias",         {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_DT_BIAS,   0,                 ALWAYS,          NULL, "a head's time step before softplus"},
-    {"mixer.A_log",           {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_A_LOG,     0,                 ALWAYS,          NULL, "log of a head's decay rate"},
-    {"mixer.D",               {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_ONE,       0,                 ALWAYS,          NULL, "a head's straight path"},
-    {"mixer.norm.weight",     {INNER},              ROWS,      {{INNER, MAMBA_HEADS}},        INIT_ONE,       0,                 ALWAYS,          NULL, "scale of the gated norm"},
-    {"mixer.out_proj.weight", {HIDDEN, INNER},      COLUMNS,   {{INNER, MAMBA_HEADS}},        INIT_MAMBA_OUT, DECAY|QUANT|ADAPT, ALWAYS,          NULL, "returns to the stream"},
-    {"mixer.out_proj.bias",   {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ZERO,      0,                 WITH_MAMBA_BIAS, NULL, "bias of out_proj"},
+    /* name                   shape                 split      segments                       begins          may be                    when             block  meaning */
+    {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                        ALWAYS,          NULL, "scale before the block"},
+    {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
+    {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
+    {"mixer.conv1d.weight",   {MAMBA_CONV, ONE, KERNEL}, ROWS, CONV_SEGMENTS,                 INIT_CONV,      0,                        ALWAYS,          NULL, "taps of each channel"},
+    {"mixer.conv1d.bias",     {MAMBA_CONV},         ROWS,      CONV_SEGMENTS,                 INIT_CONV_BIAS, 0,                        WITH_CONV_BIAS,  NULL, "bias of the convolution"},
+    {"mixer.dt_bias",         {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_DT_BIAS,   0,                        ALWAYS,          NULL, "a head's time step before softplus"},
+    {"mixer.A_log",           {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_A_LOG,     0,                        ALWAYS,          NULL, "log of a head's decay rate"},
+    {"mixer.D",               {MAMBA_HEADS},        ROWS,      {{MAMBA_HEADS, MAMBA_HEADS}},  INIT_ONE,       0,                        ALWAYS,          NULL, "a head's straight path"},
+    {"mixer.norm.weight",     {INNER},              ROWS,      {{INNER, MAMBA_HEADS}},        INIT_ONE,       0,                        ALWAYS,          NULL, "scale of the gated norm"},
+    {"mixer.out_proj.weight", {HIDDEN, INNER},      COLUMNS,   {{INNER, MAMBA_HEADS}},        INIT_MAMBA_OUT, DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "returns to the stream"},
+    {"mixer.out_proj.bias",   {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of out_proj"},
 };
 /* clang-format on */
 
@@ -56,8 +56,20 @@ static struct tensor *state_of(struct tape *t, const struct layer *l, int i,
     int64_t n[LAYER_STATES];
     if (!l->pass->state) return NULL;
     state_size(l, l->pass->capacity, n);
-    return tensor_over(t, "state", l->pass->state[l->number].p[i], t->real, l->pass->batch.rows,
-                       n[i], &x->layout);
+    return tensor_over(t, "state", l->pass->state[l->number].p[i],
+                       i == SCAN_STATE ? t->real : t->stored, l->pass->batch.rows, n[i],
+                       &x->layout);
+}
+
+/* w g / rms(g), g = y silu(z); a group shared with neighbours is finished by a sum over them. */
+static struct tensor *norm_gated(struct tape *t, struct layer *l, struct tensor *y,
+                                 struct tensor *z, int64_t groups, int share) {
+    const struct deck_model *c = &l->config->keys;
+    struct param *w = l->p[GATE_NORM];
+    if (share == 1) return gated_norm(t, y, z, w, groups, c->layer_norm_epsilon);
+    struct tensor *squares = share_sum(t, gate_squares(t, y, z, groups, share), share);
+    return gate_norm(t, y, z, squares, w, dim_size(l->config, INNER) / c->n_groups,
+                     c->layer_norm_epsilon);
 }
 
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
@@ -83,9 +95,7 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS],
                             begun ? states : NULL, states ? &states : NULL);
     tensor_drop(t, u);
-    struct tensor *squares = share_sum(t, gate_squares(t, y, v[0], groups, share), share);
-    struct tensor *g = gate_norm(t, y, v[0], squares, l->p[GATE_NORM],
-                                 dim_size(l->config, INNER) / c->n_groups, c->layer_norm_epsilon);
+    struct tensor *g = norm_gated(t, l, y, v[0], groups, share);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, in);
     tensor_drop(t, y);
@@ -93,5 +103,5 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, out, l->p[OUT_BIAS]);
 }
 
-const struct layer_kind layer_mamba = {'M',     "mamba",   rows, sizeof rows / sizeof *rows,
-                                       forward, state_size};
+const struct layer_kind layer_mamba = {
+    'M', "mamba", rows, sizeof rows / sizeof *rows, forward, state_size, 1u << SCAN_STATE};

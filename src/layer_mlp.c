@@ -5,12 +5,12 @@
 enum { NORM, UP, UP_BIAS, DOWN, DOWN_BIAS };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                    shape          split      segments       begins         may be              when           block  meaning */
-    {"norm.weight",            {HIDDEN},      WHOLE_ROW, {{0}},         INIT_ONE,      0,                  ALWAYS,        NULL, "scale before the block"},
-    {"mixer.up_proj.weight",   {FFN, HIDDEN}, ROWS,      {{FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT,  ALWAYS,        NULL, "widens"},
-    {"mixer.up_proj.bias",     {FFN},         ROWS,      {{FFN, NONE}}, INIT_ZERO,     0,                  WITH_MLP_BIAS, NULL, "bias of up"},
-    {"mixer.down_proj.weight", {HIDDEN, FFN}, COLUMNS,   {{FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT,  ALWAYS,        NULL, "returns to the stream"},
-    {"mixer.down_proj.bias",   {HIDDEN},      WHOLE_ROW, {{0}},         INIT_ZERO,     0,                  WITH_MLP_BIAS, NULL, "bias of down"},
+    /* name                    shape          split      segments       begins         may be                     when           block  meaning */
+    {"norm.weight",            {HIDDEN},      WHOLE_ROW, {{0}},         INIT_ONE,      0,                         ALWAYS,        NULL, "scale before the block"},
+    {"mixer.up_proj.weight",   {FFN, HIDDEN}, ROWS,      {{FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED,  ALWAYS,        NULL, "widens"},
+    {"mixer.up_proj.bias",     {FFN},         ROWS,      {{FFN, NONE}}, INIT_ZERO,     0,                         WITH_MLP_BIAS, NULL, "bias of up"},
+    {"mixer.down_proj.weight", {HIDDEN, FFN}, COLUMNS,   {{FFN, NONE}}, INIT_RESIDUAL, DECAY|QUANT|ADAPT|STORED,  ALWAYS,        NULL, "returns to the stream"},
+    {"mixer.down_proj.bias",   {HIDDEN},      WHOLE_ROW, {{0}},         INIT_ZERO,     0,                         WITH_MLP_BIAS, NULL, "bias of down"},
 };
 /* clang-format on */
 
@@ -27,4 +27,5 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[DOWN_BIAS]);
 }
 
-const struct layer_kind layer_mlp = {'-', "mlp", rows, sizeof rows / sizeof *rows, forward, NULL};
+const struct layer_kind layer_mlp = {'-',     "mlp", rows, sizeof rows / sizeof *rows,
+                                     forward, NULL,  0};

@@ -9,21 +9,21 @@
 enum { EMBEDDINGS, NORM_F, WORDS };
 /* clang-format off */
 const struct param_row model_rows[] = {
-    /* name                         shape             split      segments         begins       may be              when    block  meaning */
-    {"backbone.embeddings.weight",  {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT,  ALWAYS, NULL, "a row for each token"},
-    {"backbone.norm_f.weight",      {HIDDEN},         WHOLE_ROW, {{0}},           INIT_ONE,    0,                  ALWAYS, NULL, "scale before the head"},
-    {"lm_head.weight",              {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT,  UNTIED, NULL, "a row for each token's score"},
+    /* name                         shape             split      segments         begins       may be                     when    block  meaning */
+    {"backbone.embeddings.weight",  {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT|STORED,  ALWAYS, NULL, "a row for each token"},
+    {"backbone.norm_f.weight",      {HIDDEN},         WHOLE_ROW, {{0}},           INIT_ONE,    0,                         ALWAYS, NULL, "scale before the head"},
+    {"lm_head.weight",              {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT|STORED,  UNTIED, NULL, "a row for each token's score"},
 };
 const int model_n_rows = sizeof model_rows / sizeof *model_rows;
 
 /* What a multi-token-prediction head has besides its layers: before the first, and after the last. Counted and kept. */
 static const struct param_row mtp_first[] = {
-    {"enorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale of the embedding"},
-    {"hnorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale of the hidden state"},
-    {"eh_proj.weight",         {HIDDEN, TWICE_HIDDEN}, WHOLE_ROW, {{0}}, INIT_NORMAL, DECAY, ALWAYS, NULL, "joins the two"},
+    {"enorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,            ALWAYS, NULL, "scale of the embedding"},
+    {"hnorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,            ALWAYS, NULL, "scale of the hidden state"},
+    {"eh_proj.weight",         {HIDDEN, TWICE_HIDDEN}, WHOLE_ROW, {{0}}, INIT_NORMAL, DECAY,        ALWAYS, NULL, "joins the two"},
 };
 static const struct param_row mtp_last[] = {
-    {"final_layernorm.weight", {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,     ALWAYS, NULL, "scale before the shared head"},
+    {"final_layernorm.weight", {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,            ALWAYS, NULL, "scale before the shared head"},
 };
 /* clang-format on */
 
@@ -83,8 +83,8 @@ void model_free(struct model *m) {
 }
 
 void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads,
-                    enum dtype real) {
-    params_allocate(&m->params, d, values, grads, real);
+                    struct arena *masters, enum dtype stored) {
+    params_allocate(&m->params, values, grads, masters, stored);
     for (int i = 0; i < m->config->n_layers; i++) {
         struct layer *l = &m->layer[i];
         if (l->kind->letter != 'E' || !grads) continue;
@@ -141,5 +141,5 @@ struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass) {
     struct tensor *h = trunk(m, t, b, pass);
-    return linear(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
+    return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
 }

@@ -28,9 +28,10 @@ void model_init(struct model *m, const struct config *c, const struct mesh_shape
                 bool recompute);
 void model_free(struct model *m);
 
-/* Takes memory: values, gradients (NULL: nothing is trained) and, for experts, their loads. */
+/* Takes memory: values, gradients (NULL: nothing is trained), masters (params_allocate; NULL: none)
+ * and, for experts, their loads. */
 void model_allocate(struct model *m, struct device *d, struct arena *values, struct arena *grads,
-                    enum dtype real);
+                    struct arena *masters, enum dtype stored);
 
 /* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the
  * factor of each token's loss. */
@@ -44,7 +45,7 @@ struct micro_batch {
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);
 
-/* This rank's columns of the logits, [tokens, words here], or [rows, words here] with
+/* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here] with
  * pass->ends_only. Collective likewise. */
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);

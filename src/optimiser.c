@@ -62,11 +62,13 @@ void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm)
     for (int i = 0; i < o->params->n_blocks; i++) {
         struct param_block *b = &o->params->block[i];
         if (!b->p.trained) continue;
-        DEVICE_RUN(o->device, adamw, o->real, .w = b->p.value, .g = b->p.grad, .m = b->m, .v = b->v,
-                   .n = b->elements, .clip = clip, .rate = rate * b->rate, .beta1 = k->beta1,
-                   .beta2 = k->beta2, .eps = k->epsilon, .decay = b->decay ? k->weight_decay : 0,
-                   .c1 = c1, .c2 = c2);
+        DEVICE_RUN(o->device, adamw, b->p.dtype, .w = b->master ? b->master : b->p.value,
+                   .g = b->p.grad, .m = b->m, .v = b->v, .low = b->master ? b->p.value : NULL,
+                   .n = b->elements, .clear = 1, .clip = clip, .rate = rate * b->rate,
+                   .beta1 = k->beta1, .beta2 = k->beta2, .eps = k->epsilon,
+                   .decay = b->decay ? k->weight_decay : 0, .c1 = c1, .c2 = c2);
     }
+    o->params->cleared = true;
 }
 
 void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real,

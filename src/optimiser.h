@@ -1,6 +1,7 @@
 /* optimiser: from gradients to new weights.
  *
- * AdamW over the blocks of a model, with moments in the format the run computes in; the gradient's
+ * AdamW over the blocks of a model, with moments in real numbers; one pass over memory updates the
+ * weight (its master), its rounded copy and the moments, and clears the gradient; the gradient's
  * norm is that of the whole model, every number counted once, its squares summed exactly, so it
  * does not depend on the mesh beyond the gradients' own rounding. */
 #ifndef SRC_OPTIMISER_H
@@ -31,7 +32,7 @@ void optimiser_free(struct optimiser *o);
 /* Norm of the gradient of the whole model. Collective over the world. 0 on dry. */
 double optimiser_norm(struct optimiser *o, struct parallel *p);
 
-/* One update; step counts from 1. norm: for clipping. */
+/* One update; step counts from 1. norm: for clipping. The gradients are zeros afterwards. */
 void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm);
 
 /* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load

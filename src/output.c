@@ -1,5 +1,6 @@
 #include "src/output.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -80,6 +81,13 @@ void output_text(const struct output *o, const char *name, const char *text) {
     free(temporary);
     free(from);
     free(to);
+}
+
+void output_remove(const struct output *o, const char *name) {
+    if (!o->speaks) return;
+    char *path = die_format("%s/%s", o->folder, name);
+    unlink(path);
+    free(path);
 }
 
 static void provenance(const struct output *o, const struct comm *c, int argc, char **argv) {
@@ -168,6 +176,19 @@ static void cut_metrics(const struct output *o, int64_t done) {
     free(path);
 }
 
+/* Opening a pipe or a device would hold the run or lose what it writes. */
+static void refuse_special(const char *folder) {
+    DIR *d = opendir(folder);
+    struct stat s;
+    for (struct dirent *x; d && (x = readdir(d));) {
+        char *path = die_format("%s/%s", folder, x->d_name);
+        if (!stat(path, &s) && !S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode))
+            die("%s is neither file nor folder; remove it, or give another run.output", path);
+        free(path);
+    }
+    if (d) closedir(d);
+}
+
 void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv,
                   int64_t done) {
     bool trains = !strcmp(d->run.mode, "train");
@@ -179,6 +200,10 @@ void output_begin(struct output *o, const struct deck *d, struct comm *c, int ar
         free(checkpoints);
         if (lock_file < 0 && lock_take(o->folder, holder, sizeof holder))
             die("another run (%s) has begun to use %s", holder, o->folder);
+        char *ranks = die_format("%s/ranks", o->folder);
+        refuse_special(o->folder);
+        refuse_special(ranks);
+        free(ranks);
         FILE *f = open_in(o, "used.yaml", "w");
         deck_write_used(d, f);
         close_written(f, "used.yaml");

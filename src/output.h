@@ -53,6 +53,9 @@ void output_summary(const struct output *o, struct comm *c, const char *why, int
 /* Writes a small text file in the folder, whole or not at all. */
 void output_text(const struct output *o, const char *name, const char *text);
 
+/* Removes a file of the folder, if it is there. */
+void output_remove(const struct output *o, const char *name);
+
 /* The shortest decimal that reads back as x; "null" if it is not finite. At most 32 characters. */
 const char *number_text(double x, char *text);
 

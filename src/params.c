@@ -234,20 +234,41 @@ int params_add(struct params *s, const struct param_row *row, const char *prefix
 
 /* ---- memory ---- */
 
-void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads,
-                     enum dtype real) {
-    (void)d;
+/* Whether every tensor in the block is the same after rounding to `stored`. */
+static bool saved_as(const struct params *s, int block, enum dtype stored) {
+    for (int i = 0; i < s->n_tensors; i++)
+        if (s->tensor[i].block == block && s->tensor[i].stored != stored) return false;
+    return true;
+}
+
+void params_allocate(struct params *s, struct arena *values, struct arena *grads,
+                     struct arena *masters, enum dtype stored) {
+    enum dtype real = dtype_real(stored);
     for (int i = 0; i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
         size_t bytes = (size_t)b->elements * dtype_size(real);
-        b->value_piece = arena_take(values, bytes, b->p.name, &b->p.value);
+        b->p.dtype = b->row->may & STORED ? stored : real;
+        b->value_piece = arena_take(values, (size_t)b->elements * dtype_size(b->p.dtype), b->p.name,
+                                    &b->p.value);
         if (!b->p.trained || !grads) b->p.trained = false;
         else b->grad_piece = arena_take(grads, bytes, b->p.name, &b->p.grad);
+        if (masters && b->p.dtype != real && (b->p.trained || !saved_as(s, i, stored)))
+            arena_take(masters, bytes, b->p.name, &b->master);
+    }
+}
+
+void params_round(struct params *s, struct device *d, enum dtype stored) {
+    for (int i = 0; i < s->n_blocks; i++) {
+        struct param_block *b = &s->block[i];
+        if (b->master)
+            DEVICE_RUN(d, narrow, stored, .x = b->master, .y = b->p.value, .n = b->elements);
     }
 }
 
 void params_zero_gradients(struct params *s, struct device *d, enum dtype real) {
-    for (int i = 0; i < s->n_blocks; i++) {
+    bool cleared = s->cleared;
+    s->cleared = false;
+    for (int i = 0; !cleared && i < s->n_blocks; i++) {
         struct param_block *b = &s->block[i];
         if (b->p.trained)
             DEVICE_RUN(d, fill, real, .x = b->p.grad, .T = 1, .W = b->elements, .ld = b->elements,
@@ -265,7 +286,7 @@ static bool owns(const struct params *s, const struct param_tensor *t) {
     return s->at.data == 0 && s->at.context == 0 && (split || s->at.tensor == 0);
 }
 
-static int tensor_boxes(const struct params *s, int number, void *memory, enum dtype real,
+static int tensor_boxes(const struct params *s, int number, void *memory, enum dtype d,
                         bool owned_only, struct box *out) {
     const struct param_tensor *t = &s->tensor[number];
     const struct param_block *b = &s->block[t->block];
@@ -278,7 +299,7 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         if (owned_only && span[i].share_rank) continue;
         struct box *x = &out[made];
         *x = (struct box){
-            .tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = real};
+            .tensor = number, .width = columns, .rows = rows, .columns = columns, .dtype = d};
         int64_t row = t->block_row, column = 0;
         if (t->row->split == COLUMNS) {
             x->column = span[i].global;
@@ -291,7 +312,7 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
         }
         if (!x->rows || !x->columns) continue;
         x->stride = b->p.width;
-        x->memory = (char *)memory + (row * b->p.width + column) * dtype_size(real);
+        x->memory = (char *)memory + (row * b->p.width + column) * dtype_size(d);
         made++;
     }
     return made;
@@ -299,7 +320,7 @@ static int tensor_boxes(const struct params *s, int number, void *memory, enum d
 
 static void *part_of(const struct param_block *b, enum part part) {
     switch (part) {
-    case PART_VALUES: return b->p.value;
+    case PART_VALUES: return b->master ? b->master : b->p.value;
     case PART_GRADIENTS: return b->p.trained ? b->p.grad : NULL;
     case PART_MOMENT_1: return b->m;
     case PART_MOMENT_2: return b->v;
@@ -312,8 +333,10 @@ struct box *params_boxes(const struct params *s, enum dtype real, enum part part
     struct box *boxes = die_alloc(((size_t)s->n_tensors * MAX_SEGMENTS + 1) * sizeof *boxes);
     *n = 0;
     for (int i = 0; i < s->n_tensors; i++) {
-        void *memory = s->tensor[i].block < 0 ? NULL : part_of(&s->block[s->tensor[i].block], part);
-        if (memory) *n += tensor_boxes(s, i, memory, real, owned_only, boxes + *n);
+        const struct param_block *b = s->tensor[i].block < 0 ? NULL : &s->block[s->tensor[i].block];
+        void *memory = b ? part_of(b, part) : NULL;
+        enum dtype d = part == PART_VALUES && b && !b->master ? b->p.dtype : real;
+        if (memory) *n += tensor_boxes(s, i, memory, d, owned_only, boxes + *n);
     }
     return boxes;
 }

@@ -74,8 +74,10 @@ enum may {
     DECAY = 1,
     QUANT = 2,
     ADAPT = 4,
-    BUFFER = 8
-}; /* BUFFER: not trained, always stored in fp32 */
+    BUFFER = 8, /* not trained, always saved in fp32 */
+    STORED = 16 /* a weight of products, held in the recipe's format of stored numbers; all others
+                 * are real numbers */
+};
 
 /* One segment of the split dimension: its width, and the indivisible units it is cut by (NONE:
  * single numbers; a part may then be a number larger than its neighbour's). */
@@ -116,7 +118,9 @@ struct param_block {
     double rate; /* factor on the learning rate */
     int64_t elements;
     struct piece *value_piece, *grad_piece;
-    void *m, *v; /* moments (src/optimiser.c) */
+    void *master; /* the block in real numbers, of which p.value is the rounded copy; NULL where
+                   * p.value is all there is */
+    void *m, *v;  /* moments (src/optimiser.c) */
 };
 
 struct params {
@@ -126,6 +130,7 @@ struct params {
     int n_tensors, n_blocks;
     struct param_tensor *tensor;
     struct param_block *block;
+    bool cleared; /* the gradients are zeros: the last update left them so */
 };
 
 /* Begins empty tables for one rank of a mesh. */
@@ -149,13 +154,19 @@ bool params_has(const struct config *c, const struct param_row *row);
  * how many were put in shares[8]. */
 int params_shares(const struct config *c, int tensor, int *shares);
 
-/* Takes memory for all blocks: values, and with `grads` the gradients of those that are trained.
- * Filling it is the business of src/init.h or src/weights.h. */
-void params_allocate(struct params *s, struct device *d, struct arena *values, struct arena *grads,
-                     enum dtype real);
+/* Takes memory for all blocks: values, with `grads` the gradients of those that are trained, and with
+ * `masters` a master in real numbers of blocks whose values are lower: an update smaller than half
+ * a step of the low format would otherwise be lost. The master is the truth that files are read
+ * into and written from. A frozen block whose files are in the low format needs none.
+ * Filling it is the business of src/init.h or src/weights.h; then params_round. */
+void params_allocate(struct params *s, struct arena *values, struct arena *grads,
+                     struct arena *masters, enum dtype stored);
+/* Brings the rounded copies up to date with their masters. */
+void params_round(struct params *s, struct device *d, enum dtype stored);
+/* Before gradients are added up. */
 void params_zero_gradients(struct params *s, struct device *d, enum dtype real);
 
-/* What is stored of a block: its values, and of trained ones the gradient and the moments. */
+/* What is held of a block: its values (the master's where there is one), and of trained ones the gradient and the moments. */
 enum part { PART_VALUES, PART_GRADIENTS, PART_MOMENT_1, PART_MOMENT_2 };
 
 /* Boxes between tensors and blocks, with device addresses; malloc'd, *n gets how many. owned_only:

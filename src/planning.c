@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "io/tokenizer.h"
+#include "io/yaml.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "src/costs.h"
@@ -42,6 +43,9 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
         printf("layers: \"%s\"\n", c->kinds);
         printf("ranks: %d\nmesh: {data: %d, tensor: %d}\n", mesh_ranks(shape), shape->data,
                shape->tensor);
+        char *output = yaml_deck_quote(d->run.output);
+        printf("output: %s\n", output);
+        free(output);
         if (e.has_weights) printf("unused_tensors: %d   # in %s\n", e.weights.n_unused, c->folder);
         for (int i = 0; e.has_weights && i < e.weights.n_unused && i < 20; i++)
             printf("  # %s\n", e.weights.checkpoint.tensor[e.weights.unused[i]].name);

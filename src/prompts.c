@@ -79,12 +79,20 @@ static void add_json(struct reading *r, const char *s, size_t n) {
     else {
         size_t k = json_array_size(ids);
         int32_t *list = die_alloc((k + 1) * sizeof *list);
-        for (size_t i = 0; i < k; i++) {
-            const json_t *v = json_array_get(ids, i);
-            json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
-            list[i] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
+        size_t whole = 0;
+        for (; whole < k; whole++) {
+            const json_t *v = json_array_get(ids, whole);
+            json_int_t id = json_integer_value(v);
+            if (!json_is_integer(v) || id < 0 || id > INT32_MAX) break;
+            list[whole] = (int32_t)id;
         }
-        add_ids(r, NULL, 0, list, (int64_t)k);
+        if (whole == k) add_ids(r, NULL, 0, list, (int64_t)k);
+        else {
+            char say[80];
+            snprintf(say, sizeof say, "entry %zu of \"ids\" is no token's number", whole + 1);
+            wrong(r, say);
+            free(list);
+        }
     }
     json_decref(line);
 }

@@ -18,7 +18,32 @@ enum { MOST_TEXT = 16 << 20 };
 
 /* ---- finding ---- */
 
-/* The first line of checkpoints/latest, if it names a folder that is there. */
+static bool step_number(const char *name, int64_t *step) {
+    int used = 0;
+    long n;
+    if (sscanf(name, "step-%ld%n", &n, &used) != 1 || name[used]) return false;
+    *step = n;
+    return true;
+}
+
+/* The newest of all checkpoints; a folder has such a name only once it is whole. */
+static char *newest_folder(const char *output) {
+    char *folder = die_format("%s/checkpoints", output), *newest = NULL;
+    int64_t step, most = -1;
+    DIR *d = opendir(folder);
+    for (struct dirent *x; d && (x = readdir(d));) {
+        if (!step_number(x->d_name, &step) || step <= most) continue;
+        most = step;
+        free(newest);
+        newest = die_format("%s/%s", folder, x->d_name);
+    }
+    if (d) closedir(d);
+    free(folder);
+    return newest;
+}
+
+/* The folder that the first line of checkpoints/latest names. Where that names none, as after a kill
+ * just before it was written, the newest: what was computed is not thrown away. */
 static char *latest_folder(const char *output) {
     char why[WHY_BYTES], *path = die_format("%s/checkpoints/latest", output), *folder = NULL;
     int64_t bytes;
@@ -34,7 +59,7 @@ static char *latest_folder(const char *output) {
     }
     free(text);
     free(path);
-    return folder;
+    return folder ? folder : newest_folder(output);
 }
 
 static int read_state(struct resume *r, struct mistakes *m) {
@@ -110,8 +135,9 @@ enum { EXTRAS = 3 };
 
 static bool wants_extra(const struct engine *e, const struct param_tensor *t, int x) {
     if (t->block < 0) return false;
-    if (extras[x].part == PART_VALUES) return t->stored != e->real;
-    return e->model.params.block[t->block].p.trained;
+    const struct param_block *b = &e->model.params.block[t->block];
+    if (extras[x].part == PART_VALUES) return t->stored != (b->master ? e->real : b->p.dtype);
+    return b->p.trained;
 }
 
 int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
@@ -142,6 +168,7 @@ int resume_read(const struct resume *r, struct engine *e, struct mistakes *m) {
     }
     checkpoint_close(&c);
     free(path);
+    params_round(&e->model.params, &e->device, e->stored);
     return bad ? -1 : 0;
 }
 
@@ -191,14 +218,6 @@ static void write_extras(struct engine *e, const char *path, int64_t step, uint6
 }
 
 /* ---- saving ---- */
-
-static bool step_number(const char *name, int64_t *step) {
-    int used = 0;
-    long n;
-    if (sscanf(name, "step-%ld%n", &n, &used) != 1 || name[used]) return false;
-    *step = n;
-    return true;
-}
 
 /* Oldest first are removed until `keep` are left; never the one just written. */
 static void remove_oldest(const char *output, int64_t keep, int64_t newest) {

@@ -19,36 +19,35 @@ static void on_signal(int number) {
     asked = number;
 }
 
-/* [days-]hours:minutes:seconds, minutes:seconds, or minutes, as Slurm writes limits. */
-static int parse_walltime(const char *text, double *seconds) {
+double stop_seconds(const char *text) {
+    static const double unit[3][3] = {{60}, {60, 1}, {3600, 60, 1}};
     long days = 0, part[3] = {0};
-    int n = 0, used = 0;
-    if (sscanf(text, "%ld-%n", &days, &used) == 1 && used) text += used;
-    else days = 0;
-    for (const char *p = text; n < 3; p++) {
-        char *end;
-        part[n++] = strtol(p, &end, 10);
-        if (end == p || part[n - 1] < 0) return -1;
-        if (!*end) break;
-        if (*end != ':' || n == 3) return -1;
-        p = end;
+    int n = 0;
+    size_t digits = strspn(text, "0123456789");
+    bool has_days = digits && digits < 10 && text[digits] == '-';
+    if (has_days) {
+        days = strtol(text, NULL, 10);
+        text += digits + 1;
     }
-    double s = n == 1   ? 60.0 * (double)part[0]
-               : n == 2 ? 60.0 * (double)part[0] + (double)part[1]
-                        : 3600.0 * (double)part[0] + 60.0 * (double)part[1] + (double)part[2];
-    *seconds = s + 86400.0 * (double)days;
-    return days < 0 || *seconds <= 0 ? -1 : 0;
+    for (;; text++) {
+        digits = strspn(text, "0123456789");
+        if (!digits || digits > 9 || n == 3) return -1;
+        part[n++] = strtol(text, NULL, 10);
+        text += digits;
+        if (!*text) break;
+        if (*text != ':') return -1;
+    }
+    double s = 86400.0 * (double)days;
+    for (int i = 0; i < n; i++) {
+        if (i > 0 && part[i] > 59) return -1;
+        s += unit[has_days ? 2 : n - 1][i] * (double)part[i];
+    }
+    return s > 0 ? s : -1;
 }
 
-int stop_init(struct stop *s, const struct deck *d, struct mistakes *m) {
-    *s = (struct stop){.folder = d->run.output, .began = seconds_now()};
-    double limit = 0;
-    if (*d->run.walltime && parse_walltime(d->run.walltime, &limit)) {
-        deck_mistake(d, m, "run.walltime",
-                     "'%s' is no time; write hours:minutes:seconds, or days-hours:minutes:seconds",
-                     d->run.walltime);
-        return -1;
-    }
+void stop_init(struct stop *s, const struct deck *d) {
+    *s = (struct stop){.folder = d->run.output, .began = seconds_now(), .looked = -1e9};
+    double limit = *d->run.walltime ? stop_seconds(d->run.walltime) : 0;
     const char *end = getenv("SLURM_JOB_END_TIME");
     if (end) {
         double left = strtod(end, NULL) - (double)time(NULL);
@@ -59,13 +58,13 @@ int stop_init(struct stop *s, const struct deck *d, struct mistakes *m) {
     sigemptyset(&a.sa_mask);
     static const int numbers[] = {SIGTERM, SIGINT, SIGUSR1};
     for (int i = 0; i < 3; i++) sigaction(numbers[i], &a, NULL);
-    return 0;
 }
 
 enum stop_wish stop_agree(struct stop *s, struct comm *c, double step_seconds) {
     enum stop_wish wish = STOP_NO;
     if (step_seconds > s->slowest_step) s->slowest_step = step_seconds;
-    if (c->rank == 0) {
+    if (c->rank == 0 && seconds_now() - s->looked > 1) {
+        s->looked = seconds_now();
         char *path = die_format("%s/stop", s->folder);
         if (!access(path, F_OK)) wish = STOP_FILE;
         free(path);

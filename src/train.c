@@ -83,7 +83,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
         lastwords_at(step, "validation");
         s.validated = true;
         timer_enter(timer, RANGE_VALIDATION);
-        s.validation = evaluate_loss(e, f, NULL);
+        s.validation = evaluate_loss(e, f, NULL).loss;
         timer_leave(timer);
         show_did(&r->show, 'e', "%.4f", s.validation);
     }
@@ -147,9 +147,10 @@ static bool prepare(struct training *t, struct run *r, struct mistakes *m) {
     struct engine *e = t->e;
     const struct deck *d = e->deck;
     if (show_open(&t->show, r, m)) return false;
+    if (feed_fits(d, r->shape, r->comm, m)) return false;
     if (output_lock(d->run.output, r->comm, m)) return false;
     resume_find(&t->resume, d, m);
-    stop_init(&t->stop, d, m);
+    stop_init(&t->stop, d);
     if (t->resume.found && !m->n) engine_reopen(e, t->resume.folder, m);
     if (comm_max(r->comm->world, m->n)) return false;
     if (engine_init(e, r->comm, r->shape, false, true, true, m)) return false;

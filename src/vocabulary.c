@@ -3,7 +3,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "io/files.h"
 #include "io/tokenizer.h"
@@ -16,11 +15,6 @@ enum { LARGEST = 16 << 20 };
 
 static bool is(const char *a, const char *b) {
     return !strcmp(a, b);
-}
-
-static bool is_folder(const char *path) {
-    struct stat s;
-    return !stat(path, &s) && S_ISDIR(s.st_mode);
 }
 
 static bool has_file(const char *folder, const char *name) {
@@ -67,18 +61,10 @@ static char *own_name(const char *folder) {
 /* A folder stands for its tokenizer.json and the other way round; the folder tells more. */
 static char *folder_name(const char *given) {
     const char *slash = strrchr(given, '/'), *file = slash ? slash + 1 : given;
-    if (is(file, "tokenizer.json") && !is_folder(given))
+    if (is(file, "tokenizer.json") && !file_is_folder(given))
         return slash ? die_format("%.*s", slash == given ? 1 : (int)(slash - given), given)
                      : die_strdup(".");
     return die_strdup(given);
-}
-
-static bool same_place(const char *a, const char *b) {
-    char *real_a = realpath(a, NULL), *real_b = realpath(b, NULL);
-    bool same = is(a, b) || (real_a && real_b && is(real_a, real_b));
-    free(real_a);
-    free(real_b);
-    return same;
 }
 
 /* ---- opening ---- */
@@ -160,7 +146,7 @@ void vocabulary_settle(struct config *c, const struct deck *d, struct mistakes *
     char *folder = model_folder(c, d), *own = own_name(folder);
     *v = (struct vocabulary){.begin = -1, .end = -1};
     v->name = given ? folder_name(d->model.tokenizer) : own ? die_strdup(own) : NULL;
-    v->own = v->name && own && same_place(v->name, own);
+    v->own = v->name && own && file_same(v->name, own);
     if (v->name && (given || generates || learns_text(d) || vocabulary_only(d))) {
         /* Prompts of ids go without the model's own tokenizer, should that be of a kind that is not
          * built. */
@@ -190,6 +176,6 @@ char *vocabulary_file(const struct vocabulary *v, const char *name, const char *
         return weights_folder ? die_format("%s/%s", weights_folder, name) : NULL;
     /* Another tokenizer than the model had: its own ends of texts would be wrong. */
     if (bytes || of_generation) return NULL;
-    if (is_folder(v->name)) return die_format("%s/%s", v->name, name);
+    if (file_is_folder(v->name)) return die_format("%s/%s", v->name, name);
     return is(name, "tokenizer.json") ? die_strdup(v->name) : NULL;
 }

@@ -33,7 +33,7 @@ void weights_settle(const struct weights *w, struct config *c);
  * weights; notes stored formats in the table. */
 int weights_match(struct weights *w, struct params *s, struct mistakes *m);
 
-/* Fills this rank's blocks. Collective over g. */
+/* Fills this rank's blocks (masters, where there are any). Collective over g. */
 int weights_read(const struct weights *w, const struct params *s, struct device *d, enum dtype real,
                  struct group *g, struct mistakes *m);
 

@@ -41,7 +41,7 @@ enum { WORDS = 16384, MOST_OPERANDS = 16 };
 /* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100
 #define ATTENTION .B = 1, .L = T, .H = Q_HEADS, .G = KV, .D = HEAD, .ldq = Q_HEADS * HEAD, .ldk = KV * HEAD, \
-    .ldv = KV * HEAD, .scale = 0.125
+    .ldv = KV * HEAD, .C = 1, .scale = 0.125
 #define ROUTE .T = T, .E = EXPERTS, .K = CHOSEN
 #define GROUPED .S = T * CHOSEN, .N = WIDTH, .K = HIDDEN, .E = EXPERTS
 #define GATE .T = T, .W = INNER, .G = GROUPS, .ldz = INNER
@@ -93,6 +93,8 @@ static const struct bench_row {
     ONE("", gate_squares_adjoint, GATE),
     ONE("", gate_norm, GATE, .width = INNER / GROUPS, .eps = 1e-5),
     ONE("", gate_norm_adjoint, GATE, .width = INNER / GROUPS, .eps = 1e-5),
+    ONE("", gated_norm, GATE, .eps = 1e-5),
+    ONE("", gated_norm_adjoint, GATE, .eps = 1e-5),
     ONE("", attention, ATTENTION),
     ONE("", attention_adjoint, ATTENTION),
     ONE("", route, ROUTE, .groups = 1, .kept = 1),

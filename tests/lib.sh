@@ -6,7 +6,7 @@ B=${B:-build}
 MESTAR=${MESTAR:-$([ "$B" = build ] && echo ./mestar || echo "$B/mestar")}
 TENSORS=$B/tests/tensors
 LONG=${LONG:-} SHORT=${SHORT:-}     # the longer, the shorter form of a run
-TMP=$B/tests/tmp/$(basename "$0" .sh)
+TMP=$(realpath -m "$B")/tests/tmp/$(basename "$0" .sh)      # whole, so that a process is told from another checkout's
 export LC_ALL=C OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [ -n "${MPIRUN:-}" ] || MPIRUN=$(sed -n 's/^MPIRUN := //p' "$B/found.mk")
 [ -n "${MPI_KIND:-}" ] || MPI_KIND=$(sed -n 's/^MPI_KIND := //p' "$B/found.mk")

@@ -138,13 +138,18 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Documents: every row begins within one (start up to 4 before the row) or with one, and others
- * follow. */
-static void make_starts(int64_t *start, int64_t n, int64_t L, uint64_t seed) {
+static int64_t most(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Documents: every row begins within one (start fewer than `reach` before the row) or with one, and
+ * others follow, of about `length` tokens. */
+static void make_starts(int64_t *start, int64_t n, int64_t L, int64_t reach, int64_t length,
+                        uint64_t seed) {
     for (int64_t i = 0; i < n; i++) {
         const int64_t place = i % L;
-        if (place == 0) start[i] = -random_below(seed, i, 5);
-        else start[i] = random_below(seed, i, 4) == 0 ? place : start[i - 1];
+        if (place == 0) start[i] = -random_below(seed, i, reach);
+        else start[i] = random_below(seed, i, length) == 0 ? place : start[i - 1];
     }
 }
 
@@ -176,7 +181,11 @@ static void make_integers(struct value *v, enum op op, const void *args) {
     const int64_t first = field_size(op, args, "first"), V = field_size(op, args, "V");
     const int64_t E = field_size(op, args, "E");
     v->i = die_alloc((uint64_t)v->n * sizeof *v->i);
-    if (strcmp(v->name, "start") == 0) make_starts(v->i, v->n, field_size(op, args, "L"), seed);
+    const int64_t L = field_size(op, args, "L");
+    const bool attends = op == OP_attention || op == OP_attention_adjoint;
+    const int64_t past = attends ? field_size(op, args, "P") : 0;
+    if (strcmp(v->name, "start") == 0)
+        make_starts(v->i, v->n, L, most(5, past + 3), attends && L + past > 60 ? 50 : 4, seed);
     else if (strcmp(v->name, "order") == 0) make_permutation(v->i, v->n, seed, false);
     else if (strcmp(v->name, "position") == 0) make_permutation(v->i, v->n, seed, true);
     else if (strcmp(v->name, "offset") == 0) {

@@ -32,6 +32,26 @@ go mistake 2 2 "$TMP/small.yaml" train.global_batch=3 train.clip=-1 &&
     { [ ! -e "$TMP/mistake" ] && ok nothing-written || fail nothing-written "$TMP/mistake exists"; }
 says mistake 'clip'
 
+# what cannot be written to, and a model's folder that is none, are told before anything is made; a pipe holds nobody
+touch "$TMP/file"
+for o in "$TMP/file" "$TMP/file/below" "$TMP/$(head -c 300 /dev/zero | tr '\0' x)" "$(head -c 9000 /dev/zero | tr '\0' /)" "$(printf 'a\377b')"; do
+    "$MESTAR" "$TMP/small.yaml" "run.output=$o" >"$TMP/place.log" 2>&1
+    [ $? = 2 ] && [ "$(grep -c 'run.output: ' "$TMP/place.log")" = 1 ] && ok "place-${#o}" || fail "place-${#o}" "$(head -c 300 "$TMP/place.log")"
+done
+mkdir -p "$TMP/no-model/folder/config.json" "$TMP/no-model/loop" "$TMP/no-model/pipe" "$TMP/no-model/latest/checkpoints"
+ln -s config.json "$TMP/no-model/loop/config.json"
+mkfifo "$TMP/no-model/pipe/config.json" "$TMP/no-model/latest/checkpoints/latest"
+while read -r f words; do
+    printf 'model:\n  from: %s\n' "$TMP/no-model/$f" >"$TMP/no-model.yaml"
+    go "no-model-$f" 2 1 check "$TMP/no-model.yaml" && says "no-model-$f" "$words"
+done <<'WORDS'
+folder config.json: is a folder, not a file
+loop config.json: cannot be opened: Too many levels of symbolic links
+pipe config.json: is not a regular file
+latest checkpoints/latest is not a regular file
+WORDS
+go tables 2 1 "$TMP/small.yaml" train.sequence_length=4096 train.global_batch=16777216 && says tables 'the tokens of a step alone take 1.25 TiB'
+
 # compare says no with exit code 4
 printf 'run:\n  mode: compare\nmodel:\n  from: tests/reference/dense\n' >"$TMP/compare.yaml"
 go verdict-no 4 1 "$TMP/compare.yaml" model.from=tests/reference/dt_free compare.reference=tests/reference/dt_limit/reference.safetensors &&

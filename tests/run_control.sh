@@ -46,8 +46,15 @@ go must 2 1 "$deck" checkpoint.resume=must && says must "holds no checkpoint" mu
 go short 0 1 "$deck" train.steps=5 && go short 0 1 "$deck" train.steps=5 checkpoint.resume=never &&
     { [ "$(wc -l <"$TMP/short/metrics.jsonl")" = 5 ] && ok never || fail never "$(wc -l <"$TMP/short/metrics.jsonl") lines"; }
 go short 0 2 "$deck" train.steps=8 parallel.tensor=2 && { [ "$(wc -l <"$TMP/short/metrics.jsonl")" = 8 ] && ok other-mesh || fail other-mesh lines; }
-rm "$TMP/short/checkpoints/step-00000008/resume/state.json"
-go short 2 1 "$deck" train.steps=9 && says short "state.json" damaged-state
+rm "$TMP/short/checkpoints/latest"
+go short 0 1 "$deck" train.steps=9 && says short "continues after step 8" latest-lost
+echo step-00000077 >"$TMP/short/checkpoints/latest"
+go short 0 1 "$deck" train.steps=10 && says short "continues after step 9" latest-wrong
+mkfifo "$TMP/short/trace.pipe"
+go short 1 1 "$deck" train.steps=11 && says short "trace.pipe is neither file nor folder" pipe-in-folder
+rm "$TMP/short/trace.pipe"
+rm "$TMP/short/checkpoints/step-00000010/resume/state.json"
+go short 2 1 "$deck" train.steps=11 && says short "state.json" damaged-state
 
 # one run at a time
 "$MESTAR" "$deck" $slow train.steps=4000 run.output="$TMP/locked" >"$TMP/locked.log" 2>&1 </dev/null &

@@ -124,9 +124,9 @@ refused() {
     case $(cat "$TMP/$name.log") in *"$say"*) ;; *) fail "$name" "$(tail -n 3 "$TMP/$name.log")"; return ;; esac
     [ ! -e "$TMP/$name" ] && [ "$(grep -c "$say" "$TMP/$name.log")" = 1 ] && ok "$name" || fail "$name" "says it twice, or left a folder"
 }
-printf '{"ids": [4, 101]}\n{"ids": []}\n{"id": 3}\n{"ids": [3\n' >"$TMP/bad.jsonl"
+printf '{"ids": [4, 101]}\n{"ids": []}\n{"id": 3}\n{"ids": [3\n{"ids": [3, 1.5]}\n{"prompt": "\\u0000"}\n' >"$TMP/bad.jsonl"
 : >"$TMP/empty.txt"
-go checked 2 1 check "$deck" model.from=tests/reference/dense "generate.prompts=$TMP/bad.jsonl" && is checked "$(tail -n 1 "$TMP/checked.log")" "4 mistakes; nothing was run"
+go checked 2 1 check "$deck" model.from=tests/reference/dense "generate.prompts=$TMP/bad.jsonl" && is checked "$(tail -n 1 "$TMP/checked.log")" "6 mistakes; nothing was run"
 refused no-tokenizer "the model has no tokenizer" generate.prompt=hello
 refused stop-text "needs a tokenizer" 'generate.prompt_ids=[3]' 'generate.stop=["."]'
 refused no-file "No such file" "generate.prompts=$TMP/none.txt"
@@ -135,6 +135,8 @@ refused large-id "bad.jsonl:1: token 2 is 101, and the model's vocabulary (model
 refused empty-prompt "bad.jsonl:2: is empty" "generate.prompts=$TMP/bad.jsonl"
 refused no-key "bad.jsonl:3: is not an object with either" "generate.prompts=$TMP/bad.jsonl"
 refused cut-line "bad.jsonl:4:" "generate.prompts=$TMP/bad.jsonl"
+refused part-id "bad.jsonl:5: entry 2 of \"ids\" is no token's number" "generate.prompts=$TMP/bad.jsonl"
+refused nul "u0000 is not read here" "generate.prompts=$TMP/bad.jsonl"
 cp -r "$TMP/model" "$TMP/same-folder"
 go same-folder 2 1 "$deck" "$first" "model.from=$TMP/same-folder/" &&
     is same-folder "$(grep -c 'run.output: is the folder that the model is read from' "$TMP/same-folder.log")" 1

@@ -131,6 +131,10 @@ static void test_shards(void **unused) {
     put(in(index_name),
         "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"one.safetensors\","
         "\"b\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
+    refused(folder, "does not name tensor kept, which two.safetensors holds");
+    put(in(index_name),
+        "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
+        "\"c\":\"two.safetensors\",\"kept\":\"two.safetensors\"}}");
     struct checkpoint c = accepted(folder);
     assert_int_equal(c.n, 4);
     assert_int_equal(c.n_files, 2);

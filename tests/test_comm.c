@@ -13,9 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "parallel/mesh.h"
 #include "parallel/transport.h"
@@ -51,6 +51,7 @@ static double value(int rank, int64_t i) {
 static void put(void *to, int64_t at, enum dtype d, int rank, int64_t i) {
     if (d == F32) ((float *)to)[at] = (float)value(rank, i);
     else if (d == F64) ((double *)to)[at] = value(rank, i);
+    else if (d == BF16) dtype_convert((uint16_t *)to + at, BF16, &(double){value(rank, i)}, F64, 1);
     else if (d == I32) ((int32_t *)to)[at] = (int32_t)mix((uint64_t)(rank * 7919 + i));
     else ((int64_t *)to)[at] = (int64_t)mix((uint64_t)(rank * 7919 + i));
 }
@@ -59,9 +60,28 @@ static void fill(void *to, enum dtype d, int rank, int64_t n) {
     for (int64_t i = 0; i < n; i++) put(to, i, d, rank, i);
 }
 
+/* BF16: the same in float, rounded at the end. */
+static void expected_low_sum(uint16_t *to, const struct group *g, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float sum = 0;
+        for (int r = 0; r < g->size; r++) {
+            uint16_t low;
+            float one;
+            put(&low, 0, BF16, g->members[r], i);
+            dtype_convert(&one, F32, &low, BF16, 1);
+            sum = r == 0 ? one : sum + one;
+        }
+        dtype_convert(&to[i], BF16, &sum, F32, 1);
+    }
+}
+
 /* The definition: member 0's value, then the others' in order. */
 static void expected_sum(void *to, enum dtype d, const struct group *g, int64_t n) {
     char one[8] = {0};
+    if (d == BF16) {
+        expected_low_sum(to, g, n);
+        return;
+    }
     for (int64_t i = 0; i < n; i++)
         for (int r = 0; r < g->size; r++) {
             if (r == 0) {
@@ -290,6 +310,7 @@ static void test_group(struct group *g, struct group *dg, bool all_types) {
         int64_t n = sizes[k];
         test_sum(g, dg, F32, n);
         test_sum(g, dg, I64, n);
+        test_sum(g, dg, BF16, n);
         if (all_types) {
             test_sum(g, dg, F64, n);
             test_sum(g, dg, I32, n);
@@ -297,6 +318,7 @@ static void test_group(struct group *g, struct group *dg, bool all_types) {
         for (int shape = 0; shape < 3; shape++) {
             int64_t each = shape == 1 ? n : n / 4;
             test_sum_scatter(g, dg, k % 2 ? F64 : F32, each, shape, shape == 2);
+            test_sum_scatter(g, dg, BF16, each, shape, shape == 2);
             test_gather(g, dg, each, shape, k % 2);
             test_exchange(g, dg, each, shape);
         }

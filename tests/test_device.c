@@ -195,12 +195,70 @@ static void rows_are_described(void **state) {
     assert_int_equal(row->operands[2].add_at, offsetof(struct relu2_adjoint_args, dx_add));
 }
 
+/* Results that lie between one another, as the gradients of q, k and v do, are those that lie apart;
+ * with NaN around them, and where they are added to; by the definition and by what is faster. */
+static void views_in_bf16(void **state) {
+    (void)state;
+    enum { T = 5, D = 4, W = 3 * D };
+    struct device d;
+    device_cpu(&d, 1, false);
+    for (int way = 0; way < 4; way++) {
+        const int add = way % 2;
+        d.plain = way / 2;
+        uint16_t in[6][T * D], between[T * W + 1], apart[3][T * D];
+        float lse[T];
+        int32_t start[T] = {0};
+        for (int i = 0; i < 6; i++)
+            for (int k = 0; k < T * D; k++)
+                in[i][k] = (uint16_t)(0x3f00 + (37 * i + 11 * k) % 90 + (k % 3 ? 0 : 0x8000));
+        for (int t = 0; t < T; t++) lse[t] = 1.5f + (float)t;
+        memset(between, add ? 0x3f : 0xff, sizeof between);
+        memset(apart, add ? 0x3f : 0xff, sizeof apart);
+        struct attention_adjoint_args a = {.q = in[0],
+                                           .k = in[1],
+                                           .v = in[2],
+                                           .o = in[3],
+                                           .go = in[4],
+                                           .lse = lse,
+                                           .start = start,
+                                           .dq = apart[0],
+                                           .dk = apart[1],
+                                           .dv = apart[2],
+                                           .dq_add = add,
+                                           .dk_add = add,
+                                           .dv_add = add,
+                                           .B = 1,
+                                           .L = T,
+                                           .H = 1,
+                                           .G = 1,
+                                           .D = D,
+                                           .ldq = D,
+                                           .ldk = D,
+                                           .ldv = D,
+                                           .scale = 0.5};
+        device_run(&d, OP_attention_adjoint, BF16, &a);
+        /* now q, k and v are views too, with the strides of their gradients */
+        uint16_t all[T * W];
+        for (int t = 0; t < T; t++)
+            for (int i = 0; i < 3; i++) memcpy(all + t * W + i * D, in[i] + t * D, D * sizeof *all);
+        a.q = all, a.k = all + D, a.v = all + 2 * D;
+        a.dq = between, a.dk = between + D, a.dv = between + 2 * D;
+        a.ldq = a.ldk = a.ldv = W;
+        device_run(&d, OP_attention_adjoint, BF16, &a);
+        for (int t = 0; t < T; t++)
+            for (int i = 0; i < 3; i++)
+                assert_memory_equal(between + t * W + i * D, apart[i] + t * D, D * sizeof *all);
+        assert_int_equal(between[T * W], add ? 0x3f3f : 0xffff);
+    }
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) return make_mistake(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(host_faults),          cmocka_unit_test(memory),
         cmocka_unit_test(dry_reads_zeros),      cmocka_unit_test(both_count_alike),
         cmocka_unit_test(mistakes_end_the_run), cmocka_unit_test(rows_are_described),
+        cmocka_unit_test(views_in_bf16),
     };
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);
     printf("%d passed, %d failed\n", n - failed, failed);

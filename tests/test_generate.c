@@ -147,7 +147,7 @@ static void characters(void **state) {
 /* After the bytes of a prompt, feeds the bytes of `in` (256: \x01) and checks what was shown after
  * each ("|" between), what is there and why it ended. */
 static void answered(const char *prompt, const char *in, int most, int n_stops, char **stops,
-                     const char *shown, const char *there, enum stop why) {
+                     const char *shown, const char *there, enum ended why) {
     int64_t end = 256;
     struct mistakes none = {0};
     struct tokenizer *bytes = tokenizer_open("bytes", &none);

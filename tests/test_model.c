@@ -76,6 +76,10 @@ static const char *const models[] = {
 };
 enum { MODELS = sizeof models / sizeof *models, VOCABULARY = 19 };
 
+static char *const recipes[] = {"precision.recipe=fp64", "precision.recipe=fp32",
+                                "precision.recipe=bf16"};
+enum { RECIPES = sizeof recipes / sizeof *recipes };
+
 struct lab {
     struct deck deck;
     struct config config;
@@ -129,10 +133,12 @@ static void open_lab(struct lab *l, const char *text, int n, char **overrides) {
     start(l, false);
     for (int i = 0; i < l->e.model.params.n_blocks; i++) {
         struct param_block *b = &l->e.model.params.block[i];
-        for (int64_t k = 0; k < b->elements; k++) {
-            double move = 0.3 * random_number(&seed);
-            if (l->e.real == F64) values(l, b)[k] += move;
-            else ((float *)device_host(&l->e.device, b->p.value))[k] += (float)move;
+        char *at = device_host(&l->e.device, b->p.value);
+        for (int64_t k = 0; k < b->elements; k++, at += dtype_size(b->p.dtype)) {
+            double x;
+            dtype_convert(&x, F64, at, b->p.dtype, 1);
+            x += 0.3 * random_number(&seed);
+            dtype_convert(at, b->p.dtype, &x, F64, 1);
         }
     }
 }
@@ -419,7 +425,7 @@ static void run_by_hand(struct lab *l, struct by_hand *r, const struct host_batc
     const void *from[] = {b->ids, b->start, b->target, b->weight};
     void **to[] = {&r->b.ids, &r->b.start, &r->b.target, &r->b.weight};
     memset(r, 0, sizeof *r);
-    tape_init(&r->tape, &e->device, &e->work, &e->scratch, e->real, &e->parallel);
+    tape_init(&r->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     r->b.rows = b->rows;
     r->b.length = b->length;
     for (int i = 0; i < 4; i++) {
@@ -537,19 +543,19 @@ static void not_a_bit(void **state) {
                                     {"parallel.sequence=true", "memory.recompute=full", NULL},
                                     {"run.threads=1", "run.debug=false", "memory.recompute=none"}};
     enum { SEQUENCES = 2, LENGTH = 9, N = 2 };
-    for (int i = 0; i < 2 * MODELS; i++) {
+    for (int i = 0; i < RECIPES * MODELS; i++) {
         static double grad[5][20000];
         static int64_t load[5][16];
         double loss[5];
         for (int way = 0; way < 5; way++) {
-            char *overrides[4] = {i % 2 ? "precision.recipe=fp32" : "precision.recipe=fp64"};
+            char *overrides[4] = {recipes[i % RECIPES]};
             struct lab l;
             struct host_batch b[N] = {make_batch(SEQUENCES, LENGTH, 1), make_batch(1, LENGTH, 2)};
             int n = 1;
             for (int k = 0; way && k < 3 && ways[way - 1][k]; k++)
                 overrides[n++] = ways[way - 1][k];
             cut(&b[0], 1, 2, (int[]){5, 4});
-            open_lab(&l, models[i / 2], n, overrides);
+            open_lab(&l, models[i / RECIPES], n, overrides);
             loss[way] = engine_gradients(&l.e, N, b, 3 * LENGTH, true);
             double *to = grad[way];
             for (int k = 0; k < l.e.model.params.n_blocks; k++) {
@@ -616,17 +622,109 @@ static void tied(void **state) {
     close_lab(&b);
 }
 
+/* ---------------------------------------------------------------- bf16 */
+
+/* Gives `from`'s parameters to `to`, whatever the formats. */
+static void copy_values(struct lab *to, struct lab *from) {
+    for (int i = 0; i < to->e.model.params.n_blocks; i++) {
+        struct param_block *a = &to->e.model.params.block[i], *b = &from->e.model.params.block[i];
+        dtype_convert(device_host(&to->e.device, a->p.value), a->p.dtype,
+                      device_host(&from->e.device, b->p.value), b->p.dtype, a->elements);
+    }
+}
+
+/* Gradients of the recipe bf16 are those of the same weights in double, up to the rounding of what
+ * is stored. Every expert is chosen: a choice among near ties is nobody's error. */
+static void low_gradients(void **state) {
+    (void)state;
+    static char *const all_chosen[MODELS][2] = {
+        {"model.num_experts_per_tok=5", NULL},
+        {"model.num_experts_per_tok=6", "model.topk_group=3"},
+        {"model.num_experts_per_tok=4", NULL},
+        {NULL, NULL},
+        {NULL, NULL}};
+    for (int i = 0; i < MODELS; i++) {
+        char *overrides[3];
+        int n = 0;
+        struct lab exact, low;
+        struct host_batch t = make_batch(2, 24, 5);
+        for (int k = 0; k < 2 && all_chosen[i][k]; k++) overrides[n++] = all_chosen[i][k];
+        open_lab(&exact, models[i], n, overrides);
+        overrides[n++] = "precision.recipe=bf16";
+        open_lab(&low, models[i], n, overrides);
+        copy_values(&exact, &low);
+        double loss = gradients(&exact, 1, &t, 48), rounded = gradients(&low, 1, &t, 48);
+        assert_true(fabs(rounded - loss) < 0.01 * loss);
+        for (int b = 0; b < low.e.model.params.n_blocks; b++) {
+            const struct param_block *p = &low.e.model.params.block[b];
+            const double *want = grads(&exact, &exact.e.model.params.block[b]);
+            const float *got = device_host(&low.e.device, p->p.grad);
+            double difference = 0, size = 0;
+            if (!p->p.trained) continue;
+            for (int64_t k = 0; k < p->elements; k++) {
+                difference += (got[k] - want[k]) * (got[k] - want[k]);
+                size += want[k] * want[k];
+            }
+            if (!(sqrt(difference) <= 0.12 * sqrt(size)))
+                fail_msg("model %d: gradient of %s is off by %g of it", i, p->p.name,
+                         sqrt(difference / size));
+        }
+        free_batch(&t);
+        close_lab(&exact);
+        close_lab(&low);
+    }
+}
+
+/* Weights of products are held low, all others are real; masters are there only where updates need
+ * them, and agree with their copies; an update clears the gradients. */
+static void masters(void **state) {
+    (void)state;
+    for (int updates = 0; updates < 2; updates++) {
+        char *overrides[] = {"precision.recipe=bf16", "precision.parameters=bf16",
+                             "train.freeze=['backbone.layers.0.*']"};
+        struct lab l;
+        struct host_batch t = make_batch(2, 9, 3);
+        read_deck(&l, models[1], 3, overrides);
+        assert_int_equal(comm_init(&l.comm, &l.m), 0);
+        assert_int_equal(engine_open(&l.e, &l.deck, &l.config, &l.m), 0);
+        assert_int_equal(engine_init(&l.e, &l.comm, &l.shape, false, updates, updates, &l.m), 0);
+        struct params *s = &l.e.model.params;
+        for (int step = 1; updates && step < 3; step++) {
+            gradients(&l, 1, &t, 18);
+            optimiser_step(&l.e.optimiser, step, 1e-2,
+                           optimiser_norm(&l.e.optimiser, &l.e.parallel));
+        }
+        for (int i = 0; i < s->n_blocks; i++) {
+            const struct param_block *b = &s->block[i];
+            bool product = b->row->may & STORED;
+            assert_int_equal(b->p.dtype, product ? BF16 : F32);
+            assert_int_equal(b->master != NULL, updates && product && b->layer != 0);
+            const float *g = device_host(&l.e.device, b->p.grad);
+            for (int64_t k = 0; b->p.trained && k < b->elements; k++) assert_true(g[k] == 0);
+            if (!b->master) continue;
+            uint16_t *copy = die_alloc(b->elements * sizeof *copy);
+            dtype_convert(copy, BF16, device_host(&l.e.device, b->master), F32, b->elements);
+            assert_memory_equal(copy, device_host(&l.e.device, b->p.value),
+                                b->elements * sizeof *copy);
+            free(copy);
+        }
+        free_batch(&t);
+        close_lab(&l);
+    }
+}
+
 /* ---------------------------------------------------------------- memory */
 
 /* What the dry device asks for is what the real one takes, arena by arena; nothing stays. */
 static void dry_peaks(void **state) {
     (void)state;
-    for (int i = 0; i < 2 * MODELS; i++) {
-        char *full[] = {"memory.recompute=full"};
+    for (int i = 0; i < 2 * RECIPES * MODELS; i++) {
+        char *full[] = {recipes[i / 2 % RECIPES], "memory.recompute=full"};
+        const char *model = models[i / (2 * RECIPES)];
         struct lab real, dry;
         struct host_batch b = make_batch(2, 9, 3), none = {2, 9, NULL, NULL, NULL, b.weight};
-        open_lab(&real, models[i / 2], i % 2, full);
-        read_deck(&dry, models[i / 2], i % 2, full);
+        open_lab(&real, model, 1 + i % 2, full);
+        read_deck(&dry, model, 1 + i % 2, full);
         start(&dry, true);
         for (int step = 0; step < 2; step++) {
             gradients(&real, 1, &b, 18);
@@ -658,6 +756,8 @@ int main(void) {
         cmocka_unit_test(replays_of_several),
         cmocka_unit_test(not_a_bit),
         cmocka_unit_test(tied),
+        cmocka_unit_test(low_gradients),
+        cmocka_unit_test(masters),
         cmocka_unit_test(dry_peaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,126 @@
+/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result is
+ * cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at the
+ * number of threads. */
+#include <omp.h>
+
+#include "kernels/cpu/product.h"
+#include "kernels/cpu/product_few.h"
+
+/* Rows and columns of a piece. */
+struct cut {
+    int64_t rows, columns;
+};
+
+static int64_t pieces(int64_t n, int64_t size) {
+    return (n + size - 1) / size;
+}
+
+/* n in equal parts of at most `size`, each a multiple of `unit`. */
+static int64_t part(int64_t n, int64_t size, int64_t unit) {
+    const int64_t parts = most(1, pieces(n, size));
+    return most(1, pieces(pieces(n, parts), unit)) * unit;
+}
+
+/* Large pieces copy less; small ones are shared out more evenly. `products` of this shape come
+ * together. */
+static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
+    const int64_t threads = omp_get_max_threads(), wanted = threads > 1 ? 4 * threads : 1;
+    struct cut c = {part(M, PIECE_ROWS, ROWS), part(N, PIECE_COLUMNS, WIDTH)};
+    while (pieces(M, c.rows) * pieces(N, c.columns) * products < wanted &&
+           (double)c.rows * (double)c.columns * (double)K > 1e6) {
+        if (c.rows >= c.columns && c.rows > ROWS) c.rows = part(M, c.rows / 2, ROWS);
+        else if (c.columns > WIDTH) c.columns = part(N, c.columns / 2, WIDTH);
+        else break;
+    }
+    return c;
+}
+
+/* Few rows: what a thread takes is worth the taking, and a small matrix is not shared. */
+static struct cut cut_few(int64_t M, int64_t N, int64_t K) {
+    enum { WORTH = 1 << 16, COLUMNS = 120 /* a multiple of every FEW_ */ };
+    const int64_t bytes = most(1, K) * (int64_t)sizeof(stored);
+    if (N * bytes < 4 * WORTH) return (struct cut){M, N};
+    return (struct cut){M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
+}
+
+static void one_piece(const struct product *p, const struct cut *c, int64_t i, int64_t j) {
+    const int64_t i1 = least(p->M, (i + 1) * c->rows), j1 = least(p->N, (j + 1) * c->columns);
+    (product_is_few(p) ? few_piece : product_piece)(p, i * c->rows, i1, j * c->columns, j1);
+}
+
+static void product(const struct product *p) {
+    if (!p->c || p->M < 1 || p->N < 1) return;
+    const struct cut c =
+        product_is_few(p) ? cut_few(p->M, p->N, p->K) : cut(p->M, p->N, p->K, 1);
+    const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
+#pragma omp parallel for collapse(2) schedule(dynamic) if (down * across > 1)
+    for (int64_t j = 0; j < across; j++)
+        for (int64_t i = 0; i < down; i++) one_piece(p, &c, i, j);
+}
+
+#define PRODUCT_OF(a_, wide_)                                                                      \
+    {                                                                                              \
+        .a = (a_)->a, .b = (a_)->b, .c = (a_)->c, .add = (a_)->c_add, .wide = wide_,               \
+        .ta = (a_)->ta != 0, .tb = (a_)->tb != 0, .M = (a_)->M, .N = (a_)->N, .K = (a_)->K,        \
+        .lda = (a_)->lda, .ldb = (a_)->ldb, .ldc = (a_)->ldc                                       \
+    }
+
+KERNEL(matmul) {
+    product(&(struct product)PRODUCT_OF(a, sizeof(stored) == sizeof(float)));
+}
+
+KERNEL(matmul_weight) {
+    product(&(struct product)PRODUCT_OF(a, true));
+}
+
+KERNEL(grouped_matmul) {
+    const int64_t N = a->N, K = a->K;
+    if (!a->y || a->E < 1 || N < 1) return;
+    const struct cut c = cut(pieces(a->S, a->E), N, K, a->E);
+    const int64_t across = pieces(N, c.columns), down = pieces(a->S, c.rows);
+#pragma omp parallel for collapse(3) schedule(dynamic) if (a->E * across * down > 1)
+    for (int64_t e = 0; e < a->E; e++)
+        for (int64_t j = 0; j < across; j++)
+            for (int64_t i = 0; i < down; i++) {
+                const int64_t first = a->offset[e], rows = a->offset[e + 1] - first;
+                const struct product p = {.a = (const stored *)a->x + first * K,
+                                          .b = (const stored *)a->w + e * N * K,
+                                          .c = (stored *)a->y + first * N,
+                                          .add = a->y_add,
+                                          .wide = sizeof(stored) == sizeof(float),
+                                          .M = rows,
+                                          .N = N,
+                                          .K = K,
+                                          .lda = K,
+                                          .ldb = a->tb ? K : N,
+                                          .ldc = N,
+                                          .tb = a->tb != 0};
+                if (i * c.rows < rows) one_piece(&p, &c, i, j);
+            }
+}
+
+KERNEL(grouped_weight) {
+    const int64_t N = a->N, K = a->K;
+    if (!a->dw || a->E < 1 || N < 1 || K < 1) return;
+    const struct cut c = cut(N, K, pieces(a->S, a->E), a->E);
+    const int64_t across = pieces(K, c.columns), down = pieces(N, c.rows);
+#pragma omp parallel for collapse(3) schedule(dynamic) if (a->E * across * down > 1)
+    for (int64_t e = 0; e < a->E; e++)
+        for (int64_t j = 0; j < across; j++)
+            for (int64_t i = 0; i < down; i++) {
+                const int64_t first = a->offset[e];
+                const struct product p = {.a = (const stored *)a->dy + first * N,
+                                          .b = (const stored *)a->x + first * K,
+                                          .c = (float *)a->dw + e * N * K,
+                                          .add = a->dw_add,
+                                          .wide = true,
+                                          .M = N,
+                                          .N = K,
+                                          .K = a->offset[e + 1] - first,
+                                          .lda = N,
+                                          .ldb = K,
+                                          .ldc = K,
+                                          .ta = 1};
+                one_piece(&p, &c, i, j);
+            }
+}
