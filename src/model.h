@@ -45,8 +45,8 @@ struct micro_batch {
 struct tensor *model_losses(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);
 
-/* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here] with
- * pass->ends_only. Collective likewise. */
+/* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here]
+ * with pass->ends_only. Collective likewise. */
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);
 

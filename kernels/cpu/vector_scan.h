@@ -51,14 +51,6 @@ struct head_constants {
     float dt_bias, dt_min, dt_max;
 };
 
-/* ln(1 + e^x), the whole precision where e^x is small: ln(u) / (u - 1) is exact where u = 1 + e^x
- * was rounded. */
-static inline vf vf_softplus(vf x) {
-    const vf z = vf_exp(vf_min(x, vf_all(30))), u = 1.0f + z, w = u - 1.0f;
-    const vf y = vf_choose(w == 0.0f, z, vf_log(u) * (z / w));
-    return vf_choose((x > 20.0f) | (x != x), x, y);
-}
-
 /* dt: of the head and the block's first token, rows lddt apart. */
 static inline void paces_find(struct paces *p, const struct head_constants *h,
                               const struct documents *d, const stored *dt, int64_t lddt) {
@@ -74,14 +66,14 @@ static inline void paces_find(struct paces *p, const struct head_constants *h,
         store_real(p->slope + i, vf_choose(low | high, vf_all(0), slope));
     }
     double sum = 0;
+    float high = 0, low = 0;
     for (int i = 0; i < d->n; i++) {
         /* e^-1000 is 0 as well as any; so sums stay finite where D is not. */
         const double step = h->a * (double)p->delta[i];
         sum += step < -1000 ? -1000 : step;
-        p->high[i] = (float)sum;
-        p->low[i] = (float)(sum - (double)p->high[i]);
+        p->high[i] = high = (float)sum;
+        p->low[i] = low = (float)(sum - (double)high);
     }
-    const float high = p->high[d->n - 1], low = p->low[d->n - 1];
     for (int i = d->n; i < BLOCK; i++)
         p->delta[i] = p->slope[i] = 0, p->high[i] = high, p->low[i] = low;
     for (int i = 0; i < BLOCK; i += LANES) {
