@@ -68,7 +68,8 @@ static char *job_text(void) {
 static char *tokenizer_text(const struct vocabulary *v) {
     if (!v->tokenizer) return NULL;
     if (v->end < 0) return die_format("%s, %d ids", v->name, tokenizer_size(v->tokenizer));
-    return die_format("%s, %d ids, %d ends a document", v->name, tokenizer_size(v->tokenizer), v->end);
+    return die_format("%s, %d ids, %d ends a document", v->name, tokenizer_size(v->tokenizer),
+                      v->end);
 }
 
 /* What the share of the peak that is reached (mfu) refers to. */
