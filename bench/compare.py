@@ -20,6 +20,7 @@ p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 p.add_argument("--configs", default="a,b,c")
 p.add_argument("--out", default="build/bench")
 a = p.parse_args()
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"): os.environ.pop(name, None)  # the other revision's make is nobody's child
 env = {"OMP_NUM_THREADS": str(a.threads)}
 
 

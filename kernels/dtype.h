@@ -1,8 +1,9 @@
 /* dtype: the number formats that tensors are computed in and stored in.
  *
- * Kernels compute in F32 and F64, on numbers stored so or in BF16; files also hold F16 (and integers,
- * which are only ever copied). Widening is exact and narrowing rounds to nearest, ties to even, so a tensor that was
- * loaded and not trained is written back bit for bit. Names are those of the safetensors format. */
+ * Kernels compute in F32 and F64, on numbers stored so or in BF16; files also hold F16 (and
+ * integers, which are only ever copied). Widening is exact and narrowing rounds to nearest, ties to
+ * even, so a tensor that was loaded and not trained is written back bit for bit. Names are those of
+ * the safetensors format. */
 #ifndef KERNELS_DTYPE_H
 #define KERNELS_DTYPE_H
 

@@ -4,7 +4,9 @@
 #include "kernels/scan_split.h"
 
 #define BIT(i) (1u << (i))
-enum { SCAN_SCRATCH = 16384 }; /* numbers of state history a scan's adjoint may hold at a time */
+/* The most tokens from one saved state to the next: with more the adjoint's scratch leaves the
+ * cache, and little memory is left to save. */
+enum { MOST_CHUNK = 256 };
 
 static void *data_of(const struct tensor *x) {
     return x ? x->data : NULL;
@@ -38,7 +40,7 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     if (!dx && !dw && !db && !ds) return;
     struct piece *zeros = NULL, *sums;
     const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
-    void *du = tape_grad_out(n, 0), *room = scratch_take(t, parts * dtype_size(t->real), &sums);
+    void *du = tape_grad_out(n, 0), *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
         du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);
@@ -82,9 +84,8 @@ enum { SCAN_U, SCAN_DT, SCAN_A, SCAN_D, SCAN_BIAS, SCAN_START, SCAN_STATES, SCAN
 
 /* A block of states is kept every so many tokens; the adjoint recomputes what lies between in
  * bounded scratch. */
-static int64_t scan_chunk(int64_t length, int64_t state, int64_t wanted) {
-    int64_t q = state > 0 ? SCAN_SCRATCH / state : length;
-    if (q > wanted) q = wanted;
+static int64_t scan_chunk(int64_t length, int64_t wanted) {
+    int64_t q = wanted < MOST_CHUNK ? wanted : MOST_CHUNK;
     if (q < 1) q = 1;
     return q < length ? q : length > 0 ? length : 1;
 }
@@ -131,7 +132,7 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                   *bias = tape_use_real(t, dt_bias, u);
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
     int64_t inner = s->heads * s->head_dim, state = inner * s->state,
-            q = scan_chunk(b->length, s->state, s->chunk);
+            q = scan_chunk(b->length, s->chunk);
     require_tokens("scan", b, u);
     op_require(u->width == inner + 2 * s->groups * s->state && u->stride == u->width, "scan", u,
                "is not x | B | C");
@@ -234,7 +235,7 @@ static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
     struct piece *sums;
     const int64_t parts = (y->rows + 31) / 32 * y->width;
     void *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
-    DEVICE_RUN(t->device, gated_norm_adjoint, t->real, .y = y->data, .z = z->data,
+    DEVICE_RUN(t->device, gated_norm_adjoint, y->dtype, .y = y->data, .z = z->data,
                .w = n->in[2]->data, .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0],
                .dy_add = add[0], .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2],
                .parts = room, .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
@@ -245,15 +246,15 @@ static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 
 
 struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
                           int64_t groups, double eps) {
-    struct tensor *w = tape_use(t, weight, y);
+    struct tensor *w = tape_use_real(t, weight, y);
     struct layout l = layout_join("gated_norm", 3, (struct tensor *[]){y, z, w});
     op_require(y->width == z->width && groups > 0 && y->width % groups == 0, "gated_norm", y,
                "and the gate differ in width, or the groups do not divide it");
     op_require(y->width == weight->rows && y->stride == y->width, "gated_norm", y,
                "has not the weight's width");
-    struct tensor *o = tensor_new(t, "gated norm", y->rows, y->width, &l),
-                  *s = tensor_new(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gated_norm, t->real, .y = y->data, .z = z->data, .w = w->data,
+    struct tensor *o = tensor_new_of(t, y->dtype, "gated norm", y->rows, y->width, &l),
+                  *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
+    DEVICE_RUN(t->device, gated_norm, y->dtype, .y = y->data, .z = z->data, .w = w->data,
                .o = o->data, .s = s->data, .T = y->rows, .W = y->width, .G = groups,
                .ldz = z->stride, .eps = eps);
     struct note *n = tape_note(t, &op_gated_norm, 4, (struct tensor *[]){y, z, w, s}, 1, &o);

@@ -2,7 +2,8 @@
  *
  * Arithmetic: independent multiply-adds in registers, by the widest vectors that the processor has.
  * Memory: large arrays copied, counted as bytes read plus bytes written. Of several
- * short slices the best counts, so that neighbours who have the core in some of them do no harm. */
+ * short slices the best counts, and where threads need not work together a thread's own
+ * clock counts, so that neighbours do little harm. */
 #ifndef KERNELS_PEAK_H
 #define KERNELS_PEAK_H
 

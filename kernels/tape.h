@@ -12,8 +12,8 @@
  * parallel/.
  *
  * Numbers are of two formats (kernels/ops.def): activations are stored, what must be exact is real.
- * An op runs in the format of the tensor that carries its stored operands; a gradient has the format
- * of its tensor, that of a parameter is real. Where both are the same, none of this shows.
+ * An op runs in the format of the tensor that carries its stored operands; a gradient has the
+ * format of its tensor, that of a parameter is real. Where both are the same, none of this shows.
  *
  * Segments: tape_segment keeps a layer's input instead of its inside and replays the layer in
  * backward. A replay has no side effects, takes what must not be decided twice (routing) from the
@@ -40,9 +40,8 @@ struct param {
     const char *name;
     int64_t rows, width;  /* of this rank's block */
     struct layout layout; /* SPLIT where it is split; other axes are settled by use */
-    enum dtype
-        dtype; /* of value: the tape's stored format for weights of products, else its real one */
-    void *value, *grad; /* device; gradients are real numbers. grad NULL: never trained */
+    enum dtype dtype;     /* of value: the tape's stored format, or its real one (params.h) */
+    void *value, *grad;   /* device; gradients are real numbers. grad NULL: never trained */
     bool trained;
     bool used; /* layout.state holds the state of its use */
 };

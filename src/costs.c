@@ -47,7 +47,6 @@ void costs_print(const struct costs *c, FILE *f) {
     const struct op_count sum = costs_total(c);
     fprintf(f, "{\"work\": %.0f, \"bytes\": %.0f, \"sent\": {", sum.work, sum.bytes);
     for (int i = 0; i < c->n_groups; i++)
-        fprintf(f, "%s\"%s\": %lld", i ? ", " : "", c->group[i].name,
-                (long long)c->group[i].bytes);
+        fprintf(f, "%s\"%s\": %lld", i ? ", " : "", c->group[i].name, (long long)c->group[i].bytes);
     fprintf(f, "}}");
 }

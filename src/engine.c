@@ -77,8 +77,8 @@ static void make_device(struct engine *e, bool dry) {
     arena_init(&e->scratch, "scratch", &e->device);
 }
 
-/* What activations and the weights of products are held in. Rewriting a folder computes nothing, and
- * must not round what it rewrites. */
+/* What activations and the weights of products are held in. Rewriting a folder computes nothing,
+ * and must not round what it rewrites. */
 static enum dtype stored_format(const struct deck *d) {
     if (!strcmp(d->precision.recipe, "fp64")) return F64;
     return !strcmp(d->precision.recipe, "bf16") && strcmp(d->run.mode, "convert") ? BF16 : F32;

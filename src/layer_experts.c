@@ -1,11 +1,12 @@
 /* experts: routed experts and a shared one, one 'E' of the pattern.
  *
- *   choice by sigmoid(gate(h)) + correction bias;  y = fc2(sum of weight * expert(fc1(h))) +
- * shared(h)
+ *   choice by sigmoid(gate(h)) + correction bias;
+ *   y = fc2(sum of weight * expert(fc1(h))) + shared(h)
  *
- * with h = norm(x), scores and weights of the choice in real numbers, every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
- * there is a latent width. Router and fc1 run on the stream, before it is entered; the experts'
- * sums and the shared expert's are both partial, are added, and leave together. */
+ * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
+ * there is a latent width. Scores, choice and weights are real numbers whatever h is stored in.
+ * Router and fc1 run on the stream, before it is entered; the experts' sums and the shared expert's
+ * are both partial, are added, and leave together. */
 #include <stddef.h>
 
 #include "parallel/expert_parallel.h"

@@ -58,8 +58,8 @@ struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *
 /* How the stream between layers is spread over the ranks. */
 struct layout model_stream(const struct tape *t);
 
-/* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here] with
- * pass->ends_only. Collective likewise. */
+/* This rank's columns of the logits in real numbers, [tokens, words here], or [rows, words here]
+ * with pass->ends_only. Collective likewise. */
 struct tensor *model_logits(struct model *m, struct tape *t, const struct micro_batch *b,
                             struct pass *pass);
 

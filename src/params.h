@@ -165,19 +165,20 @@ bool params_has(const struct config *c, const struct param_row *row);
  * how many were put in shares[8]. */
 int params_shares(const struct config *c, int tensor, int *shares);
 
-/* Takes memory for all blocks: values, with `grads` the gradients of those that are trained, and with
- * `masters` a master in real numbers of blocks whose values are lower: an update smaller than half
- * a step of the low format would otherwise be lost. The master is the truth that files are read
+/* Takes memory for all blocks: values, with `grads` the gradients of those that are trained, and
+ * with `masters` a master in real numbers of blocks whose values are lower: an update smaller than
+ * half a step of the low format would otherwise be lost. The master is the truth that files are read
  * into and written from. A frozen block whose files are in the low format needs none.
  * Filling it is the business of src/init.h or src/weights.h; then params_round. */
 void params_allocate(struct params *s, struct arena *values, struct arena *grads,
                      struct arena *masters, enum dtype stored);
 /* Brings the rounded copies up to date with their masters. */
 void params_round(struct params *s, struct device *d, enum dtype stored);
-/* Before gradients are added up. */
+/* Before gradients are added up; no pass over memory where the last update left them zero. */
 void params_zero_gradients(struct params *s, struct device *d, enum dtype real);
 
-/* What is held of a block: its values (the master's where there is one), and of trained ones the gradient and the moments. */
+/* What is held of a block: its values (the master's where there is one), and of trained ones the
+ * gradient and the moments. */
 enum part { PART_VALUES, PART_GRADIENTS, PART_MOMENT_1, PART_MOMENT_2 };
 
 /* Boxes between tensors and blocks, with device addresses; malloc'd, *n gets how many. owned_only:

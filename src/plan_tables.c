@@ -34,8 +34,8 @@ static void find_speed(struct plan *p) {
     int cores = omp_get_num_procs(), threads = engine_threads(d, cores, p->ranks);
     p->speed = machine_speed(d, threads, threads * p->ranks, cores, true);
     if (!d->machine.memory_bandwidth) p->speed.memory /= p->ranks;
-    p->network = d->machine.network_bandwidth > 0 ? d->machine.network_bandwidth
-                                                  : p->speed.memory / 2;
+    p->network =
+        d->machine.network_bandwidth > 0 ? d->machine.network_bandwidth : p->speed.memory / 2;
 }
 
 static double seconds_of(const struct plan *p, int rank) {
@@ -109,8 +109,9 @@ static void print_ops(FILE *f, const struct plan *p) {
     fprintf(f, "\n%-24s %10s %12s %12s %12s\n", "operations, all ranks", "calls", "GFLOP", "MB",
             "% of time");
     for (int i = 0; i < n; i++)
-        fprintf(f, "%-24s %10lld %12.3f %12.1f %12.1f\n", op_row((enum op)(op[i] - p->sum.op))->name,
-                (long long)op[i]->calls, 1e-9 * op[i]->work, 1e-6 * op[i]->bytes,
+        fprintf(f, "%-24s %10lld %12.3f %12.1f %12.1f\n",
+                op_row((enum op)(op[i] - p->sum.op))->name, (long long)op[i]->calls,
+                1e-9 * op[i]->work, 1e-6 * op[i]->bytes,
                 all.least_s > 0 ? 100 * op[i]->least_s / all.least_s : 0);
 }
 

@@ -64,7 +64,8 @@ static void dry_gradients(struct engine *e, int n) {
     const struct deck *d = e->deck;
     struct host_batch *b = die_alloc((size_t)n * sizeof *b);
     for (int i = 0; i < n; i++)
-        b[i] = (struct host_batch){.rows = d->train.micro_batch, .length = d->train.sequence_length};
+        b[i] =
+            (struct host_batch){.rows = d->train.micro_batch, .length = d->train.sequence_length};
     comm_total(e->parallel.replicas, 1);
     engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));
     free(b);

@@ -153,6 +153,15 @@ static void say_groups(const struct output *o, const struct machine *h, double u
     free(like);
 }
 
+static void say_stages(const struct output *o, const struct run *r) {
+    struct staging s;
+    staging_init(&s, r->engine->deck, r->engine->config, r->shape);
+    char *text = staging_text(&s, r->engine->config);
+    say(o, "  stages %s, schedule %s", text, schedule_kind_name(s.shape.kind));
+    free(text);
+    staging_free(&s);
+}
+
 void screen_layout(const struct output *o, const struct run *r, const struct machine *h) {
     const struct mesh_shape *s = r->shape;
     char bytes[UNIT_TEXT], have[UNIT_TEXT];
@@ -161,9 +170,10 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
         if ((double)plan_bytes(&h->rank[i].plan) > most)
             most = (double)plan_bytes(&h->rank[i].plan);
     bool gib = most >= 1073741824;
+    char *stages = s->pipeline > 1 ? die_format("pipeline %d", s->pipeline) : NULL;
     char *title =
-        die_format("Layout  data %d x tensor %d%s%s", s->data, s->tensor,
-                   r->engine->deck->parallel.sequence ? ", sequence" : "",
+        die_format("Layout  %s%sdata %d x tensor %d%s%s", stages ? stages : "", stages ? " x " : "",
+                   s->data, s->tensor, r->engine->deck->parallel.sequence ? ", sequence" : "",
                    strcmp(r->engine->deck->memory.recompute, "full") ? "" : ", recompute");
     say(o, "\n%-32s %10s %10s %9s %11s %8s %9s", title, "parameters", "gradients", "moments",
         "activations", "scratch", gib ? "sum GiB" : "sum MiB");
@@ -175,5 +185,7 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
         machine_host_ranks(h, h->fullest) == 1 ? "" : "s",
         machine_host_ranks(h, h->fullest) == 1 ? "s" : "", bytes_text(need, bytes),
         bytes_text(memory, have), 100 * need / memory < 10 ? 1 : 0, 100 * need / memory);
+    if (stages && o->speaks) say_stages(o, r);
+    free(stages);
     free(title);
 }

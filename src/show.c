@@ -167,7 +167,9 @@ void show_line(struct show *s, bool always) {
 /* What the newest step took on every rank: as planned, or something is wrong. */
 static void costs_yaml(const struct comm *c, const struct costs *all, FILE *f) {
     if (!all) return;
-    fprintf(f, "step:                # the newest, by rank: work, memory traffic, bytes sent by group\n");
+    fprintf(
+        f,
+        "step:                # the newest, by rank: work, memory traffic, bytes sent by group\n");
     for (int r = 0; r < c->size; r++) {
         fprintf(f, "  - ");
         costs_print(&all[r], f);

@@ -22,6 +22,7 @@
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
+#include "tests/place.h"
 
 static struct comm comm;
 static char top[256], folder[300];
@@ -479,9 +480,7 @@ static void test_copy_verifies(void **unused) {
 int main(void) {
     struct mistakes m = {0};
     if (comm_init(&comm, &m) != 0) die("%s", m.text[0]);
-    const char *tmp = getenv("TMPDIR");
-    snprintf(top, sizeof top, "%s/mestar-folders-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(top)) die("cannot make %s", top);
+    place_make(top, sizeof top, "folders");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_forms, begin),
         cmocka_unit_test_setup(test_shards, begin),

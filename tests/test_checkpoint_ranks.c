@@ -18,6 +18,7 @@
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
+#include "tests/place.h"
 
 enum { TENSORS = 14, BOXES = 400, GUARD = 0x5a };
 
@@ -431,9 +432,7 @@ int main(int argc, char **argv) {
     world = comm.world;
     alone = group_new(&comm, "alone", 1, &comm.rank);
     state = argc > 1 ? strtoull(argv[1], NULL, 10) << 32 : 1;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/mestar-checkpoint-XXXXXX", tmp ? tmp : "/tmp");
-    if (comm.rank == 0 && !mkdtemp(folder)) die("cannot make %s", folder);
+    if (comm.rank == 0) place_make(folder, sizeof folder, "checkpoint");
     comm_broadcast(world, folder, sizeof folder, 0);
     table_make();
     any_cut_same_bytes();

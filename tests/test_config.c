@@ -11,14 +11,16 @@
 
 #include <cmocka.h>
 
+#include "io/files.h"
 #include "kernels/mistakes.h"
 #include "kernels/die.h"
 #include "src/config.h"
 #include "src/config_json.h"
 #include "src/pattern.h"
 #include "src/presets.h"
+#include "tests/place.h"
 
-static char folder[] = "/tmp/test_config_XXXXXX";
+static char folder[256];
 
 static void put(const char *name, const char *text, size_t n) {
     char *path = die_format("%s/%s", folder, name);
@@ -479,10 +481,8 @@ int main(void) {
         cmocka_unit_test(unchanged),  cmocka_unit_test(presets),      cmocka_unit_test(dialects),
         cmocka_unit_test(run_folder), cmocka_unit_test(mutations),
     };
-    if (!mkdtemp(folder)) return 1;
+    place_make(folder, sizeof folder, "config");
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    char *clean = die_format("rm -rf %s", folder);
-    if (system(clean)) failed = 1;
-    free(clean);
+    folder_remove(folder);
     return failed != 0;
 }

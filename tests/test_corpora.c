@@ -22,6 +22,7 @@
 #include "io/token_source.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
+#include "tests/place.h"
 
 enum { LENGTH = 32 };
 
@@ -368,9 +369,7 @@ static void test_mock_can_be_learned(void **unused) {
 int main(void) {
     struct mistakes m = {0};
     if (comm_init(&comm, &m) != 0) die("%s", m.text[0]);
-    const char *tmp = getenv("TMPDIR");
-    snprintf(top, sizeof top, "%s/mestar-corpora-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(top)) die("cannot make %s", top);
+    place_make(top, sizeof top, "corpora");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order_is_a_permutation),
         cmocka_unit_test_setup(test_text_is_the_stream, begin),

@@ -24,6 +24,7 @@
 #include "io/token_source.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
+#include "tests/place.h"
 
 enum { LENGTH = 48 };
 
@@ -508,9 +509,7 @@ int main(void) {
     struct mistakes m = {0};
     if (comm_init(&comm, &m) != 0) die("%s", m.text[0]);
     encoded = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    const char *tmp = getenv("TMPDIR");
-    snprintf(top, sizeof top, "%s/mestar-cache-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(top)) die("cannot make %s", top);
+    place_make(top, sizeof top, "cache");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_together, begin), /* these fork: before any threads */
         cmocka_unit_test_setup(test_killed, begin),

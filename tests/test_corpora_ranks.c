@@ -19,6 +19,7 @@
 #include "io/token_source.h"
 #include "kernels/die.h"
 #include "parallel/comm.h"
+#include "tests/place.h"
 
 enum { LENGTH = 64, FILES = 40 };
 
@@ -211,9 +212,7 @@ int main(void) {
     world = comm.world;
     alone = group_new(&comm, "alone", 1, &comm.rank);
     if (comm.rank == 0) {
-        const char *tmp = getenv("TMPDIR");
-        snprintf(folder, sizeof folder, "%s/mestar-corpora-XXXXXX", tmp ? tmp : "/tmp");
-        if (!mkdtemp(folder)) die("cannot make %s", folder);
+        place_make(folder, sizeof folder, "corpora");
         write_text();
     }
     comm_broadcast(world, folder, sizeof folder, 0);

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "io/yaml.h"
+#include "io/files.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/mesh.h"
@@ -20,8 +21,9 @@
 #include "src/deck.h"
 #include "src/deck_rules.h"
 #include "src/deck_table.h"
+#include "tests/place.h"
 
-static char folder[] = "/tmp/test_deck_XXXXXX";
+static char folder[256];
 
 static char *put_bytes(const char *name, const char *text, size_t n) {
     char *path = die_format("%s/%s", folder, name);
@@ -452,10 +454,8 @@ int main(void) {
         cmocka_unit_test(manual),         cmocka_unit_test(example_decks),
         cmocka_unit_test(mutations),
     };
-    if (!mkdtemp(folder)) return 1;
+    place_make(folder, sizeof folder, "deck");
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    char *clean = die_format("rm -rf %s", folder);
-    if (system(clean)) failed = 1;
-    free(clean);
+    folder_remove(folder);
     return failed != 0;
 }

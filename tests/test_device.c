@@ -206,7 +206,7 @@ static void views_in_bf16(void **state) {
         const int add = way % 2;
         d.plain = way / 2;
         uint16_t in[6][T * D], between[T * W + 1], apart[3][T * D];
-        float lse[T];
+        float lse[T], scratch[2 * T * 16];
         int32_t start[T] = {0};
         for (int i = 0; i < 6; i++)
             for (int k = 0; k < T * D; k++)
@@ -235,6 +235,8 @@ static void views_in_bf16(void **state) {
                                            .ldq = D,
                                            .ldk = D,
                                            .ldv = D,
+                                           .scratch = scratch,
+                                           .C = 1,
                                            .scale = 0.5};
         device_run(&d, OP_attention_adjoint, BF16, &a);
         /* now q, k and v are views too, with the strides of their gradients */

@@ -12,14 +12,14 @@
 #include <cmocka.h>
 
 #include "io/events.h"
+#include "tests/place.h"
 
 static char folder[256];
 
 static int make_folder(void **state) {
     (void)state;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/mestar-events-XXXXXX", tmp ? tmp : "/tmp");
-    return !mkdtemp(folder);
+    place_make(folder, sizeof folder, "events");
+    return 0;
 }
 
 static int remove_folder(void **state) {

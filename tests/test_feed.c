@@ -17,6 +17,7 @@
 #include "src/config.h"
 #include "src/engine.h"
 #include "src/feed.h"
+#include "tests/place.h"
 
 enum { LENGTH = 32, GLOBAL = 12 };
 
@@ -163,9 +164,7 @@ int main(void) {
     struct mistakes m = {0};
     if (comm_init(&comm, &m) != 0) die("%s", m.text[0]);
     char folder[300];
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/mestar-feed-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) die("cannot make %s", folder);
+    place_make(folder, sizeof folder, "feed");
     deck_path = die_format("%s/deck.yaml", folder);
     FILE *f = fopen(deck_path, "w");
     fprintf(f,

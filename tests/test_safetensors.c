@@ -16,6 +16,7 @@
 
 #include "io/files.h"
 #include "kernels/mistakes.h"
+#include "tests/place.h"
 #include "io/safetensors.h"
 #include "kernels/die.h"
 
@@ -276,9 +277,7 @@ static int damaged_write(const char *into) {
 
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "damaged") == 0) return damaged_write(argv[2]);
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/mestar-safetensors-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) die("cannot make %s", folder);
+    place_make(folder, sizeof folder, "safetensors");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_damaged_files),    cmocka_unit_test(test_not_files),
         cmocka_unit_test(test_every_truncation), cmocka_unit_test(test_many_mistakes_are_few_lines),

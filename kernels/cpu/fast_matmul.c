@@ -1,35 +1,103 @@
 /* fast_matmul: the matrix products by a library: oneDNN (-DHAVE_DNNL, 2.6 and 3), OpenBLAS
- * (-DHAVE_OPENBLAS), or, where neither was found, a small product of our own.
+ * (-DHAVE_OPENBLAS, floats only), or, where there is none, a small product of our own.
  *
  * A library that shares one product out among threads may add in an order that depends on their
  * number. So the output is cut here, into tiles that depend on the sizes alone, and each tile is
  * one call of the library on one thread. The contraction is never cut: a tile has its whole sum. */
-#include "kernels/cpu/maths.h"
+#include "kernels/cpu/fast_matmul.h"
 
 #include <omp.h>
 
-#if defined HAVE_DNNL
-#if __has_include(<oneapi/dnnl/dnnl.h>)
-#include <oneapi/dnnl/dnnl.h>
-#else
-#include <dnnl.h>
-#endif
-#elif defined HAVE_OPENBLAS
+#include "kernels/cpu/maths.h"
+
+#if defined HAVE_OPENBLAS && !defined HAVE_DNNL && !defined STORED_BF16
+#define BY_OPENBLAS 1
 #include <cblas.h>
+#else
+#define BY_OPENBLAS 0
 #endif
 
-/* One tile, M, N and K at least 1. */
-#if defined HAVE_DNNL
+/* ---- a small product of our own ---- */
 
-static void tile_product(const struct matmul_args *a) {
-    dnnl_status_t status = dnnl_sgemm(a->ta ? 'T' : 'N', a->tb ? 'T' : 'N', a->M, a->N, a->K, 1,
-                                      a->a, a->lda, a->b, a->ldb, a->c_add ? 1 : 0, a->c, a->ldc);
-    if (status != dnnl_success) die("oneDNN's matrix product failed with status %d", (int)status);
+#if !BY_OPENBLAS
+
+enum { ROWS = 64, WIDTH = 32, DEPTH = 128 };
+
+static float widened(stored x) {
+#if defined STORED_BF16
+    const uint32_t u = (uint32_t)x.bits << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+#else
+    return x;
+#endif
 }
 
-#elif defined HAVE_OPENBLAS
+static void put_stored(stored *to, float x, int add) {
+#if defined STORED_BF16
+    const float sum = add ? widened(*to) + x : x;
+    dtype_convert(to, BF16, &sum, F32, 1);
+#else
+    put(to, x, add);
+#endif
+}
 
-static void tile_product(const struct matmul_args *a) {
+/* sum[j] += sum over k of x[k * stride] strip[k][j], for every j, in registers. */
+static void add_products(float sum[WIDTH], float strip[][WIDTH], const stored *x, int64_t stride,
+                         int64_t depth) {
+    float s[WIDTH];
+    for (int j = 0; j < WIDTH; j++) s[j] = sum[j];
+    for (int64_t k = 0; k < depth; k++) {
+        const float f = widened(x[k * stride]);
+        for (int j = 0; j < WIDTH; j++) s[j] += f * strip[k][j];
+    }
+    for (int j = 0; j < WIDTH; j++) sum[j] = s[j];
+}
+
+/* As the plain definition, but with float sums. */
+static void small_product(const struct matmul_args *m, bool wide, int64_t i0, int64_t j0) {
+    const stored *a = m->a, *b = m->b;
+    const int64_t rows = least(ROWS, m->M - i0), width = least(WIDTH, m->N - j0);
+    float sum[ROWS][WIDTH] = {{0}}, strip[DEPTH][WIDTH] = {{0}};
+    for (int64_t k0 = 0; k0 < m->K; k0 += DEPTH) {
+        const int64_t depth = least(DEPTH, m->K - k0);
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t j = 0; j < width; j++)
+                strip[k][j] =
+                    widened(m->tb ? b[(j0 + j) * m->ldb + k0 + k] : b[(k0 + k) * m->ldb + j0 + j]);
+        for (int64_t i = 0; i < rows; i++) {
+            const stored *x = a + (m->ta ? k0 * m->lda + i0 + i : (i0 + i) * m->lda + k0);
+            add_products(sum[i], strip, x, m->ta ? m->lda : 1, depth);
+        }
+    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j++) {
+            const int64_t at = (i0 + i) * m->ldc + j0 + j;
+            if (wide) ((float *)m->c)[at] = (m->c_add ? ((float *)m->c)[at] : 0) + sum[i][j];
+            else put_stored((stored *)m->c + at, sum[i][j], m->c_add);
+        }
+}
+
+static void plain_product(const struct matmul_args *a, bool wide) {
+    for (int64_t j = 0; j < a->N; j += WIDTH)
+        for (int64_t i = 0; i < a->M; i += ROWS) small_product(a, wide, i, j);
+}
+
+#endif
+
+/* ---- one tile; M, N and K at least 1 ---- */
+
+#if defined HAVE_DNNL
+
+static void tile_product(const struct matmul_args *a, bool wide) {
+    if (!dnnl_tile(a, sizeof(stored) == sizeof(float), wide)) plain_product(a, wide);
+}
+
+#elif BY_OPENBLAS
+
+static void tile_product(const struct matmul_args *a, bool wide) {
+    (void)wide;
     cblas_sgemm(CblasRowMajor, a->ta ? CblasTrans : CblasNoTrans, a->tb ? CblasTrans : CblasNoTrans,
                 (int)a->M, (int)a->N, (int)a->K, 1, a->a, (int)a->lda, a->b, (int)a->ldb,
                 a->c_add ? 1 : 0, a->c, (int)a->ldc);
@@ -37,40 +105,8 @@ static void tile_product(const struct matmul_args *a) {
 
 #else
 
-enum { ROWS = 64, WIDTH = 32, DEPTH = 128 };
-
-/* sum[j] += sum over k of x[k * stride] strip[k][j], for every j, in registers. */
-static void add_products(float sum[WIDTH], float strip[][WIDTH], const float *x, int64_t stride,
-                         int64_t depth) {
-    float s[WIDTH];
-    for (int j = 0; j < WIDTH; j++) s[j] = sum[j];
-    for (int64_t k = 0; k < depth; k++)
-        for (int j = 0; j < WIDTH; j++) s[j] += x[k * stride] * strip[k][j];
-    for (int j = 0; j < WIDTH; j++) sum[j] = s[j];
-}
-
-/* As the plain definition, but with float sums, DEPTH terms at a time. */
-static void small_product(const struct matmul_args *m, int64_t i0, int64_t j0, int64_t k0) {
-    const float *a = m->a, *b = m->b;
-    const int64_t rows = least(ROWS, m->M - i0), width = least(WIDTH, m->N - j0);
-    const int64_t depth = least(DEPTH, m->K - k0);
-    float sum[ROWS][WIDTH] = {{0}}, strip[DEPTH][WIDTH] = {{0}};
-    for (int64_t k = 0; k < depth; k++)
-        for (int64_t j = 0; j < width; j++)
-            strip[k][j] = m->tb ? b[(j0 + j) * m->ldb + k0 + k] : b[(k0 + k) * m->ldb + j0 + j];
-    for (int64_t i = 0; i < rows; i++) {
-        const float *x = a + (m->ta ? k0 * m->lda + i0 + i : (i0 + i) * m->lda + k0);
-        add_products(sum[i], strip, x, m->ta ? m->lda : 1, depth);
-    }
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j++)
-            put((float *)m->c + (i0 + i) * m->ldc + j0 + j, sum[i][j], m->c_add || k0 > 0);
-}
-
-static void tile_product(const struct matmul_args *a) {
-    for (int64_t j = 0; j < a->N; j += WIDTH)
-        for (int64_t k = 0; k < a->K; k += DEPTH)
-            for (int64_t i = 0; i < a->M; i += ROWS) small_product(a, i, j, k);
+static void tile_product(const struct matmul_args *a, bool wide) {
+    plain_product(a, wide);
 }
 
 #endif
@@ -83,7 +119,7 @@ static void one_thread_each(void) {
 
 /* Called before the region: OpenBLAS has one number for the whole program. */
 static void library_alone(void) {
-#if defined HAVE_OPENBLAS
+#if BY_OPENBLAS
     openblas_set_num_threads(1);
 #endif
 }
@@ -114,24 +150,27 @@ static struct cut cut(int64_t M, int64_t N, int64_t K) {
 }
 
 /* Tile (i, j) of the product. */
-static void one_tile(const struct matmul_args *a, const struct cut *cut, int64_t i, int64_t j) {
+static void one_tile(const struct matmul_args *a, bool wide, const struct cut *cut, int64_t i,
+                     int64_t j) {
     const int64_t row = i * cut->rows, column = j * cut->columns;
     struct matmul_args tile = *a;
     tile.M = least(cut->rows, a->M - row);
     tile.N = least(cut->columns, a->N - column);
-    tile.a = (const float *)a->a + row * (a->ta ? 1 : a->lda);
-    tile.b = (const float *)a->b + column * (a->tb ? a->ldb : 1);
-    tile.c = (float *)a->c + row * a->ldc + column;
+    const size_t size = wide ? sizeof(float) : sizeof(stored);
+    tile.a = (const stored *)a->a + row * (a->ta ? 1 : a->lda);
+    tile.b = (const stored *)a->b + column * (a->tb ? a->ldb : 1);
+    tile.c = (char *)a->c + (size_t)(row * a->ldc + column) * size;
     if (tile.M < 1 || tile.N < 1) return;
     if (a->K > 0) {
-        tile_product(&tile);
+        tile_product(&tile, wide);
     } else if (!a->c_add) {
         for (int64_t r = 0; r < tile.M; r++)
-            memset((float *)tile.c + r * a->ldc, 0, (size_t)tile.N * sizeof(float));
+            memset((char *)tile.c + (size_t)(r * a->ldc) * size, 0, (size_t)tile.N * size);
     }
 }
 
-KERNEL(matmul) {
+/* wide: c holds real numbers, else stored ones. */
+static void product(const struct matmul_args *a, bool wide) {
     if (!a->c || a->M < 1 || a->N < 1) return;
     const struct cut c = cut(a->M, a->N, a->K);
     library_alone();
@@ -140,24 +179,28 @@ KERNEL(matmul) {
         one_thread_each();
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t j = 0; j < c.across; j++)
-            for (int64_t i = 0; i < c.down; i++) one_tile(a, &c, i, j);
+            for (int64_t i = 0; i < c.down; i++) one_tile(a, wide, &c, i, j);
     }
 }
 
-/* Here both formats are the same, and so are the two rows of ops.def. */
+KERNEL(matmul) {
+    product(a, sizeof(stored) == sizeof(float));
+}
+
 KERNEL(matmul_weight) {
-    matmul_body(&(struct matmul_args){.a = a->a,
-                                      .b = a->b,
-                                      .c = a->c,
-                                      .c_add = a->c_add,
-                                      .M = a->M,
-                                      .N = a->N,
-                                      .K = a->K,
-                                      .lda = a->lda,
-                                      .ldb = a->ldb,
-                                      .ldc = a->ldc,
-                                      .ta = a->ta,
-                                      .tb = a->tb});
+    product(&(struct matmul_args){.a = a->a,
+                                  .b = a->b,
+                                  .c = a->c,
+                                  .c_add = a->c_add,
+                                  .M = a->M,
+                                  .N = a->N,
+                                  .K = a->K,
+                                  .lda = a->lda,
+                                  .ldb = a->ldb,
+                                  .ldc = a->ldc,
+                                  .ta = a->ta,
+                                  .tb = a->tb},
+            true);
 }
 
 /* The tiles of all experts are shared out together. An expert's share is uneven, so the cut is that
@@ -177,9 +220,9 @@ KERNEL(grouped_matmul) {
                 for (int64_t i = 0; i < down; i++) {
                     const int64_t first = a->offset[e], rows = a->offset[e + 1] - first;
                     if (i * c.rows >= rows) continue;
-                    one_tile(&(struct matmul_args){.a = (const float *)a->x + first * K,
-                                                   .b = (const float *)a->w + e * N * K,
-                                                   .c = (float *)a->y + first * N,
+                    one_tile(&(struct matmul_args){.a = (const stored *)a->x + first * K,
+                                                   .b = (const stored *)a->w + e * N * K,
+                                                   .c = (stored *)a->y + first * N,
                                                    .c_add = a->y_add,
                                                    .M = rows,
                                                    .N = N,
@@ -188,7 +231,7 @@ KERNEL(grouped_matmul) {
                                                    .ldb = a->tb ? K : N,
                                                    .ldc = N,
                                                    .tb = a->tb},
-                             &c, i, j);
+                             sizeof(stored) == sizeof(float), &c, i, j);
                 }
     }
 }
@@ -207,8 +250,8 @@ KERNEL(grouped_weight) {
             for (int64_t j = 0; j < across; j++)
                 for (int64_t i = 0; i < down; i++) {
                     const int64_t first = a->offset[e];
-                    one_tile(&(struct matmul_args){.a = (const float *)a->dy + first * N,
-                                                   .b = (const float *)a->x + first * K,
+                    one_tile(&(struct matmul_args){.a = (const stored *)a->dy + first * N,
+                                                   .b = (const stored *)a->x + first * K,
                                                    .c = (float *)a->dw + e * N * K,
                                                    .c_add = a->dw_add,
                                                    .M = N,
@@ -218,7 +261,7 @@ KERNEL(grouped_weight) {
                                                    .ldb = K,
                                                    .ldc = K,
                                                    .ta = 1},
-                             &c, i, j);
+                             true, &c, i, j);
                 }
     }
 }

@@ -1,7 +1,6 @@
 /* head: the products with the word table and the loss over them, C tokens at a time, so that tokens
  * x words is never held. Where the words are split over ranks, each gives its own log-sum and the
- * target's logit if it has it; word_loss combines them. fast_head.c compiles this file once more,
- * for the fast matrix product. */
+ * target's logit if it has it; word_loss combines them. */
 #include "kernels/cpu/maths.h"
 
 void KERNEL_NAME(matmul)(const void *args);

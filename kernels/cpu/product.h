@@ -25,7 +25,9 @@ enum { UNIT = 1 };
 #endif
 
 enum {
-    ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 4, /* two vectors of sums each: 24 of 32 registers */
+    ROWS = LANES == 16  ? 12
+           : LANES == 8 ? 6
+                        : 4, /* two vectors of sums each: 24 of 32 registers */
     WIDTH = 2 * LANES,
     DEPTH = 256,
     BLOCK_ROWS = 8 * ROWS,
@@ -192,7 +194,8 @@ static void copy_a(float *to, const struct product *p, int64_t i0, int64_t n, in
         for (int64_t i = 0; i < n; i++) {
             const stored *row = p->a + (i0 + i) * p->lda + first;
             for (int64_t k = 0; k < depth; k += LANES)
-                store_real(to + i / ROWS * A_PANEL + i % ROWS * DEPTH + k, units_along(row + k * UNIT, p->K - first - k * UNIT));
+                store_real(to + i / ROWS * A_PANEL + i % ROWS * DEPTH + k,
+                           units_along(row + k * UNIT, p->K - first - k * UNIT));
         }
     }
 }
@@ -212,9 +215,8 @@ struct tile {
 /* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
  * constants where this is called, so that the sums are registers. The result is called for early: it
  * comes from memory while the sums are made. */
-static inline __attribute__((always_inline)) void sums(const struct tile *t, const int row,
-                                                       const int unit, const int rows,
-                                                       const int vectors) {
+static inline __attribute__((always_inline)) void
+sums(const struct tile *t, const int row, const int unit, const int rows, const int vectors) {
     vf s[ROWS][2];
     const float *a = t->a, *b = t->b;
     const size_t size = t->narrow ? sizeof(stored) : sizeof(float);
@@ -267,7 +269,9 @@ SUMS(sums_narrow, ROWS, 1)
 static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
     _Alignas(64) float sum[ROWS][WIDTH];
     void *const to = t->to;
-    const int64_t ld = t->ld, made = rows <= ROWS / 3 ? ROWS / 3 : rows <= ROWS * 2 / 3 ? ROWS * 2 / 3 : ROWS;
+    const int64_t ld = t->ld, made = rows <= ROWS / 3       ? ROWS / 3
+                                     : rows <= ROWS * 2 / 3 ? ROWS * 2 / 3
+                                                            : ROWS;
     const bool whole = columns == WIDTH && rows == made, narrow = t->narrow, add = t->add;
     if (!whole) {
         t->to = sum;
@@ -309,7 +313,8 @@ static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64
                 for (int64_t j = j0; j < j1; j += WIDTH) {
                     const int64_t at = i * p->ldc + j;
                     float *wait = w->sum + (i - i0) * PIECE_COLUMNS + j - j0;
-                    struct tile t = {.a = a, .b = w->b + (j - j0) / WIDTH * B_PANEL, .depth = depth};
+                    struct tile t = {
+                        .a = a, .b = w->b + (j - j0) / WIDTH * B_PANEL, .depth = depth};
                     if (waits && k0 > 0) t.from = wait;
                     if (waits && k0 + DEPTH < units) {
                         t.to = wait;
@@ -317,7 +322,8 @@ static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64
                         some_sums(&t, p->ta, ROWS, WIDTH);
                     } else {
                         t.narrow = !p->wide;
-                        t.to = (char *)p->c + (size_t)at * (p->wide ? sizeof(float) : sizeof(stored));
+                        t.to =
+                            (char *)p->c + (size_t)at * (p->wide ? sizeof(float) : sizeof(stored));
                         t.ld = p->ldc;
                         t.add = p->add || (p->wide && k0 > 0);
                         some_sums(&t, p->ta, rows, least(WIDTH, j1 - j));

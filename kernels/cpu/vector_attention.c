@@ -7,12 +7,14 @@
  * Where there are few blocks of queries and many keys (decoding), the keys are cut into C pieces,
  * which depend on sizes alone; each leaves its sums in scratch, and these are merged in order. */
 #include "kernels/cpu/vector_attention.h"
+#include "kernels/cpu/vector_attention_few.h"
 
 /* The work of one thread. */
 struct work {
     unit *q;     /* [units of D][queries] */
     float *o;    /* [D][queries] */
     unit *k, *v; /* keys as rows, values as columns, where they are copied */
+    float *few;  /* [FEW][D in whole vectors] */
     _Alignas(64) float score[KEYS * MOST_LANES]; /* [key][queries] */
     unit weight[KEYS / PAIR * MOST_LANES];       /* [units of keys][queries] */
     float largest[MOST_LANES], sum[MOST_LANES], shrink[MOST_LANES];
@@ -56,6 +58,20 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
     }
 }
 
+/* The same, with keys along the lanes. */
+static void attend_few(const struct queries *q, const struct keys run[2], int64_t D, float c,
+                       struct work *w) {
+    struct few f = {w->q, w->few, w->v, w->score, w->weight, {0}, {{0}}};
+    few_attend(&f, q, run, D, c);
+    for (int64_t m = 0; m < q->vectors * LANES; m++) {
+        const bool there = m < q->n;
+        w->largest[m] = there ? f.largest[m] : 0;
+        w->sum[m] = there ? vf_sum(f.sum[m]) : 1;
+        for (int64_t d = 0; d < D; d++)
+            w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
+    }
+}
+
 /* w->o, sum and largest of the queries, over the keys of places low..high - 1. */
 static void attend(const struct attention_args *a, const struct queries *q, int64_t low,
                    int64_t high, struct work *w) {
@@ -63,6 +79,10 @@ static void attend(const struct attention_args *a, const struct queries *q, int6
     const float c = (float)a->scale * log2e;
     struct keys run[2];
     KEYS_FIND(run, a, q->b, q->g, low, high);
+    if (q->n <= FEW) {
+        attend_few(q, run, D, c, w);
+        return;
+    }
     for (int64_t m = 0; m < q->vectors * LANES; m++) {
         w->largest[m] = -1e30f; /* finite: no difference of infinities */
         w->sum[m] = 0;
@@ -174,15 +194,16 @@ KERNEL(attention) {
     const int64_t blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
 #pragma omp parallel if (a->B * a->H * a->L * a->D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) unit stack[2 * BLOCK + 2 * KEY_BLOCK];
+        _Alignas(64) unit stack[2 * BLOCK + 2 * KEY_BLOCK + FEW * 2 * WIDEST];
         struct work w;
-        const size_t needed = (size_t)((2 * lanes + 2 * KEYS) * D1) * sizeof(unit);
+        const size_t needed = (size_t)((2 * lanes + 2 * KEYS + FEW) * D1) * sizeof(unit);
         void *heap = D1 > 2 * WIDEST ? die_alloc(needed) : NULL;
         unit *space = heap ? heap : stack;
         w.q = carve(&space, lanes * D1);
         w.o = (float *)carve(&space, lanes * D1);
         w.k = carve(&space, KEYS * D1);
         w.v = carve(&space, KEYS * D1);
+        w.few = (float *)carve(&space, FEW * D1);
         /* later blocks see more keys: the longest work first */
 #pragma omp for collapse(4) schedule(dynamic)
         for (int64_t u = blocks - 1; u >= 0; u--)

@@ -169,7 +169,8 @@ static inline struct factor as_columns(unit *space, const stored *x, int64_t ld,
 INLINE vf row_units(const stored *p, int64_t n) {
 #if defined STORED_BF16 && defined __AVX512BF16__
     vf v = {0};
-    memcpy(&v, p, (size_t)least(n, 2 * LANES) * sizeof *p);
+    if (n >= 2 * LANES) return load_units((const unit *)p);
+    memcpy(&v, p, (size_t)n * sizeof *p);
     return v;
 #else
     return n >= LANES ? load(p) : load_n(p, n);

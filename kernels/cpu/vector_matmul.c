@@ -48,10 +48,30 @@ static void one_piece(const struct product *p, const struct cut *c, int64_t i, i
     (product_is_few(p) ? few_piece : product_piece)(p, i * c->rows, i1, j * c->columns, j1);
 }
 
+/* Where a library knows the processor better than we do: matrix units for BF16, and what is no
+ * x86-64. */
+static bool library_is_better(const struct product *p) {
+#if PAIRS && defined HAVE_DNNL
+    return !product_is_few(p) && p->K >= 64 && __builtin_cpu_supports("amx-bf16");
+#elif !defined __x86_64__ && !defined STORED_BF16 && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
+    return !product_is_few(p);
+#else
+    (void)p;
+    return false;
+#endif
+}
+
+#if defined STORED_BF16
+#define LIBRARY_ROOM(name) name##_library_bf16
+#else
+#define LIBRARY_ROOM(name) name##_library_f32
+#endif
+void LIBRARY_ROOM(matmul)(const void *args);
+void LIBRARY_ROOM(matmul_weight)(const void *args);
+
 static void product(const struct product *p) {
     if (!p->c || p->M < 1 || p->N < 1) return;
-    const struct cut c =
-        product_is_few(p) ? cut_few(p->M, p->N, p->K) : cut(p->M, p->N, p->K, 1);
+    const struct cut c = product_is_few(p) ? cut_few(p->M, p->N, p->K) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
 #pragma omp parallel for collapse(2) schedule(dynamic) if (down * across > 1)
     for (int64_t j = 0; j < across; j++)
@@ -66,11 +86,15 @@ static void product(const struct product *p) {
     }
 
 KERNEL(matmul) {
-    product(&(struct product)PRODUCT_OF(a, sizeof(stored) == sizeof(float)));
+    const struct product p = PRODUCT_OF(a, sizeof(stored) == sizeof(float));
+    if (library_is_better(&p)) LIBRARY_ROOM(matmul)(a);
+    else product(&p);
 }
 
 KERNEL(matmul_weight) {
-    product(&(struct product)PRODUCT_OF(a, true));
+    const struct product p = PRODUCT_OF(a, true);
+    if (library_is_better(&p)) LIBRARY_ROOM(matmul_weight)(a);
+    else product(&p);
 }
 
 KERNEL(grouped_matmul) {

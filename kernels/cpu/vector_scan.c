@@ -45,8 +45,8 @@ static void shared_find(struct shared *s, const struct scan_args *a, const struc
     const int64_t token = u->b * a->L + t, group = u->h0 / (a->H / a->G);
     const stored *b = (const stored *)a->u + token * wide + a->H * a->P + group * S;
     documents_find(&s->documents, a->start + token, t, n);
-    widen_rows(s->b, width, b, wide, n, S, NULL);
-    widen_rows(s->c, width, b + a->G * S, wide, n, S, NULL);
+    widen_rows(s->b, width, b, wide, n, S);
+    widen_rows(s->c, width, b + a->G * S, wide, n, S);
     transpose_all(s->turned, BLOCK, s->c, width, padded(n), width);
     product(&(struct product){.rows = padded(n),
                               .vecs = padded(n) / LANES,
@@ -107,8 +107,11 @@ static void head_block(const struct scan_args *a, const struct shared *s, const 
     float into[BLOCK], whole[LANES];
     for (int i = 0; i < BLOCK; i++) into[i] = p->after[i] * p->delta[i];
     store_real(whole, vf_all(p->whole));
-    widen_rows(k->x, rows, x, wide, n, n_p, NULL);
-    widen_rows(k->into, rows, x, wide, n, n_p, into);
+    widen_rows(k->x, rows, x, wide, n, n_p);
+    scale_rows(k->into, k->x, into, n, rows);
+    if (h + 1 < u->h1) expect_rows(x + P, wide, n, n_p);
+    else if (t + n < a->L)
+        expect_rows(x + n * wide - (u->h1 - 1 - u->h0) * P, wide, least(n, a->L - t - n), n_p);
     weights_find(k, s, ((const float *)a->d)[h]);
     if (d->first > 0)
         product(&(struct product){.rows = rows,

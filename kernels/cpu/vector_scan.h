@@ -51,14 +51,6 @@ struct head_constants {
     float dt_bias, dt_min, dt_max;
 };
 
-/* ln(1 + e^x), the whole precision where e^x is small: ln(u) / (u - 1) is exact where u = 1 + e^x
- * was rounded. */
-static inline vf vf_softplus(vf x) {
-    const vf z = vf_exp(vf_min(x, vf_all(30))), u = 1.0f + z, w = u - 1.0f;
-    const vf y = vf_choose(w == 0.0f, z, vf_log(u) * (z / w));
-    return vf_choose((x > 20.0f) | (x != x), x, y);
-}
-
 /* dt: of the head and the block's first token, rows lddt apart. */
 static inline void paces_find(struct paces *p, const struct head_constants *h,
                               const struct documents *d, const stored *dt, int64_t lddt) {
@@ -74,14 +66,14 @@ static inline void paces_find(struct paces *p, const struct head_constants *h,
         store_real(p->slope + i, vf_choose(low | high, vf_all(0), slope));
     }
     double sum = 0;
+    float high = 0, low = 0;
     for (int i = 0; i < d->n; i++) {
         /* e^-1000 is 0 as well as any; so sums stay finite where D is not. */
         const double step = h->a * (double)p->delta[i];
         sum += step < -1000 ? -1000 : step;
-        p->high[i] = (float)sum;
-        p->low[i] = (float)(sum - (double)p->high[i]);
+        p->high[i] = high = (float)sum;
+        p->low[i] = low = (float)(sum - (double)high);
     }
-    const float high = p->high[d->n - 1], low = p->low[d->n - 1];
     for (int i = d->n; i < BLOCK; i++)
         p->delta[i] = p->slope[i] = 0, p->high[i] = high, p->low[i] = low;
     for (int i = 0; i < BLOCK; i += LANES) {
@@ -102,20 +94,31 @@ static inline vf vf_decay(const struct paces *p, int i, int at, float sign) {
 }
 
 /* Rows of stored numbers as padded rows of floats. `to` has padded(rows) rows of `width`, a multiple
- * of PAD; what is beyond n columns and `rows` rows becomes zero. by: a factor for each row, or
- * NULL. */
+ * of PAD; what is beyond n columns and `rows` rows becomes zero. */
 static inline void widen_rows(float *to, int64_t width, const stored *from, int64_t ld,
-                              int64_t rows, int64_t n, const float *by) {
+                              int64_t rows, int64_t n) {
     for (int64_t i = 0; i < rows; i++) {
-        const vf factor = vf_all(by ? by[i] : 1);
         int64_t j = 0;
-        for (; j + LANES <= n; j += LANES)
-            store_real(to + i * width + j, factor * load(from + i * ld + j));
+        for (; j + LANES <= n; j += LANES) store_real(to + i * width + j, load(from + i * ld + j));
         for (; j < width; j += LANES)
-            store_real(to + i * width + j,
-                       j < n ? factor * load_n(from + i * ld + j, n - j) : vf_all(0));
+            store_real(to + i * width + j, j < n ? load_n(from + i * ld + j, n - j) : vf_all(0));
     }
     memset(to + rows * width, 0, (size_t)((padded(rows) - rows) * width) * sizeof *to);
+}
+
+/* to[i,:] = by[i] from[i,:], padded rows. */
+static inline void scale_rows(float *to, const float *from, const float *by, int64_t rows,
+                              int64_t width) {
+    for (int64_t i = 0; i < padded(rows); i++)
+        for (int64_t j = 0; j < width; j += LANES)
+            store_real(to + i * width + j, by[i] * load_real(from + i * width + j));
+}
+
+/* Asks for rows that will be widened soon: they lie too far apart for the processor to guess. */
+static inline void expect_rows(const stored *from, int64_t ld, int64_t rows, int64_t n) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < n; j += (int64_t)(64 / sizeof *from))
+            __builtin_prefetch(from + i * ld + j);
 }
 
 #endif

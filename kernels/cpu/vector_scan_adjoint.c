@@ -121,8 +121,8 @@ static void chunk_begin(const struct call *c, const struct unit *u, const struct
         const int64_t t = u->t + k * BLOCK, n = least(BLOCK, u->n - k * BLOCK);
         const stored *b = (const stored *)a->u + b_at(a, u, t);
         float *turned = w->turned + k * wide;
-        widen_rows(w->b + k * wide, width, b, u_width(a), n, a->S, NULL);
-        widen_rows(w->c + k * wide, width, b + a->G * a->S, u_width(a), n, a->S, NULL);
+        widen_rows(w->b + k * wide, width, b, u_width(a), n, a->S);
+        widen_rows(w->c + k * wide, width, b + a->G * a->S, u_width(a), n, a->S);
         transpose_all(turned, BLOCK, w->b + k * wide, width, padded(n), width);
         product(&(struct product){.rows = padded(n),
                                   .vecs = padded(n) / LANES,
@@ -140,14 +140,19 @@ static void chunk_begin(const struct call *c, const struct unit *u, const struct
     memset(w->dc, 0, (size_t)(c->s.blocks * wide) * sizeof(float));
 }
 
-/* after_j D_j x_j of head h, and its sum with b: what a block adds to the state. */
-static void x_after(const struct call *c, const struct unit *u, const struct worker *w,
-                    const struct block *k, const struct paces *p, int64_t h) {
+/* x of head h, and in place of it after_j D_j x_j: what a block adds to the state, with b. */
+static void x_read(const struct call *c, const struct unit *u, const struct worker *w,
+                   const struct block *k, int64_t h) {
     const struct scan_adjoint_args *a = c->a;
+    widen_rows(w->x, c->s.rows, (const stored *)a->u + (u->b * a->L + k->t) * u_width(a) + h * a->P,
+               u_width(a), k->n, a->P);
+}
+
+static void x_after(const struct call *c, const struct worker *w, const struct block *k,
+                    const struct paces *p) {
     float by[BLOCK];
     for (int i = 0; i < BLOCK; i++) by[i] = p->after[i] * p->delta[i];
-    widen_rows(w->x, c->s.rows, (const stored *)a->u + (u->b * a->L + k->t) * u_width(a) + h * a->P,
-               u_width(a), k->n, a->P, by);
+    scale_rows(w->x, w->x, by, k->n, c->s.rows);
 }
 
 /* The states before the blocks of a chunk. */
@@ -167,7 +172,8 @@ static void states_again(const struct call *c, const struct unit *u, const struc
         paces_find(&p, h_c, &b.documents, (const stored *)a->dt + (u->b * a->L + b.t) * a->lddt + h,
                    a->lddt);
         store_real(whole, vf_all(p.whole));
-        x_after(c, u, w, &b, &p, h);
+        x_read(c, u, w, &b, h);
+        x_after(c, w, &b, &p);
         product(&(struct product){.rows = c->s.rows,
                                   .vecs = width / LANES,
                                   .depth = b.n,
@@ -335,7 +341,6 @@ static void adjoint_block(const struct call *c, const struct unit *u, const stru
     const struct scan_adjoint_args *a = c->a;
     const int64_t rows = c->s.rows, token = u->b * a->L + u->t + k * BLOCK;
     const struct block b = block_of(c, u, k);
-    const stored *x = (const stored *)a->u + token * u_width(a) + h * a->P;
     const stored *dy = (const stored *)a->dy + (token * a->H + h) * a->P;
     float *carry = c->carry + (u->b * a->H + h) * c->s.carry;
     struct head_sums *sums = &c->sums[u->b * a->H + h];
@@ -343,11 +348,11 @@ static void adjoint_block(const struct call *c, const struct unit *u, const stru
     struct pull pull = {{0}, 0};
     _Alignas(64) float dy_x[BLOCK * BLOCK], m[BLOCK * BLOCK];
     paces_find(&p, h_c, &b.documents, (const stored *)a->dt + token * a->lddt + h, a->lddt);
-    widen_rows(w->x, rows, x, u_width(a), b.n, a->P, NULL);
+    x_read(c, u, w, &b, h);
     transpose_all(w->x_turned, BLOCK, w->x, rows, padded(b.n), rows);
-    widen_rows(w->dy, rows, dy, a->H * a->P, b.n, a->P, NULL);
-    widen_rows(w->dy_before, rows, dy, a->H * a->P, b.n, a->P, p.before);
-    x_after(c, u, w, &b, &p, h);
+    widen_rows(w->dy, rows, dy, a->H * a->P, b.n, a->P);
+    scale_rows(w->dy_before, w->dy, p.before, b.n, rows);
+    x_after(c, w, &b, &p);
     product(&(struct product){.rows = padded(b.n),
                               .vecs = padded(b.n) / LANES,
                               .depth = a->P,

@@ -1,2 +1,0 @@
-/* fast_head: head.c once more, over the fast matrix product. */
-#include "kernels/cpu/head.c"

@@ -1,0 +1,125 @@
+/* vector_attention_few: attention of a few queries (decoding), which waits for keys and values to come
+ * from memory: so every one is read once, for all heads of its group, in as few instructions as may be.
+ *
+ * With few queries the lanes hold keys: LANES rows of keys are turned around in registers and meet
+ * the numbers of the queries one by one. Values are taken as they lie, their features in the lanes. */
+#ifndef KERNELS_CPU_VECTOR_ATTENTION_FEW_H
+#define KERNELS_CPU_VECTOR_ATTENTION_FEW_H
+
+#include "kernels/cpu/vector_attention.h"
+
+/* With more, lanes of queries are as fast (measured with 16). */
+enum { FEW = 8 };
+
+struct few {
+    const unit *q; /* [units of D][lanes of the block] */
+    float *o;      /* [queries][D in whole vectors] */
+    unit *v;       /* values, where they are copied */
+    float *score;  /* [queries][KEYS] */
+    unit *weight;  /* [queries][units of KEYS] */
+    float largest[FEW];
+    vf sum[FEW]; /* over every LANES-th key */
+};
+
+/* Scores of LANES keys from row k on, of which n are there. */
+static void few_scores(const struct few *f, const struct queries *q, const stored *k, int64_t ld,
+                       int64_t n, int64_t D, float *score) {
+    enum { TOGETHER = 4 }; /* queries: sums that do not wait for each other */
+    for (int64_t d = 0; d < units(D); d += LANES) {
+        const int64_t width = least(LANES, units(D) - d);
+        vf x[LANES];
+        for (int64_t i = 0; i < LANES; i++)
+            x[i] = row_units(k + least(i, n - 1) * ld + d * PAIR, D - d * PAIR);
+        turn(x);
+        for (int64_t m = 0; m < q->n; m += TOGETHER) {
+            vf sum[TOGETHER];
+            for (int h = 0; h < TOGETHER; h++)
+                sum[h] = d ? load_real(score + (m + h) * KEYS) : (vf){0};
+            if (width == LANES) {
+#pragma GCC unroll 16
+                for (int i = 0; i < LANES; i++)
+#pragma GCC unroll 4
+                    for (int h = 0; h < TOGETHER; h++)
+                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
+                                              x[i]);
+            } else {
+                for (int64_t i = 0; i < width; i++)
+                    for (int h = 0; h < TOGETHER; h++)
+                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
+                                              x[i]);
+            }
+            for (int h = 0; h < TOGETHER; h++) store_real(score + (m + h) * KEYS, sum[h]);
+        }
+    }
+}
+
+/* Scores of query m with n keys from place j0 on to weights. */
+static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t j0, int64_t n,
+                      float c, int64_t D1) {
+    float *score = f->score + m * KEYS;
+    /* of these keys it sees from..to - 1 */
+    const int32_t from = (int32_t)most(0, q->first[m] - j0);
+    const int32_t to = (int32_t)least(n, q->last[m] + 1 - j0);
+    vi lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    vf best = vf_all(f->largest[m]);
+    for (int32_t j = 0; j < n; j += LANES) {
+        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vf s = vf_choose(seen, load_real(score + j), vf_all(-INFINITY));
+        store_real(score + j, s);
+        best = vf_larger(best, s);
+    }
+    const float largest = vf_largest(best);
+    const vf shrink = power_of_two(vf_all((f->largest[m] - largest) * c));
+    f->sum[m] *= shrink;
+    if (largest != f->largest[m])
+        for (int64_t d = 0; d < D1; d += LANES)
+            store_real(f->o + m * D1 + d, load_real(f->o + m * D1 + d) * shrink);
+    f->largest[m] = largest;
+    for (int32_t j = 0; j < n; j += LANES) {
+        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vf p = vf_choose(seen, power_of_two((load_real(score + j) - largest) * c), (vf){0});
+        f->sum[m] += p;
+#if defined STORED_BF16 && defined __AVX512BF16__
+        store((stored *)(f->weight + m * KEYS / 2) + j, p);
+#else
+        store_real((float *)f->weight + m * KEYS + j, p);
+#endif
+    }
+}
+
+/* Values as rows of whole vectors, or pairs of rows side by side. */
+static struct factor few_values(const struct few *f, const stored *v, int64_t ld, int64_t n,
+                                int64_t D) {
+#if !defined STORED_BF16
+    if (D % LANES == 0) return (struct factor){v, ld};
+    for (int64_t j = 0; j < n; j++) memcpy(f->v + j * D, v + j * ld, (size_t)D * sizeof *v);
+    return (struct factor){f->v, D};
+#else
+    return as_columns(f->v, v, ld, n, D);
+#endif
+}
+
+/* o, largest and sum of at most FEW queries over the keys of two runs. */
+static void few_attend(struct few *f, const struct queries *q, const struct keys run[2], int64_t D,
+                       float c) {
+    const int64_t D1 = whole(D);
+    memset(f->o, 0, (size_t)(FEW * D1) * sizeof *f->o);
+    for (int m = 0; m < FEW; m++) {
+        f->largest[m] = -1e30f; /* finite: no difference of infinities */
+        f->sum[m] = (vf){0};
+    }
+    for (const struct keys *r = run; r < run + 2; r++)
+        for (int64_t j = r->from; j < r->to; j += KEYS) {
+            const int64_t n = least(KEYS, r->to - j);
+            for (int64_t i = 0; i < n; i += LANES)
+                few_scores(f, q, r->k + (j + i) * r->ldk, r->ldk, least(LANES, n - i), D,
+                           f->score + i);
+            for (int64_t m = 0; m < q->n; m++) few_weigh(f, q, m, j, n, c, D1);
+            const struct factor v = few_values(f, r->v + j * r->ldv, r->ldv, n, D);
+            product_of_rows(&(struct product){f->o, f->weight, v.p, NULL, D1, KEYS / PAIR, v.ld,
+                                              q->n, units(n), (int)(D1 / LANES), ADDED});
+        }
+}
+
+#endif
