@@ -25,7 +25,7 @@ struct record {
     int32_t waiting;         /* in a group's exchange */
 };
 static const char magic[8] = "mestar2";
-enum { BEAT_MS = 500 };
+enum { BEAT_MS = 500, MOST_TOLD = 64 };
 
 static struct record *mine, unmapped;
 static char *folder_of_all;
@@ -67,6 +67,19 @@ static void describe(FILE *f, const struct record *r, double now) {
     if (*r->text) fprintf(f, "    it said: %s\n", r->text);
 }
 
+static bool beside(const struct record *r, const struct record *first) {
+    return r->heartbeat - first->heartbeat < BEAT_MS / 1000.0;
+}
+
+/* Whether another rank's heart stopped with the first one's. */
+static bool within_a_beat(const char *folder, int size, const struct record *first) {
+    struct record r;
+    for (int i = 0; i < size && i < 1 << 20; i++)
+        if (i != first->rank && read_record(folder, i, &r) && !r.ended && beside(&r, first))
+            return true;
+    return false;
+}
+
 /* All ranks' records, those that fit `only_first` (the one who stopped first) or all. */
 char *lastwords_of_before(const char *folder) {
     struct record first = {0}, r;
@@ -86,11 +99,20 @@ char *lastwords_of_before(const char *folder) {
         found = true;
     }
     if (!found) return NULL;
+    /* A launcher ends the others at once: then several hearts stopped within a beat. */
     FILE *f = open_memstream(&text, &bytes);
+    int told = 0;
+    double now = newest > first.heartbeat ? newest : first.heartbeat;
+    bool alone = *first.text || !within_a_beat(folder, size, &first);
     fprintf(f,
-            "the earlier run here did not end by itself (%d of %d ranks); the first to stop was\n",
-            unended, size);
-    describe(f, &first, newest > first.heartbeat ? newest : first.heartbeat);
+            "the earlier run here did not end by itself (%d of %d ranks); the first to stop was%s\n",
+            unended, size, alone ? "" : " one of");
+    if (alone) describe(f, &first, now);
+    for (int i = 0; !alone && i < size && told < MOST_TOLD; i++)
+        if (read_record(folder, i, &r) && !r.ended && beside(&r, &first)) {
+            describe(f, &r, now > r.since ? now : r.since);
+            told++;
+        }
     fclose(f);
     text[strlen(text) - 1] = 0; /* without the last newline */
     return text;

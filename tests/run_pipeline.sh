@@ -7,7 +7,8 @@
 begin
 draws=${DRAWS:-12}; [ -z "$LONG" ] || draws=60; [ -z "$SHORT" ] || draws=4
 RANDOM=${SEED:-11}
-pick() { shift $((RANDOM % $#)); echo "$1"; }
+set -f # patterns are full of stars
+pick() { shift $((RANDOM % $#)); picked=$1; }
 patterns=("M-*EM-E*" "M*" "MEM*EME*-M-ME" "-M*-")
 
 # deck NAME PATTERN TIED: on mock data with documents of some 16 tokens and more
@@ -17,12 +18,12 @@ deck() {
       printf 'moe:\n  balance: bias\ncheckpoint:\n  interval: 3\n'; } >"$TMP/$1.yaml"
 }
 
-# bars PATTERN STAGES: the pattern with bars at random places, also beside each other
+# bars PATTERN STAGES: sets drawn to the pattern with bars at random places, also beside each other
 bars() {
     cut=; for _ in $(seq 2 "$2"); do cut="$cut $((RANDOM % (${#1} + 1)))"; done
     out= from=0
     for at in $(printf '%s\n' $cut | sort -n); do out="$out${1:from:at-from}|"; from=$at; done
-    echo "$out${1:from}"
+    drawn=$out${1:from}
 }
 
 # base NAME N arguments...: that run, once
@@ -55,18 +56,20 @@ i=0
 while [ $i -lt "$draws" ]; do
     i=$((i + 1))
     pattern=${patterns[RANDOM % ${#patterns[@]}]}
-    tied=$(pick false false true); t=$(pick 1 1 2); d=$(pick 1 1 2); p=$(pick 2 2 3 4); m=$(pick 1 2 4); v=1
+    pick false false true; tied=$picked; pick 1 1 2; t=$picked; pick 1 1 2; d=$picked
+    pick 2 2 3 4; p=$picked; pick 1 2 4; m=$picked; v=1
     [ $((p * t * d)) -le 8 ] || d=1
-    kind=$(pick 1f1b interleaved zero-bubble zbv)
-    [ $kind = interleaved ] && v=$(pick 1 2 3)
-    [ $kind = zbv ] && v=2
-    sequence=$([ $t = 2 ] && pick true false || echo false); recompute=$(pick none none full); recipe=$(pick fp32 fp32 bf16)
+    pick 1f1b interleaved zero-bubble zbv; kind=$picked
+    [ $kind != interleaved ] || { pick 1 2 3; v=$picked; }
+    [ $kind != zbv ] || v=2
+    pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
+    pick none none full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked
     name=$(printf '%02d' $i)-$kind-p$p-v$v-t$t-d$d-m$m-$recipe-$recompute$([ $tied = false ] || echo -tied)
     dk=$(echo "$pattern" | tr '*-' 'sd')-$tied; deck "$dk" "$pattern" $tied
     set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute
     mesh="parallel.tensor=$t parallel.data=$d parallel.sequence=$sequence"
     pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind"
-    [ $((RANDOM % 2)) = 0 ] && pipe="$pipe parallel.stages='$(bars "$pattern" $((p * v)))'"
+    [ $((RANDOM % 2)) = 0 ] && { bars "$pattern" $((p * v)); pipe="$pipe parallel.stages=$drawn"; }
     flat=flat-$dk-$t-$d-$sequence-$1-$recipe; one=one-$dk-$recipe
     base "$flat" 0 $((t * d)) "$TMP/$dk.yaml" $mesh "$1" precision.recipe=$recipe || continue
     base "$one" 0 1 "$TMP/$dk.yaml" precision.recipe=$recipe || continue
