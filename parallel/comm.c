@@ -112,11 +112,16 @@ static void copy_alone(const struct group *g, void *to, const void *from, size_t
 }
 
 void (*comm_on_wait)(const struct group *g);
+void (*comm_on_waited)(const struct group *g, int64_t from);
+int64_t (*comm_clock)(void);
 
 void comm_wait(struct request *r) {
     const struct group *g = r->state ? r->group : NULL;
+    const bool told = g && comm_on_waited;
+    const int64_t from = told ? comm_clock() : 0;
     if (g && comm_on_wait) comm_on_wait(g);
     steps_wait(r);
+    if (told) comm_on_waited(g, from);
     if (g && comm_on_wait) comm_on_wait(NULL);
 }
 

@@ -89,6 +89,10 @@ void group_free(struct group *g);
  * timers). */
 extern void (*comm_on_wait)(const struct group *g);
 
+/* If set, told of every such wait when it is over, with what comm_clock said before it. */
+extern void (*comm_on_waited)(const struct group *g, int64_t from);
+extern int64_t (*comm_clock)(void);
+
 /* Waits for a started operation. A request may be waited for once. */
 void comm_wait(struct request *r);
 

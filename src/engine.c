@@ -11,6 +11,7 @@
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/init.h"
+#include "src/trace.h"
 
 enum { MOST_THREADS = 4096 };
 
@@ -174,7 +175,9 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
                                                        .seed = count ? 1.0 / (double)count : 0,
                                                        .count_experts = count_experts});
     timer_enter(timer, RANGE_GRADIENTS);
+    int64_t since = trace_now();
     sum_gradients(e);
+    trace_span("gradient sum", NULL, since);
     double sum = engine_loss_sum(e);
     timer_leave(timer);
     return count ? sum / (double)count : 0;

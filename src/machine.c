@@ -104,7 +104,7 @@ static void refuse(const struct machine *h, const struct deck *d, const struct m
             bytes_text((double)f->memory, have),
             strcmp(d->memory.recompute, "full") ? " memory.recompute: full," : "",
             d->train.micro_batch > 1 ? " a smaller train.micro_batch," : "",
-            shape->data > 1 ? " a larger parallel.tensor," : "");
+            shape->data > 1 ? " a larger parallel.tensor or parallel.pipeline," : "");
 }
 
 struct speed machine_speed(const struct deck *d, int threads, int wanted, int cores, bool memory) {

@@ -12,6 +12,7 @@
 #include "parallel/timer.h"
 #include "src/engine.h"
 #include "src/lastwords.h"
+#include "src/trace.h"
 
 enum { IDS, START, TARGET, WEIGHT, LOADED };
 
@@ -266,6 +267,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     bool computes = action_computes(a->kind);
     if (p->stages->n > 1) tell(a);
     comm_progress(e->comm);
+    int64_t since = trace_now();
     if (computes) timer_enter(timer, a->kind == ACTION_FORWARD ? RANGE_FORWARD : RANGE_BACKWARD);
     switch (a->kind) {
     case ACTION_FORWARD: forward(p, stage, a->micro_batch); break;
@@ -279,6 +281,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     default: finish(p, a, stage);
     }
     if (computes) timer_leave(timer);
+    trace_action(a, since);
 }
 
 /* The forwards of a schedule, and what moves activations, are a schedule of their own: taking actions

@@ -59,7 +59,8 @@ static void room_free(struct room *r) {
     comm_end(&r->comm);
 }
 
-static struct stage_work count_stage(struct room *r, const struct stage *s) {
+/* Work of the stage forward, and of what `mask` says of its backward; of its weight halves alone. */
+static struct stage_work run_stage(struct room *r, const struct stage *s, unsigned mask) {
     const struct micro_batch *b = &r->batch;
     struct pass pass = {0};
     struct tape *t = &r->tape;
@@ -71,12 +72,19 @@ static struct stage_work count_stage(struct room *r, const struct stage *s) {
     since(&r->device, &before);
     struct tensor *y = model_stage(&r->model, t, s, b, &pass, x, END_LOSSES);
     w.forward = since(&r->device, &before);
-    if (s->heads) tape_backward(t, y, 1, MASK_INPUT);
-    else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), MASK_INPUT);
+    if (s->heads) tape_backward(t, y, 1, mask);
+    else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), mask);
     w.input = since(&r->device, &before);
     tape_backward_weights(t);
     w.weight = since(&r->device, &before);
     tape_clear(t);
+    return w;
+}
+
+/* Some adjoints compute both halves at once: where a schedule does not part them, they run once. */
+static struct stage_work count_stage(struct room *r, const struct stage *s, bool parts) {
+    struct stage_work w = run_stage(r, s, MASK_INPUT);
+    if (!parts) w.weight = run_stage(r, s, MASK_ALL).input - w.input;
     return w;
 }
 
@@ -85,6 +93,7 @@ void staging_count(struct counted *k, const struct deck *d, const struct config 
     struct mesh_shape one = *shape;
     struct config small = *c;
     struct room r = {0};
+    bool parts = !strcmp(d->parallel.schedule, "zero-bubble") || !strcmp(d->parallel.schedule, "zbv");
     *k = (struct counted){0};
     for (int i = 0; i < c->n_layers; i++)
         if (!strchr(k->kinds, c->kinds[i])) k->kinds[strlen(k->kinds)] = c->kinds[i];
@@ -94,11 +103,11 @@ void staging_count(struct counted *k, const struct deck *d, const struct config 
     small.n_mtp = 0;
     room_init(&r, d, &small, &one, !strcmp(d->precision.recipe, "bf16") ? BF16 : F32);
     struct stage embed = {0, 0, true, false}, head = {small.n_layers, small.n_layers, false, true};
-    k->embedding = count_stage(&r, &embed);
+    k->embedding = count_stage(&r, &embed, parts);
     for (int i = 0; i < small.n_layers; i++) {
         struct stage s = {i, i + 1, false, false};
-        k->layer[i] = count_stage(&r, &s);
+        k->layer[i] = count_stage(&r, &s, parts);
     }
-    k->head = count_stage(&r, &head);
+    k->head = count_stage(&r, &head, parts);
     room_free(&r);
 }

@@ -17,6 +17,7 @@
 #include "src/resume.h"
 #include "src/show.h"
 #include "src/stop.h"
+#include "src/trace.h"
 
 struct training {
     struct engine *e;
@@ -55,13 +56,17 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     struct step_metrics s = {.step = step, .mfu = NAN};
     struct costs before;
     costs_read(&before, e);
+    trace_begin(e, step);
+    int64_t since = trace_now();
     lastwords_at(step, "data");
     timer_enter(timer, RANGE_DATA);
     int64_t count = comm_total(e->parallel.replicas, feed_step(f, step));
     timer_leave(timer);
+    trace_span("data", NULL, since);
     lastwords_at(step, "forward and backward");
     s.loss = engine_gradients(e, f->micro_batches, f->batch, count, balance);
     lastwords_at(step, "update");
+    since = trace_now();
     timer_enter(timer, RANGE_OPTIMISER);
     s.grad_norm = optimiser_norm(&e->optimiser, &e->parallel);
     s.learning_rate = rate_at(d, r->steps, step);
@@ -73,11 +78,13 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
         goes_on = not_finite(r, step);
     }
     timer_leave(timer);
+    trace_span("update", NULL, since);
     s.step_seconds = seconds_now() - began;
     s.mfu = machine_share(&r->show.machine, s.step_seconds);
     costs_read(&r->show.costs, e);
     costs_add(&r->show.costs, &before, -1);
     show_stepped(&r->show);
+    trace_end(e, &r->o);
     int64_t every = d->train.validation_interval;
     if (every && goes_on && (step % every == 0 || step == r->steps)) {
         lastwords_at(step, "validation");
@@ -187,6 +194,7 @@ int mode_train(struct run *r, struct mistakes *m) {
         code = train(&t);
         output_end(&t.o);
         lastwords_end();
+        trace_free();
     }
     show_free(&t.show);
     feed_free(&t.feed);
