@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
 #include "src/stop.h"
@@ -115,10 +115,12 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "is given, but data.kind is mock; say data.kind: text");
     RULE("compare.dump", compare && *d->compare.dump && !ends_with(d->compare.dump, ".safetensors"),
          "must end in .safetensors");
-    RULE("compare.dump", compare && *d->compare.dump && *d->compare.reference &&
+    RULE("compare.dump",
+         compare && *d->compare.dump && *d->compare.reference &&
              file_same(d->compare.dump, d->compare.reference),
          "is the reference itself; give another name");
-    RULE("compare.dump", compare && file_is_folder(d->compare.dump), "is a folder; give a file's name");
+    RULE("compare.dump", compare && file_is_folder(d->compare.dump),
+         "is a folder; give a file's name");
     RULE("data.path", text && !d->data.path.n,
          "data.kind text needs files, folders or patterns to read");
     for (int i = 0; i < d->data.path.n; i++)

@@ -104,9 +104,9 @@ char *lastwords_of_before(const char *folder) {
     int told = 0;
     double now = newest > first.heartbeat ? newest : first.heartbeat;
     bool alone = *first.text || !within_a_beat(folder, size, &first);
-    fprintf(f,
-            "the earlier run here did not end by itself (%d of %d ranks); the first to stop was%s\n",
-            unended, size, alone ? "" : " one of");
+    fprintf(
+        f, "the earlier run here did not end by itself (%d of %d ranks); the first to stop was%s\n",
+        unended, size, alone ? "" : " one of");
     if (alone) describe(f, &first, now);
     for (int i = 0; !alone && i < size && told < MOST_TOLD; i++)
         if (read_record(folder, i, &r) && !r.ended && beside(&r, &first)) {

@@ -27,8 +27,7 @@ static bool view_init(struct view *v, const struct deck *d, const struct config 
         return false;
     }
     struct schedule_wish wish = {.shape = v->stages.shape, .costs = &v->stages.costs};
-    wish.shape.micro_batches =
-        (int)(d->train.global_batch / (d->train.micro_batch * shape->data));
+    wish.shape.micro_batches = (int)(d->train.global_batch / (d->train.micro_batch * shape->data));
     schedule_build(&v->schedule, &wish);
     schedule_time(&v->times, &v->schedule, &v->stages.costs, NULL);
     return true;
@@ -41,9 +40,10 @@ static void view_free(struct view *v) {
 }
 
 static const char *ends(const struct stage *s) {
-    return s->embeds && s->heads ? " with embedding and head" : s->embeds ? " with the embedding"
-                                                          : s->heads   ? " with the head"
-                                                                       : "";
+    return s->embeds && s->heads ? " with embedding and head"
+           : s->embeds           ? " with the embedding"
+           : s->heads            ? " with the head"
+                                 : "";
 }
 
 void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
@@ -82,8 +82,7 @@ void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
             schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches,
             v.times.idle);
     fprintf(f, "    \"idle_of\": [");
-    for (int r = 0; r < v.times.ranks; r++)
-        fprintf(f, "%s%.6g", r ? ", " : "", v.times.idle_of[r]);
+    for (int r = 0; r < v.times.ranks; r++) fprintf(f, "%s%.6g", r ? ", " : "", v.times.idle_of[r]);
     fprintf(f, "],\n    \"stages\": [");
     for (int i = 0; i < v.stages.n; i++) {
         const struct stage_work *w = &v.stages.work[i];

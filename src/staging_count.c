@@ -93,7 +93,8 @@ void staging_count(struct counted *k, const struct deck *d, const struct config 
     struct mesh_shape one = *shape;
     struct config small = *c;
     struct room r = {0};
-    bool parts = !strcmp(d->parallel.schedule, "zero-bubble") || !strcmp(d->parallel.schedule, "zbv");
+    bool parts =
+        !strcmp(d->parallel.schedule, "zero-bubble") || !strcmp(d->parallel.schedule, "zbv");
     *k = (struct counted){0};
     for (int i = 0; i < c->n_layers; i++)
         if (!strchr(k->kinds, c->kinds[i])) k->kinds[strlen(k->kinds)] = c->kinds[i];

@@ -255,7 +255,8 @@ static void test_pass(struct group *g, struct group *dg) {
     for (int k = 0; k < N; k++) {
         int64_t n = sizes[k % 5];
         buf[k] = guarded((size_t)n);
-        for (int64_t i = 0; i < n; i++) buf[k][i] = g->rank ? 0 : (char)mix((uint64_t)(k * 7919 + i));
+        for (int64_t i = 0; i < n; i++)
+            buf[k][i] = g->rank ? 0 : (char)mix((uint64_t)(k * 7919 + i));
         comm_pass_start(g, buf[k], (size_t)n, &r[k]);
         comm_pass_start(dg, NULL, (size_t)n, &dry_r);
         comm_wait(&dry_r);
