@@ -151,7 +151,7 @@ static void rms_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dw = dw, .dw_add = dw_add, .T = x->rows, .H = x->width);
 }
 static const struct tape_op op_rms_norm = {"rms_norm", rms_norm_backward, BIT(0) | BIT(1) | BIT(2),
-                                           0, BIT(1)};
+                                           0, BIT(1) | TOGETHER};
 
 struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, double eps) {
     struct tensor *w = tape_use_real(t, weight, x);

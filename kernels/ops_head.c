@@ -31,7 +31,7 @@ static void head_backward(struct tape *t, struct note *n, unsigned mask) {
     scratch_give(t, piece);
 }
 static const struct tape_op op_head = {"head", head_backward, BIT(X) | BIT(W) | BIT(TARGET), 1,
-                                       BIT(W)};
+                                       BIT(W) | TOGETHER};
 
 void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
           struct tensor *target, struct tensor **lse, struct tensor **picked) {

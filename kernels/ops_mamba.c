@@ -40,7 +40,8 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     if (!dx && !dw && !db && !ds) return;
     struct piece *zeros = NULL, *sums;
     const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
-    void *du = tape_grad_out(n, 0), *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
+    void *du = tape_grad_out(n, 0),
+         *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
         du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);
@@ -55,7 +56,8 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     if (zeros) scratch_give(t, zeros);
     scratch_give(t, sums);
 }
-static const struct tape_op op_conv = {"conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B)};
+static const struct tape_op op_conv = {"conv", conv_backward, 31, 0,
+                                       BIT(CONV_W) | BIT(CONV_B) | TOGETHER};
 
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out) {
@@ -123,7 +125,7 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
     if (zeros) scratch_give(t, zeros);
 }
 static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,
-                                       BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS)};
+                                       BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER};
 
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
@@ -206,7 +208,8 @@ static void gate_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dw_add = add[3], .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
                    .width = n->size[0], .eps = n->real[0]);
 }
-static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15, 0, BIT(3)};
+static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15, 0,
+                                            BIT(3) | TOGETHER};
 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps) {
@@ -242,7 +245,8 @@ static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                .eps = n->real[0]);
     scratch_give(t, sums);
 }
-static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 15, 0, BIT(2)};
+static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 15, 0,
+                                             BIT(2) | TOGETHER};
 
 struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
                           int64_t groups, double eps) {

@@ -393,16 +393,25 @@ static void wait_for_weights(struct tape *t, const struct note *n) {
     t->waiting[t->n_waiting++] = *n;
 }
 
+/* What of a note's adjoint runs when `mask` is asked for. */
+static unsigned half_of(const struct note *n, unsigned mask) {
+    if (!(n->op->weights & TOGETHER)) return mask;
+    for (int i = 0; i < n->n_in; i++)
+        if (n->in[i] && n->in[i]->param && n->in[i]->param->twice) return mask;
+    return MASK_ALL;
+}
+
 static void walk(struct tape *t, int down_to, unsigned mask) {
     while (t->n_notes > down_to) {
         struct note n = t->note[--t->n_notes]; /* a copy: replays add notes at this place */
+        const unsigned half = half_of(&n, mask);
         bool any = n.op == &op_columns;
         for (int i = 0; i < n.n_out; i++) any |= n.out[i] && n.out[i]->has_grad;
         bool later = false;
         if (any) {
-            n.op->adjoint(t, &n, mask);
+            n.op->adjoint(t, &n, half);
             for (int i = 0; i < n.n_in; i++)
-                later |= (n.op->weights >> i & 1) && !(mask & MASK_WEIGHT) && n.in[i] &&
+                later |= (n.op->weights >> i & 1) && !(half & MASK_WEIGHT) && n.in[i] &&
                          n.in[i]->needs_grad;
         }
         if (later) wait_for_weights(t, &n);

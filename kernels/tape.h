@@ -20,7 +20,8 @@
  * first time, and skips the layer's last exchange, whose result nobody reads.
  *
  * Split backward: with MASK_INPUT the adjoints of inputs run and those of weights wait, holding
- * their two operands, until tape_backward_weights, which runs them in the order they came. */
+ * their two operands, until tape_backward_weights, which runs them in the order they came. Where an
+ * adjoint cannot do one half without most of the other, both run with the input. */
 #ifndef KERNELS_TAPE_H
 #define KERNELS_TAPE_H
 
@@ -29,6 +30,7 @@
 
 enum { NOTE_IN = 10, NOTE_OUT = 4, NOTE_SIZES = 10, NOTE_REALS = 4 };
 enum { MASK_INPUT = 1, MASK_WEIGHT = 2, MASK_ALL = 3 };
+enum { TOGETHER = 1 << NOTE_IN };
 
 struct tape;
 struct note;
@@ -43,7 +45,8 @@ struct param {
     enum dtype dtype;     /* of value: the tape's stored format, or its real one (params.h) */
     void *value, *grad;   /* device; gradients are real numbers. grad NULL: never trained */
     bool trained;
-    bool used; /* layout.state holds the state of its use */
+    bool used;  /* layout.state holds the state of its use */
+    bool twice; /* two ops use it: their terms come in one order only if all wait (see TOGETHER) */
 };
 
 struct tape_op {
@@ -51,7 +54,9 @@ struct tape_op {
     /* Adds the gradients of n's inputs, given those of its outputs. mask: which inputs. */
     void (*adjoint)(struct tape *t, struct note *n, unsigned mask);
     unsigned reads_in, reads_out; /* bit i: the adjoint reads the value of input / output i */
-    unsigned weights;             /* bit i: input i is a weight, whose half may run later */
+    unsigned
+        weights; /* bit i: input i is a weight, whose half may run later; TOGETHER: it does not,
+                       * for the adjoint would compute nearly all of it twice */
 };
 
 struct note {

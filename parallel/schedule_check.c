@@ -21,8 +21,8 @@ enum {
 struct check {
     const struct schedule *s;
     const struct schedule_sizes *sizes;
-    int *cell;   /* [stage][micro-batch] of the above */
-    int *weight; /* [stage] weight halves done */
+    int *cell;           /* [stage][micro-batch] of the above */
+    int *input, *weight; /* [stage] halves done */
     char *why;
 };
 
@@ -80,6 +80,11 @@ static int check_computing(struct check *c, int rank, int index, int stage) {
     } else if (!(*done & DONE_INPUT)) {
         return wrong(c, rank, index, "its input half comes later");
     }
+    if (does & DONE_INPUT && i != c->input[stage]++)
+        return wrong(
+            c, rank, index,
+            "the backward of micro-batch %d is due: some gradients of weights come with it",
+            c->input[stage] - 1);
     if (does & DONE_WEIGHT) {
         if (i != c->weight[stage])
             return wrong(c, rank, index,
@@ -247,6 +252,7 @@ int schedule_check(const struct schedule *s, const struct schedule_sizes *sizes,
     unsigned long stages = (unsigned long)schedule_stages(&s->shape);
     struct check c = {.s = s, .sizes = sizes, .why = why};
     c.cell = die_alloc(stages * (unsigned long)s->shape.micro_batches * sizeof *c.cell);
+    c.input = die_alloc(stages * sizeof *c.input);
     c.weight = die_alloc(stages * sizeof *c.weight);
     int bad = 0;
     struct schedule_held unused;
@@ -256,6 +262,7 @@ int schedule_check(const struct schedule *s, const struct schedule_sizes *sizes,
     if (!bad) bad = check_messages(&c);
     if (!bad) bad = check_live(&c);
     free(c.cell);
+    free(c.input);
     free(c.weight);
     return bad;
 }

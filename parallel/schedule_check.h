@@ -5,7 +5,7 @@
  * send from a rank to another carries what the k-th receive there expects. Closed: every request is
  * started in a free slot and waited for once. Live: the lists, played against each other with sends
  * that move nothing before their receive is started, all come to their end (schedule_play.h). And
- * the same sums: the weight halves of a stage come in the order of micro-batches, so no bit of a
+ * the same sums: both halves of a stage come in the order of micro-batches, so no bit of a
  * gradient depends on the schedule. Nothing here looks at how the lists were made. */
 #ifndef PARALLEL_SCHEDULE_CHECK_H
 #define PARALLEL_SCHEDULE_CHECK_H

@@ -82,6 +82,7 @@ void model_init(struct model *m, const struct config *c, const struct mesh_shape
         for (int r = 0; r < m->layer[i].kind->n_rows; r++)
             m->layer[i].p[r] = of_layer[i][r] < 0 ? NULL : &block[of_layer[i][r]].p;
     m->embeddings = &block[top[EMBEDDINGS]].p;
+    m->embeddings->twice = c->keys.tie_word_embeddings;
     m->norm_f = &block[top[NORM_F]].p;
     m->words = top[WORDS] < 0 ? m->embeddings : &block[top[WORDS]].p;
     m->first_word = part_begin(c->keys.vocab_size, shape->tensor, m->params.at.tensor, 1);

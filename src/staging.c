@@ -52,6 +52,47 @@ static void balance(struct staging *s, const struct config *c, const struct coun
     free(work);
 }
 
+/* Where a rank has several stages, their sum is what it takes: the largest, and how uneven they are. */
+static void weigh(const struct staging *s, const double *before, double *most, double *squares) {
+    *most = *squares = 0;
+    for (int r = 0; r < s->shape.ranks; r++) {
+        double sum = 0;
+        for (int c = 0; c < s->shape.chunks; c++) {
+            int i = schedule_stage(&s->shape, r, c);
+            struct stage g = staging_stage(s, i);
+            sum += before[g.end + 1 + g.heads] - before[g.first + !g.embeds];
+        }
+        if (sum > *most) *most = sum;
+        *squares += sum * sum;
+    }
+}
+
+/* Moves single boundaries as long as that helps the ranks. */
+static void even_out(struct staging *s, const struct config *c, const struct counted *k) {
+    double *before = die_alloc(((unsigned long)s->n_layers + 3) * sizeof *before), most, squares;
+    before[1] = of(&k->embedding);
+    for (int i = 0; i < s->n_layers; i++)
+        before[i + 2] = before[i + 1] + of(counted_layer(k, c->kinds[i]));
+    before[s->n_layers + 2] = before[s->n_layers + 1] + of(&k->head);
+    weigh(s, before, &most, &squares);
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int way = 0; way < 2 * (s->n - 1); way++) {
+            int i = 1 + way / 2, was = s->first[i], now = was + (way % 2 ? 1 : -1);
+            int end = i + 1 < s->n ? s->first[i + 1] : s->n_layers;
+            double m, q;
+            if (now < s->first[i - 1] || now > end) continue;
+            s->first[i] = now;
+            weigh(s, before, &m, &q);
+            /* A change must be more than rounding, or two cuts could take turns for ever. */
+            bool better = m < most * (1 - 1e-9) || (m <= most && q < squares * (1 - 1e-9));
+            if (better) most = m, squares = q, moved = true;
+            else s->first[i] = was;
+        }
+    }
+    free(before);
+}
+
 static void fill_work(struct staging *s, const struct config *c, const struct counted *k) {
     s->work = die_alloc((unsigned long)s->n * sizeof *s->work);
     for (int i = 0; i < s->n; i++) {
@@ -87,6 +128,7 @@ void staging_init(struct staging *s, const struct deck *d, const struct config *
         free(layers);
     } else {
         balance(s, c, &k);
+        if (s->shape.chunks > 1) even_out(s, c, &k);
     }
     fill_work(s, c, &k);
 }
