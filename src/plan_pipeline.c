@@ -103,3 +103,12 @@ void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
     free(picture);
     view_free(&v);
 }
+
+double plan_pipeline_idle(const struct deck *d, const struct config *c,
+                          const struct mesh_shape *shape) {
+    struct view v;
+    if (!view_init(&v, d, c, shape)) return 0;
+    double idle = v.times.idle;
+    view_free(&v);
+    return idle;
+}

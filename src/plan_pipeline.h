@@ -19,4 +19,8 @@ void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
 void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
                         const struct mesh_shape *shape);
 
+/* The idle share alone; 0 where there is one stage. */
+double plan_pipeline_idle(const struct deck *d, const struct config *c,
+                          const struct mesh_shape *shape);
+
 #endif

@@ -109,7 +109,9 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
         s->input[i] = (int64_t)(s->work[i].input / tick);
         s->weight[i] = (int64_t)(s->work[i].weight / tick);
     }
-    s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 0};
+    /* A tick for a message says nothing of how long it takes, but has its receive started before the
+     * rank computes what comes before it, and not when it stands and waits. */
+    s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 1};
 }
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,

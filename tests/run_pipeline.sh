@@ -63,10 +63,10 @@ while [ $i -lt "$draws" ]; do
     [ $kind != interleaved ] || { pick 1 2 3; v=$picked; }
     [ $kind != zbv ] || v=2
     pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
-    pick none none full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked
+    pick none none full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
     name=$(printf '%02d' $i)-$kind-p$p-v$v-t$t-d$d-m$m-$recipe-$recompute$([ $tied = false ] || echo -tied)
     dk=$(echo "$pattern" | tr '*-' 'sd')-$tied; deck "$dk" "$pattern" $tied
-    set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute
+    set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute run.debug=$debug
     mesh="parallel.tensor=$t parallel.data=$d parallel.sequence=$sequence"
     pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind"
     [ $((RANDOM % 2)) = 0 ] && { bars "$pattern" $((p * v)); pipe="$pipe parallel.stages=$drawn"; }
@@ -120,6 +120,13 @@ go start3 0 3 "$TMP/pairs.yaml" train.steps=0 parallel.pipeline=3 parallel.virtu
 printf 'run:\n  mode: evaluate\nmodel:\n  from: %s\ntrain:\n  sequence_length: 31\nevaluate:\n  samples: 13\n' "$TMP/start" >"$TMP/evaluate.yaml"
 go evaluated 0 1 "$TMP/evaluate.yaml" && go evaluated4 0 4 "$TMP/evaluate.yaml" parallel.pipeline=4 parallel.schedule=zbv train.global_batch=4 &&
     { cmp -s "$TMP/evaluated/evaluation.json" "$TMP/evaluated4/evaluation.json" && ok evaluate || fail evaluate "$(cat "$TMP"/evaluated*/evaluation.json)"; }
+
+# Rewriting a folder, and a picture of a step: a span for each forward of each rank, whatever the number of steps.
+printf 'run:\n  mode: convert\nmodel:\n  from: %s\nconvert:\n  what: weights\n' "$TMP/start/checkpoints/step-00000000" >"$TMP/convert.yaml"
+go converted 0 3 "$TMP/convert.yaml" parallel.pipeline=3 convert.to="$TMP/converted.hf" &&
+    { "$TENSORS" same "$TMP/start/checkpoints/step-00000000" "$TMP/converted.hf" >/dev/null 2>&1 && ok convert || fail convert differs; }
+go traced 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 parallel.schedule=zbv checkpoint.interval=0 'log.trace_steps=[2, 3]' &&
+    { got=$(grep -c '"name": "forward"' "$TMP/traced/trace.json"); [ "$got" = 64 ] && grep -q '"group": "stage 0 to 1"' "$TMP/traced/trace.json" && ok trace || fail trace "$got forwards, want 2 steps x 8 micro-batches x 4 stages"; }
 
 # A rank that is killed ends all within seconds, and the next start names it and what it did.
 mpi 4 "$MESTAR" "$TMP/pairs.yaml" train.steps=100000 parallel.pipeline=4 train.sequence_length=97 checkpoint.interval=0 run.output="$TMP/killed" >"$TMP/killed.log" 2>&1 </dev/null &
