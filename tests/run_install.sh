@@ -3,7 +3,7 @@
 . tests/lib.sh
 begin
 if [ "$B" != build ]; then ok "install is tried with the ordinary build"; finish; fi
-tree=$PWD/$TMP/tree
+tree=$TMP/tree
 quiet_make() { make "$@" >"$TMP/make.log" 2>&1 || fail "make-$1" "$(tail -n 3 "$TMP/make.log" | tr '\n' '|')"; }
 
 quiet_make install PREFIX="$tree"
