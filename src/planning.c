@@ -66,7 +66,6 @@ static void dry_gradients(struct engine *e, int n) {
     for (int i = 0; i < n; i++)
         b[i] =
             (struct host_batch){.rows = d->train.micro_batch, .length = d->train.sequence_length};
-    e->model.params.cleared = true; /* by the step before */
     comm_total(e->parallel.replicas, 1);
     e->model.params.cleared = true; /* by the update before: the first step alone finds none */
     engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));
