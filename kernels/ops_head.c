@@ -3,11 +3,11 @@
 #include "kernels/ops.h"
 
 #define BIT(i) (1u << (i))
-enum { LOGITS_AT_A_TIME = 1 << 20 }; /* numbers of tokens x words held in scratch */
+enum { LOGITS_AT_A_TIME = 1 << 22, FEWEST = 128 };
 
 static int64_t head_chunk(int64_t tokens, int64_t words) {
     int64_t c = LOGITS_AT_A_TIME / (words > 0 ? words : 1);
-    if (c < 16) c = 16;
+    if (c < FEWEST) c = FEWEST;
     return c < tokens ? c : tokens > 0 ? tokens : 1;
 }
 

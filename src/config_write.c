@@ -156,7 +156,11 @@ json_t *config_json(const struct config *c) {
     put_rows(c, root);
     if (c->n_mtp) put_kinds(c, root, true);
     put_tokenizer(c, root);
-    if (!c->kept) json_object_set_new(root, "use_cache", json_true());
+    if (!c->kept) {
+        json_object_set_new(root, "use_cache", json_true());
+        /* There always is one; converters of other programs want to read it. */
+        if (strchr(c->kinds, 'E')) json_object_set_new(root, "n_shared_experts", json_integer(1));
+    }
     return root;
 }
 
