@@ -40,7 +40,8 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     if (!dx && !dw && !db && !ds) return;
     struct piece *zeros = NULL, *sums;
     const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
-    void *du = tape_grad_out(n, 0), *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
+    void *du = tape_grad_out(n, 0),
+         *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
         du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);

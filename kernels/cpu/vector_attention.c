@@ -67,8 +67,7 @@ static void attend_few(const struct queries *q, const struct keys run[2], int64_
         const bool there = m < q->n;
         w->largest[m] = there ? f.largest[m] : 0;
         w->sum[m] = there ? vf_sum(f.sum[m]) : 1;
-        for (int64_t d = 0; d < D; d++)
-            w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
+        for (int64_t d = 0; d < D; d++) w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
     }
 }
 
@@ -134,8 +133,8 @@ static float *left_by(const struct attention_args *a, int64_t b, int64_t g, int6
     /* of the last block's lanes only those in use count, in steps of 16 */
     const int64_t last = (a->L * (a->H / a->G) - (blocks - 1) * lanes + 15) / 16 * 16;
     const int64_t all = (blocks - 1) * lanes + last, width = u == blocks - 1 ? last : lanes;
-    return (float *)a->scratch + ((b * a->G + g) * a->C * all + u * lanes * a->C + c * width) *
-                                     (a->D + 2);
+    return (float *)a->scratch +
+           ((b * a->G + g) * a->C * all + u * lanes * a->C + c * width) * (a->D + 2);
 }
 
 /* The place where piece c of C of the keys begins: pieces are whole blocks of keys. */
@@ -163,8 +162,7 @@ static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t 
 }
 
 /* The pieces' sums, each relative to its largest score, to those of all keys. */
-static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u,
-                  struct work *w) {
+static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u, struct work *w) {
     struct queries q;
     queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
     const int64_t D = a->D, width = q.vectors * LANES;

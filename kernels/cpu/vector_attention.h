@@ -112,7 +112,25 @@ struct keys {
 
 /* run[0..1]: keys and values of places low..high - 1, row b and key head g: of the past, of the row.
  * (A macro: attention and its adjoint name these operands alike, in structs of their own.) */
-#define KEYS_FIND(run, a, b, g, low, high)                                                             do {                                                                                                   const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                             const int64_t token = (b) * (a)->L, apart = (a)->G * (a)->D, head = (g) * (a)->D;                  if ((low) < 0)                                                                                         (run)[0] = (struct keys){(const stored *)(a)->k_past + old,                                                                 (const stored *)(a)->v_past + old,                                                                 apart,                                                                                             apart,                                                                                             (low),                                                                                             least((high), 0)};                                                    else (run)[0] = (struct keys){0};                                                                  (run)[1] = (struct keys){(const stored *)(a)->k + token * (a)->ldk + head,                                                  (const stored *)(a)->v + token * (a)->ldv + head,                                                  (a)->ldk,                                                                                          (a)->ldv,                                                                                          most((low), 0),                                                                                    most((high), 0)};                                                     } while (0)
+#define KEYS_FIND(run, a, b, g, low, high)                                                         \
+    do {                                                                                           \
+        const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                     \
+        const int64_t token = (b) * (a)->L, apart = (a)->G * (a)->D, head = (g) * (a)->D;          \
+        if ((low) < 0)                                                                             \
+            (run)[0] = (struct keys){(const stored *)(a)->k_past + old,                            \
+                                     (const stored *)(a)->v_past + old,                            \
+                                     apart,                                                        \
+                                     apart,                                                        \
+                                     (low),                                                        \
+                                     least((high), 0)};                                            \
+        else (run)[0] = (struct keys){0};                                                          \
+        (run)[1] = (struct keys){(const stored *)(a)->k + token * (a)->ldk + head,                 \
+                                 (const stored *)(a)->v + token * (a)->ldv + head,                 \
+                                 (a)->ldk,                                                         \
+                                 (a)->ldv,                                                         \
+                                 most((low), 0),                                                   \
+                                 most((high), 0)};                                                 \
+    } while (0)
 
 /* A block of keys as a factor: of place j on, as rows [key][units of D], and as columns. */
 struct factor {
@@ -186,8 +204,8 @@ static inline void queries_turn(const struct queries *q, unit *t, const stored *
             vf block[LANES];
             for (int i = 0; i < LANES; i++) {
                 const int64_t m = v * LANES + i;
-                block[i] = row_units(x + q->token[m] * ld + q->head[m] * D + d * PAIR,
-                                     D - d * PAIR);
+                block[i] =
+                    row_units(x + q->token[m] * ld + q->head[m] * D + d * PAIR, D - d * PAIR);
             }
             turn(block);
             for (int64_t i = 0; i < least(LANES, units(D) - d); i++)

@@ -29,8 +29,7 @@ enum { MOST_PIECES = 16 };
 
 /* Keys before and in the row, the heads' group g: gradients of piece c. */
 static float *sums_of(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t c) {
-    return (float *)a->scratch +
-           ((b * a->G + g) * a->C + c) * 2 * (a->P + a->L) * whole(a->D);
+    return (float *)a->scratch + ((b * a->G + g) * a->C + c) * 2 * (a->P + a->L) * whole(a->D);
 }
 
 static int64_t past_of(const struct attention_adjoint_args *a) {
@@ -145,9 +144,9 @@ static void give_dq(const struct attention_adjoint_args *a, const struct queries
             const int64_t width = least(LANES, a->D - d), n = least(LANES, q->n - v * LANES);
             vf x[LANES];
             for (int64_t i = 0; i < LANES; i++)
-                x[i] = i < width ? load_real(w->dq + (d + i) * q->lanes + v * LANES) *
-                                       (float)a->scale
-                                 : (vf){0};
+                x[i] = i < width
+                           ? load_real(w->dq + (d + i) * q->lanes + v * LANES) * (float)a->scale
+                           : (vf){0};
             turn(x);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t m = v * LANES + i;
@@ -192,7 +191,8 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
                 product_of_rows(&(struct product){dv + at, p_row, w->go_row, NULL, D1, units(ld),
                                                   D1, n, units(lanes), wide, ADDED});
             if (!a->dq) continue;
-            const struct factor kt = PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
+            const struct factor kt =
+                PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
             product_of_columns(&(struct product){w->dq, kt.p, ds, NULL, ld, kt.ld, ld, D, units(n),
                                                  q.vectors, begin});
             begin = ADDED;
@@ -238,8 +238,7 @@ static void give_keys(const struct attention_adjoint_args *a, int64_t b, int64_t
         const int64_t old = b * a->ldp + ((j + a->P) * a->G + g) * D, token = b * a->L + j;
         stored *k = j < 0 ? a->dk_past : a->dk, *v = j < 0 ? a->dv_past : a->dv;
         if (k)
-            add_pieces(a, piece, dk, j, (float)a->scale,
-                       k + (j < 0 ? old : token * a->ldk + g * D),
+            add_pieces(a, piece, dk, j, (float)a->scale, k + (j < 0 ? old : token * a->ldk + g * D),
                        j < 0 ? a->dk_past_add : a->dk_add);
         if (v)
             add_pieces(a, piece, dv, j, 1, v + (j < 0 ? old : token * a->ldv + g * D),

@@ -40,13 +40,13 @@ static void few_scores(const struct few *f, const struct queries *q, const store
                 for (int i = 0; i < LANES; i++)
 #pragma GCC unroll 4
                     for (int h = 0; h < TOGETHER; h++)
-                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
-                                              x[i]);
+                        sum[h] =
+                            multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h), x[i]);
             } else {
                 for (int64_t i = 0; i < width; i++)
                     for (int h = 0; h < TOGETHER; h++)
-                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
-                                              x[i]);
+                        sum[h] =
+                            multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h), x[i]);
             }
             for (int h = 0; h < TOGETHER; h++) store_real(score + (m + h) * KEYS, sum[h]);
         }

@@ -157,7 +157,8 @@ static void norm_columns(const struct gate_norm_adjoint_args *a, int64_t c0, int
     vf sum[ROOM] = {{0}};
     for (int64_t t = t0; t < t1; t++) {
         const float r = group_rstd(((const float *)a->s)[t * G + i], a->width, a->eps);
-        const stored *y = (const stored *)a->y + t * W + c0, *go = (const stored *)a->go + t * W + c0;
+        const stored *y = (const stored *)a->y + t * W + c0,
+                     *go = (const stored *)a->go + t * W + c0;
         const stored *z = (const stored *)a->z + t * a->ldz + c0;
         for (int64_t k = 0, c = 0; c < n; k++, c += LANES)
             sum[k] += load_left(go + c, n - c) *
