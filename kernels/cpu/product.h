@@ -13,7 +13,7 @@
 #ifndef KERNELS_CPU_PRODUCT_H
 #define KERNELS_CPU_PRODUCT_H
 
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_transpose.h"
 #include "kernels/cpu/workspace.h"
 
 #if defined STORED_BF16 && defined __AVX512BF16__
@@ -91,35 +91,6 @@ static inline vf units_across(const stored *p, int64_t ld, int64_t n, bool both)
     (void)ld, (void)both;
     return n >= LANES ? load(p) : load_n(p, n);
 #endif
-}
-
-/* v[i][j] becomes v[j][i]: each round puts the numbers of two vectors in turns. */
-static inline void transpose(vf v[LANES]) {
-    vf w[LANES];
-#if defined __AVX512F__
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 16, (first) + 1, (first) + 17,            \
-                            (first) + 2, (first) + 18, (first) + 3, (first) + 19, (first) + 4,     \
-                            (first) + 20, (first) + 5, (first) + 21, (first) + 6, (first) + 22,    \
-                            (first) + 7, (first) + 23)
-#elif defined __AVX__
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 8, (first) + 1, (first) + 9, (first) + 2, \
-                            (first) + 10, (first) + 3, (first) + 11)
-#else
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 4, (first) + 1, (first) + 5)
-#endif
-    for (int round = 1; round < LANES; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            w[2 * i] = TURNS(v[i], v[i + LANES / 2], 0);
-            w[2 * i + 1] = TURNS(v[i], v[i + LANES / 2], LANES / 2);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) v[i] = w[i];
-    }
-#undef TURNS
 }
 
 /* ---- panels ---- */
@@ -215,8 +186,8 @@ struct tile {
 /* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
  * constants where this is called, so that the sums are registers. The result is called for early: it
  * comes from memory while the sums are made. */
-static inline __attribute__((always_inline)) void
-sums(const struct tile *t, const int row, const int unit, const int rows, const int vectors) {
+INLINE void sums(const struct tile *t, const int row, const int unit, const int rows,
+                 const int vectors) {
     vf s[ROWS][2];
     const float *a = t->a, *b = t->b;
     const size_t size = t->narrow ? sizeof(stored) : sizeof(float);

@@ -35,9 +35,8 @@ static inline void put_one(const struct product *p, int64_t at, float x) {
 
 /* rows x columns results from (i, j) on; those beyond i1 and j1 are computed from the last and
  * forgotten. While a group of columns is read the next one is called for. */
-static inline __attribute__((always_inline)) void few_tile(const struct product *p, int64_t i,
-                                                           int64_t i1, int64_t j, int64_t j1,
-                                                           const int rows, const int columns) {
+INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, int64_t j1,
+                     const int rows, const int columns) {
     vf s[8][8];
     const stored *a[8], *b[8];
     const size_t next = (size_t)(columns * p->ldb) * sizeof(stored);

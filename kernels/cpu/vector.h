@@ -22,11 +22,17 @@
 
 #if defined __AVX512F__
 enum { LANES = 16 };
+#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 #elif defined __AVX__
 enum { LANES = 8 };
+#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7})
 #else
 enum { LANES = 4 };
+#define COUNTING ((vi){0, 1, 2, 3})
 #endif
+
+/* Where a size is a constant for the callers, and vectors are to stay in registers. */
+#define INLINE static inline __attribute__((always_inline))
 
 /* Calls with fewer numbers than this run on one thread. */
 enum { SMALL = 16384 };

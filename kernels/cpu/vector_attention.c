@@ -117,7 +117,7 @@ static void give(const struct attention_args *a, const struct queries *q, const 
             for (int64_t i = 0; i < LANES; i++)
                 x[i] = i < width ? load_real(w->o + (d + i) * q->lanes + v * LANES) * inverse
                                  : (vf){0};
-            turn(x);
+            transpose(x);
             for (int64_t i = 0; i < n; i++) {
                 stored *o = (stored *)a->o + row[i] * D + d;
                 if (width == LANES) store(o, x[i]);

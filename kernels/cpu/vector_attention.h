@@ -207,7 +207,7 @@ static inline void queries_turn(const struct queries *q, unit *t, const stored *
                 block[i] =
                     row_units(x + q->token[m] * ld + q->head[m] * D + d * PAIR, D - d * PAIR);
             }
-            turn(block);
+            transpose(block);
             for (int64_t i = 0; i < least(LANES, units(D) - d); i++)
                 store_units(t + (d + i) * q->lanes + v * LANES, block[i]);
         }

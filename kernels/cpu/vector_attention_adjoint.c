@@ -147,7 +147,7 @@ static void give_dq(const struct attention_adjoint_args *a, const struct queries
                 x[i] = i < width
                            ? load_real(w->dq + (d + i) * q->lanes + v * LANES) * (float)a->scale
                            : (vf){0};
-            turn(x);
+            transpose(x);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t m = v * LANES + i;
                 stored *dq = (stored *)a->dq + q->token[m] * a->ldq + q->head[m] * a->D + d;

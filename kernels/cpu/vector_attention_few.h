@@ -30,7 +30,7 @@ static void few_scores(const struct few *f, const struct queries *q, const store
         vf x[LANES];
         for (int64_t i = 0; i < LANES; i++)
             x[i] = row_units(k + least(i, n - 1) * ld + d * PAIR, D - d * PAIR);
-        turn(x);
+        transpose(x);
         for (int64_t m = 0; m < q->n; m += TOGETHER) {
             vf sum[TOGETHER];
             for (int h = 0; h < TOGETHER; h++)

@@ -85,7 +85,7 @@ static void y_turned(stored *y, int64_t ldy, const float *from, int64_t n, int64
     for (int64_t p = 0; p < rows; p += LANES)
         for (int64_t i = 0; i < n; i += LANES) {
             vf r[LANES];
-            transpose(r, from + p * BLOCK + i, BLOCK);
+            transpose_rows(r, from + p * BLOCK + i, BLOCK);
             const int64_t tokens = least(LANES, n - i), left = rows - p;
             for (int64_t k = 0; k < tokens; k++)
                 if (left >= LANES) store(y + (i + k) * ldy + p, r[k]);

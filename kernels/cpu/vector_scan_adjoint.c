@@ -296,7 +296,7 @@ static void dx_put(const struct scan_adjoint_args *a, const struct worker *w, co
     for (int64_t from = 0; from < a->P; from += LANES)
         for (int64_t j = 0; j < b->n; j += LANES) {
             vf r[LANES];
-            transpose(r, w->r + from * BLOCK + j, BLOCK);
+            transpose_rows(r, w->r + from * BLOCK + j, BLOCK);
             const int64_t tokens = least(LANES, b->n - j), left = a->P - from;
             for (int64_t i = 0; i < tokens; i++) {
                 const vf v = r[i] * p->delta[j + i] + d * load_real(w->dy + (j + i) * rows + from);
