@@ -182,8 +182,8 @@ static void scan_unit(const struct scan_args *a, const struct unit *u) {
                                     .dt_max = (float)a->dt_max};
     }
     for (int64_t t = 0, n; t < a->L; t += n) {
-        n = least(BLOCK, a->L - t);
-        if (a->states) n = least(n, a->Q - t % a->Q);
+        /* Blocks end with chunks even if no states are kept, so that a replay has the same bits. */
+        n = least(least(BLOCK, a->L - t), a->Q - t % a->Q);
         shared_find(&shared, a, u, t, n);
         for (int64_t h = u->h0; h < u->h1; h++) {
             float *state = states + (h - u->h0) * size;
