@@ -56,10 +56,6 @@ struct workspace {
 
 /* ---- units ---- */
 
-static inline vf each(float x) {
-    return x - (vf){0}; /* unlike +, this is x for every x, and so a broadcast */
-}
-
 /* sum + x y, unit by unit */
 static inline vf add_product(vf sum, vf x, vf y) {
 #if PAIRS
@@ -75,7 +71,7 @@ static inline vf units_along(const stored *p, int64_t n) {
     if (n >= 2 * LANES) return (vf)_mm512_loadu_si512(p);
     return (vf)_mm512_maskz_loadu_epi16((__mmask32)((1ull << most(n, 0)) - 1), p);
 #else
-    return n >= LANES ? load(p) : load_n(p, most(n, 0));
+    return load_left(p, most(n, 0));
 #endif
 }
 
@@ -89,7 +85,7 @@ static inline vf units_across(const stored *p, int64_t ld, int64_t n, bool both)
                                _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 #else
     (void)ld, (void)both;
-    return n >= LANES ? load(p) : load_n(p, n);
+    return load_left(p, n);
 #endif
 }
 
@@ -203,7 +199,7 @@ INLINE void sums(const struct tile *t, const int row, const int unit, const int 
         const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
-            const vf x = each(a[i * row]);
+            const vf x = vf_all(a[i * row]);
             s[i][0] = add_product(s[i][0], x, b0);
             if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
         }
@@ -255,12 +251,10 @@ static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
     else (ta ? sums_all_ta : sums_all)(t);
     for (int64_t i = 0; !whole && i < rows; i++)
         for (int64_t j = 0; j < columns; j += LANES) {
-            const int64_t n = least(LANES, columns - j), at = i * ld + j;
+            const int64_t n = columns - j, at = i * ld + j;
             const vf v = load_real(sum[i] + j);
-            if (!narrow && n == LANES) put_real((float *)to + at, v, add);
-            else if (!narrow) put_real_n((float *)to + at, v, n, add);
-            else if (n == LANES) put((stored *)to + at, v, add);
-            else put_n((stored *)to + at, v, n, add);
+            if (narrow) put_left((stored *)to + at, v, n, add);
+            else put_real_left((float *)to + at, v, n, add);
         }
 }
 

@@ -14,15 +14,6 @@ static inline bool product_is_few(const struct product *p) {
     return p->M <= FEW && !p->ta && p->tb;
 }
 
-/* As vf_sum, in registers. */
-static inline float sum_lanes(vf v) {
-#if defined __AVX512F__
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    return vf_sum(v);
-#endif
-}
-
 static inline void put_one(const struct product *p, int64_t at, float x) {
     if (p->wide) {
         float *c = (float *)p->c + at;
@@ -67,7 +58,7 @@ INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, 
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) {
-            const float sum = sum_lanes(s[r][c]);
+            const float sum = vf_sum(s[r][c]);
             if (i + r < i1 && j + c < j1) put_one(p, (i + r) * p->ldc + j + c, sum);
         }
 }

@@ -34,21 +34,10 @@ enum { LANES = 4 };
 /* Where a size is a constant for the callers, and vectors are to stay in registers. */
 #define INLINE static inline __attribute__((always_inline))
 
-/* Calls with fewer numbers than this run on one thread. */
-enum { SMALL = 16384 };
-
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-
-static inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static inline int64_t most(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 static inline vf vf_all(float x) {
     return x - (vf){0}; /* x + 0 is not x where x is -0, and would be computed */

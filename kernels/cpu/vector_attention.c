@@ -34,9 +34,9 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
                 s = vf_choose(sees(q, v, j0 + j), s, vf_all(-INFINITY));
                 store_real(score + j * ld, s);
             }
-            most_of_all[j & 1] = vf_larger(most_of_all[j & 1], s);
+            most_of_all[j & 1] = vf_max(most_of_all[j & 1], s);
         }
-        const vf m = vf_larger(before, vf_larger(most_of_all[0], most_of_all[1]));
+        const vf m = vf_max(before, vf_max(most_of_all[0], most_of_all[1]));
         const vf shrink = power_of_two((before - m) * c);
         vf sum = {0};
         for (int64_t j = 0; j < n; j += PAIR) {
@@ -119,9 +119,7 @@ static void give(const struct attention_args *a, const struct queries *q, const 
                                  : (vf){0};
             transpose(x);
             for (int64_t i = 0; i < n; i++) {
-                stored *o = (stored *)a->o + row[i] * D + d;
-                if (width == LANES) store(o, x[i]);
-                else store_n(o, x[i], width);
+                store_left((stored *)a->o + row[i] * D + d, x[i], D - d);
             }
         }
     }
@@ -170,7 +168,7 @@ static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t 
     for (int v = 0; v < q.vectors; v++) {
         vf largest = vf_all(-1e30f), sum = {0};
         for (int64_t c = 0; c < a->C; c++)
-            largest = vf_larger(largest, load_real(left_by(a, b, g, u, c) + D * width + v * LANES));
+            largest = vf_max(largest, load_real(left_by(a, b, g, u, c) + D * width + v * LANES));
         for (int64_t c = 0; c < a->C; c++) {
             const float *left = left_by(a, b, g, u, c) + v * LANES;
             const vf shrink = power_of_two((load_real(left + D * width) - largest) * scale);

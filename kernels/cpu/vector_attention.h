@@ -37,14 +37,6 @@ static inline unit *carve(unit **space, int64_t n) {
     return p;
 }
 
-INLINE vf vf_larger(vf a, vf b) {
-#if defined __AVX512F__
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return vf_max(a, b);
-#endif
-}
-
 /* 2^x for x <= 0, at least 2^-126: e^(r ln 2) by its series with the last terms adjusted (relative
  * error 2e-7), r in [-1/2, 1/2]. A NaN stays one. */
 INLINE vf power_of_two(vf x) {
@@ -153,11 +145,9 @@ static inline struct factor as_rows(unit *space, const stored *x, int64_t ld, in
     }
     return (struct factor){space, units(D)};
 #else
-    for (int64_t j = 0; j < n; j++) {
-        int64_t d = 0;
-        for (; d + LANES <= D; d += LANES) store_real(space + j * D + d, load(x + j * ld + d));
-        if (d < D) store_real_n(space + j * D + d, load_n(x + j * ld + d, D - d), D - d);
-    }
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t d = 0; d < D; d += LANES)
+            store_real_left(space + j * D + d, load_left(x + j * ld + d, D - d), D - d);
     return (struct factor){space, D};
 #endif
 }
@@ -191,7 +181,7 @@ INLINE vf row_units(const stored *p, int64_t n) {
     memcpy(&v, p, (size_t)n * sizeof *p);
     return v;
 #else
-    return n >= LANES ? load(p) : load_n(p, n);
+    return load_left(p, n);
 #endif
 }
 

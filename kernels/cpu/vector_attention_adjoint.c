@@ -76,7 +76,7 @@ static void queries_rows(const struct queries *q, unit *to, const stored *x, int
             for (int h = 0; h < PAIR; h++) {
                 const stored *p = x + q->token[m + h] * ld + q->head[m + h] * D + d;
                 if (m + h >= q->n) row[h] = (vf){0};
-                else row[h] = D - d >= LANES ? load(p) : load_n(p, D - d);
+                else row[h] = load_left(p, D - d);
             }
             store_units(to + m / PAIR * D1 + d, pair_up(row));
         }
@@ -151,8 +151,7 @@ static void give_dq(const struct attention_adjoint_args *a, const struct queries
             for (int64_t i = 0; i < n; i++) {
                 const int64_t m = v * LANES + i;
                 stored *dq = (stored *)a->dq + q->token[m] * a->ldq + q->head[m] * a->D + d;
-                if (width == LANES) put(dq, x[i], a->dq_add);
-                else put_n(dq, x[i], width, a->dq_add);
+                put_left(dq, x[i], width, a->dq_add);
             }
         }
 }
@@ -219,13 +218,11 @@ static void add_pieces(const struct attention_adjoint_args *a, const struct piec
                        const float *sums, int64_t place, float factor, stored *y, int add) {
     const int64_t D1 = whole(a->D), step = 2 * (a->P + a->L) * D1;
     for (int64_t d = 0; d < a->D; d += LANES) {
-        const int64_t width = least(LANES, a->D - d);
         vf sum = {0};
         for (int64_t c = 0; c < a->C; c++)
             if (place >= piece[c].low && place < piece[c].high)
                 sum += load_real(sums + c * step + (place + a->P) * D1 + d);
-        if (width == LANES) put(y + d, sum * factor, add);
-        else put_n(y + d, sum * factor, width, add);
+        put_left(y + d, sum * factor, a->D - d, add);
     }
 }
 

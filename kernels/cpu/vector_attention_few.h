@@ -60,14 +60,12 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
     /* of these keys it sees from..to - 1 */
     const int32_t from = (int32_t)most(0, q->first[m] - j0);
     const int32_t to = (int32_t)least(n, q->last[m] + 1 - j0);
-    vi lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
     vf best = vf_all(f->largest[m]);
     for (int32_t j = 0; j < n; j += LANES) {
-        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vi seen = (COUNTING + j >= from) & (COUNTING + j < to);
         const vf s = vf_choose(seen, load_real(score + j), vf_all(-INFINITY));
         store_real(score + j, s);
-        best = vf_larger(best, s);
+        best = vf_max(best, s);
     }
     const float largest = vf_largest(best);
     const vf shrink = power_of_two(vf_all((f->largest[m] - largest) * c));
@@ -77,7 +75,7 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
             store_real(f->o + m * D1 + d, load_real(f->o + m * D1 + d) * shrink);
     f->largest[m] = largest;
     for (int32_t j = 0; j < n; j += LANES) {
-        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vi seen = (COUNTING + j >= from) & (COUNTING + j < to);
         const vf p = vf_choose(seen, power_of_two((load_real(score + j) - largest) * c), (vf){0});
         f->sum[m] += p;
 #if defined STORED_BF16 && defined __AVX512BF16__

@@ -87,9 +87,7 @@ static void y_turned(stored *y, int64_t ldy, const float *from, int64_t n, int64
             vf r[LANES];
             transpose_rows(r, from + p * BLOCK + i, BLOCK);
             const int64_t tokens = least(LANES, n - i), left = rows - p;
-            for (int64_t k = 0; k < tokens; k++)
-                if (left >= LANES) store(y + (i + k) * ldy + p, r[k]);
-                else store_n(y + (i + k) * ldy + p, r[k], left);
+            for (int64_t k = 0; k < tokens; k++) store_left(y + (i + k) * ldy + p, r[k], left);
         }
 }
 
