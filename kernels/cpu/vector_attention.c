@@ -190,11 +190,9 @@ KERNEL(attention) {
     const int64_t blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
 #pragma omp parallel if (a->B * a->H * a->L * a->D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) unit stack[2 * BLOCK + 2 * KEY_BLOCK + FEW * 2 * WIDEST];
+        const int64_t needed = (2 * lanes + 2 * KEYS + FEW) * D1;
+        unit *space = cpu_workspace((size_t)needed * sizeof *space);
         struct work w;
-        const size_t needed = (size_t)((2 * lanes + 2 * KEYS + FEW) * D1) * sizeof(unit);
-        void *heap = D1 > 2 * WIDEST ? die_alloc(needed) : NULL;
-        unit *space = heap ? heap : stack;
         w.q = carve(&space, lanes * D1);
         w.o = (float *)carve(&space, lanes * D1);
         w.k = carve(&space, KEYS * D1);
@@ -212,6 +210,5 @@ KERNEL(attention) {
                 for (int64_t b = 0; b < a->B; b++)
                     for (int64_t g = 0; g < a->G; g++) merge(a, b, g, u, &w);
         }
-        free(heap);
     }
 }

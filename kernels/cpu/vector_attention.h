@@ -10,14 +10,11 @@
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_H
 #define KERNELS_CPU_VECTOR_ATTENTION_H
 
-#include <stdlib.h>
-
 #include "kernels/cpu/vector_products.h"
+#include "kernels/cpu/workspace.h"
 
-/* Queries and keys of a block; floats of a block of queries, and how wide heads may be for it (wider
- * ones take half as many queries; if wider still than 2 WIDEST, the memory is allocated). */
-enum { MOST_LANES = 96, KEYS = 64, WIDEST = 256, BLOCK = MOST_LANES * WIDEST };
-enum { KEY_BLOCK = KEYS * 2 * WIDEST };
+/* Queries and keys of a block; how wide heads may be for so many queries (wider ones take half). */
+enum { MOST_LANES = 96, KEYS = 64, WIDEST = 256 };
 
 static const float log2e = 1.44269504088896341f;
 

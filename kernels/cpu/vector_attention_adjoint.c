@@ -251,11 +251,9 @@ KERNEL(attention_adjoint) {
     const int64_t needed = 5 * lanes * D1 + 3 * KEYS * D1;
 #pragma omp parallel if (a->B * a->H * a->L * D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) unit stack[5 * BLOCK + 3 * KEY_BLOCK];
+        unit *space = cpu_workspace((size_t)needed * sizeof *space);
         struct work w;
         struct piece piece[MOST_PIECES];
-        void *heap = D > 2 * WIDEST ? die_alloc((size_t)needed * sizeof(unit)) : NULL;
-        unit *space = heap ? heap : stack;
         w.q = carve(&space, lanes * D1);
         w.go = carve(&space, lanes * D1);
         w.q_row = carve(&space, lanes * D1);
@@ -276,6 +274,5 @@ KERNEL(attention_adjoint) {
                     give_keys(a, b, g, keys * s / SHARES - a->P, keys * (s + 1) / SHARES - a->P,
                               piece);
                 }
-        free(heap);
     }
 }
