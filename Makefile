@@ -52,8 +52,8 @@ FLAGS = -std=c11 -D_GNU_SOURCE -g $(OPTIMISE) -fno-math-errno $(if $(MARCH),-mar
 
 # ------------------------------------------------------------------------------------------- the files
 # The plain definitions of the cpu room are compiled twice, in float and in double (kernels/cpu/kernel.h).
-# Kernels by a library (fast_*.c) are compiled for each format they are listed with in kernels/cpu/fast.def, those by vectors
-# (vector_*.c) for every level of the processor that kernels/cpu/table.c chooses from when the program starts.
+# Kernels by a library (fast_*.c) are compiled for stored numbers in F32 and in BF16, those by vectors (vector_*.c) for every level
+# of the processor that kernels/cpu/table.c chooses from when the program starts.
 CPU     := kernels/cpu
 VECTOR  := $(wildcard $(CPU)/vector_*.c)
 LIBRARY := $(wildcard $(CPU)/fast_*.c)
@@ -61,8 +61,8 @@ SINGLE  := $(CPU)/table.c $(CPU)/workspace.c $(CPU)/dnnl_tile.c
 PLAIN   := $(filter-out $(SINGLE) $(VECTOR) $(LIBRARY),$(wildcard $(CPU)/*.c))
 ONCE    := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c) $(SINGLE)
 ROOMS   := $(if $(shell echo __x86_64__ | $(CC) -E -P - | grep 1),v3_f32 v4_f32 v3_bf16 v4_bf16 v4bf16_bf16,native_f32 native_bf16)
-OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o) $(LIBRARY:%.c=$(B)/%_library_f32.o) \
-           $(B)/$(CPU)/fast_matmul_library_bf16.o \
+OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o) \
+           $(LIBRARY:%.c=$(B)/%_library_f32.o) $(LIBRARY:%.c=$(B)/%_library_bf16.o) \
            $(foreach r,$(ROOMS),$(VECTOR:%.c=$(B)/%_$(r).o))
 MODULES := $(filter-out $(B)/src/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))

@@ -41,6 +41,8 @@ static const struct op_case cases[] = {
     CASE(copy, .T = 5, .W = 0, .ldx = 1, .ldy = 1),
     CASE(copy, .T = 5, .W = 7, .ldx = 9, .ldy = 11),
     LARGE(copy, .T = 211, .W = 97, .ldx = 97, .ldy = 100),
+    LARGE(copy, .T = 211, .W = 97, .ldx = 97, .ldy = 97),
+    LARGE(copy, .T = 1, .W = 40009, .ldx = 1, .ldy = 1),
     CASE(add_bias, .T = 0, .W = 5),
     CASE(add_bias, .T = 7, .W = 0),
     CASE(add_bias, .T = 6, .W = 67),

@@ -2,7 +2,7 @@
  * product. Shapes come again: every thread keeps those it met last, in a table of fixed size. The
  * library shares the code behind them between threads. Its scratch memory is ours, one piece a thread
  * (kernels/cpu/workspace.h), so nothing is hidden but the objects themselves. */
-#include "kernels/cpu/fast_matmul.h"
+#include "kernels/cpu/dnnl_tile.h"
 
 #if defined HAVE_DNNL
 

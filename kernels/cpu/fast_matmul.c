@@ -4,7 +4,7 @@
  * A library that shares one product out among threads may add in an order that depends on their
  * number. So the output is cut here, into tiles that depend on the sizes alone, and each tile is
  * one call of the library on one thread. The contraction is never cut: a tile has its whole sum. */
-#include "kernels/cpu/fast_matmul.h"
+#include "kernels/cpu/dnnl_tile.h"
 
 #include <omp.h>
 

@@ -31,4 +31,15 @@ typedef real stored;
     }                                                                                              \
     static void name##_body(const struct name##_args *a)
 
+/* Calls with fewer numbers than this run on one thread: waking the others would take longer. */
+enum { SMALL = 16384 };
+
+static inline int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static inline int64_t most(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
 #endif

@@ -14,19 +14,8 @@
 #include "kernels/cpu/kernel.h"
 #include "kernels/die.h"
 
-/* Calls with fewer numbers than this run on one thread: waking the others would take longer. */
-enum { SMALL = 16384 };
-
 /* Columns whose sums over all tokens one thread keeps at a time. */
 enum { COLUMNS = 64 };
-
-static inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static inline int64_t most(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 /* Gives v to an element of an ADD operand. The old content is not used unless it is added to. */
 static inline void put(real *y, real v, int add) {

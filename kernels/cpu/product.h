@@ -13,7 +13,7 @@
 #ifndef KERNELS_CPU_PRODUCT_H
 #define KERNELS_CPU_PRODUCT_H
 
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_transpose.h"
 #include "kernels/cpu/workspace.h"
 
 #if defined STORED_BF16 && defined __AVX512BF16__
@@ -56,10 +56,6 @@ struct workspace {
 
 /* ---- units ---- */
 
-static inline vf each(float x) {
-    return x - (vf){0}; /* unlike +, this is x for every x, and so a broadcast */
-}
-
 /* sum + x y, unit by unit */
 static inline vf add_product(vf sum, vf x, vf y) {
 #if PAIRS
@@ -75,7 +71,7 @@ static inline vf units_along(const stored *p, int64_t n) {
     if (n >= 2 * LANES) return (vf)_mm512_loadu_si512(p);
     return (vf)_mm512_maskz_loadu_epi16((__mmask32)((1ull << most(n, 0)) - 1), p);
 #else
-    return n >= LANES ? load(p) : load_n(p, most(n, 0));
+    return load_left(p, most(n, 0));
 #endif
 }
 
@@ -89,37 +85,8 @@ static inline vf units_across(const stored *p, int64_t ld, int64_t n, bool both)
                                _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 #else
     (void)ld, (void)both;
-    return n >= LANES ? load(p) : load_n(p, n);
+    return load_left(p, n);
 #endif
-}
-
-/* v[i][j] becomes v[j][i]: each round puts the numbers of two vectors in turns. */
-static inline void transpose(vf v[LANES]) {
-    vf w[LANES];
-#if defined __AVX512F__
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 16, (first) + 1, (first) + 17,            \
-                            (first) + 2, (first) + 18, (first) + 3, (first) + 19, (first) + 4,     \
-                            (first) + 20, (first) + 5, (first) + 21, (first) + 6, (first) + 22,    \
-                            (first) + 7, (first) + 23)
-#elif defined __AVX__
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 8, (first) + 1, (first) + 9, (first) + 2, \
-                            (first) + 10, (first) + 3, (first) + 11)
-#else
-#define TURNS(a, b, first)                                                                         \
-    __builtin_shufflevector(a, b, (first) + 0, (first) + 4, (first) + 1, (first) + 5)
-#endif
-    for (int round = 1; round < LANES; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            w[2 * i] = TURNS(v[i], v[i + LANES / 2], 0);
-            w[2 * i + 1] = TURNS(v[i], v[i + LANES / 2], LANES / 2);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) v[i] = w[i];
-    }
-#undef TURNS
 }
 
 /* ---- panels ---- */
@@ -215,8 +182,8 @@ struct tile {
 /* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
  * constants where this is called, so that the sums are registers. The result is called for early: it
  * comes from memory while the sums are made. */
-static inline __attribute__((always_inline)) void
-sums(const struct tile *t, const int row, const int unit, const int rows, const int vectors) {
+INLINE void sums(const struct tile *t, const int row, const int unit, const int rows,
+                 const int vectors) {
     vf s[ROWS][2];
     const float *a = t->a, *b = t->b;
     const size_t size = t->narrow ? sizeof(stored) : sizeof(float);
@@ -232,7 +199,7 @@ sums(const struct tile *t, const int row, const int unit, const int rows, const 
         const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
-            const vf x = each(a[i * row]);
+            const vf x = vf_all(a[i * row]);
             s[i][0] = add_product(s[i][0], x, b0);
             if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
         }
@@ -284,12 +251,10 @@ static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
     else (ta ? sums_all_ta : sums_all)(t);
     for (int64_t i = 0; !whole && i < rows; i++)
         for (int64_t j = 0; j < columns; j += LANES) {
-            const int64_t n = least(LANES, columns - j), at = i * ld + j;
+            const int64_t n = columns - j, at = i * ld + j;
             const vf v = load_real(sum[i] + j);
-            if (!narrow && n == LANES) put_real((float *)to + at, v, add);
-            else if (!narrow) put_real_n((float *)to + at, v, n, add);
-            else if (n == LANES) put((stored *)to + at, v, add);
-            else put_n((stored *)to + at, v, n, add);
+            if (narrow) put_left((stored *)to + at, v, n, add);
+            else put_real_left((float *)to + at, v, n, add);
         }
 }
 

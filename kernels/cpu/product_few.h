@@ -14,15 +14,6 @@ static inline bool product_is_few(const struct product *p) {
     return p->M <= FEW && !p->ta && p->tb;
 }
 
-/* As vf_sum, in registers. */
-static inline float sum_lanes(vf v) {
-#if defined __AVX512F__
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    return vf_sum(v);
-#endif
-}
-
 static inline void put_one(const struct product *p, int64_t at, float x) {
     if (p->wide) {
         float *c = (float *)p->c + at;
@@ -35,9 +26,8 @@ static inline void put_one(const struct product *p, int64_t at, float x) {
 
 /* rows x columns results from (i, j) on; those beyond i1 and j1 are computed from the last and
  * forgotten. While a group of columns is read the next one is called for. */
-static inline __attribute__((always_inline)) void few_tile(const struct product *p, int64_t i,
-                                                           int64_t i1, int64_t j, int64_t j1,
-                                                           const int rows, const int columns) {
+INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, int64_t j1,
+                     const int rows, const int columns) {
     vf s[8][8];
     const stored *a[8], *b[8];
     const size_t next = (size_t)(columns * p->ldb) * sizeof(stored);
@@ -68,7 +58,7 @@ static inline __attribute__((always_inline)) void few_tile(const struct product 
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) {
-            const float sum = sum_lanes(s[r][c]);
+            const float sum = vf_sum(s[r][c]);
             if (i + r < i1 && j + c < j1) put_one(p, (i + r) * p->ldc + j + c, sum);
         }
 }

@@ -17,33 +17,29 @@ const kernel_fn kernels_f64[N_OPS] = {
 #include "kernels/ops_undef.h"
 };
 
-/* The rows of fast.def make one table a level and a format; those of f32 have no use for BF16 dot
- * products. The Makefile compiles vector_*.c for the same levels. */
-enum { room_f32, room_bf16, N_ROOMS };
+/* A row of fast.def has an entry a level and a format; those of F32 have no use for BF16 dot products. The Makefile
+ * compiles vector_*.c for the same levels. */
+enum { ROOM_F32, ROOM_BF16, N_ROOMS };
 
-#define LIBRARY(op, room) void op##_library_##room(const void *args);
+#define KERNELS(op, room) void op##_##room##_f32(const void *args); void op##_##room##_bf16(const void *args);
+#define LIBRARY(op) KERNELS(op, library)
 #if defined __x86_64__
-#define VECTOR(op, room) void op##_v3_##room(const void *args); void op##_v4_##room(const void *args); VECTOR_##room(op)
-#define VECTOR_f32(op)
-#define VECTOR_bf16(op) void op##_v4bf16_bf16(const void *args);
+#define VECTOR(op) KERNELS(op, v3) KERNELS(op, v4) void op##_v4bf16_bf16(const void *args);
 #else
-#define VECTOR(op, room) void op##_native_##room(const void *args);
+#define VECTOR(op) KERNELS(op, native)
 #endif
 #include "kernels/cpu/fast.def"
 #undef VECTOR
-#undef VECTOR_f32
-#undef VECTOR_bf16
 #undef LIBRARY
+#undef KERNELS
 
 static const kernel_fn fast[N_CPU_LEVELS][N_ROOMS][N_OPS] = {
-#define LIBRARY(op, room) [CPU_PLAIN][room_##room][OP_##op] = op##_library_##room,
+#define ENTRIES(level, op, room) [level][ROOM_F32][OP_##op] = op##_##room##_f32, [level][ROOM_BF16][OP_##op] = op##_##room##_bf16,
+#define LIBRARY(op) ENTRIES(CPU_PLAIN, op, library)
 #if defined __x86_64__
-#define VECTOR(op, room) \
-    [CPU_V3][room_##room][OP_##op] = op##_v3_##room, [CPU_V4][room_##room][OP_##op] = op##_v4_##room, VECTOR_##room(op)
-#define VECTOR_f32(op)
-#define VECTOR_bf16(op) [CPU_V4_BF16][room_bf16][OP_##op] = op##_v4bf16_bf16,
+#define VECTOR(op) ENTRIES(CPU_V3, op, v3) ENTRIES(CPU_V4, op, v4) [CPU_V4_BF16][ROOM_BF16][OP_##op] = op##_v4bf16_bf16,
 #else
-#define VECTOR(op, room) [CPU_NATIVE][room_##room][OP_##op] = op##_native_##room,
+#define VECTOR(op) ENTRIES(CPU_NATIVE, op, native)
 #endif
 #include "kernels/cpu/fast.def"
 };
@@ -75,7 +71,7 @@ const char *cpu_level_name(int level) {
 
 kernel_fn cpu_fast_kernel(int level, enum dtype stored, enum op op) {
     if (stored != F32 && stored != BF16) return NULL;
-    const int room = stored == F32 ? room_f32 : room_bf16;
+    const int room = stored == F32 ? ROOM_F32 : ROOM_BF16;
     while (level > CPU_PLAIN && !fast[level][room][op]) level--;
     return fast[level][room][op];
 }

@@ -22,27 +22,22 @@
 
 #if defined __AVX512F__
 enum { LANES = 16 };
+#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 #elif defined __AVX__
 enum { LANES = 8 };
+#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7})
 #else
 enum { LANES = 4 };
+#define COUNTING ((vi){0, 1, 2, 3})
 #endif
 
-/* Calls with fewer numbers than this run on one thread. */
-enum { SMALL = 16384 };
+/* Where a size is a constant for the callers, and vectors are to stay in registers. */
+#define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
-
-static inline int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static inline int64_t most(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 static inline vf vf_all(float x) {
     return x - (vf){0}; /* x + 0 is not x where x is -0, and would be computed */

@@ -34,9 +34,9 @@ INLINE void weigh(struct work *w, const struct queries *q, int64_t j0, int64_t n
                 s = vf_choose(sees(q, v, j0 + j), s, vf_all(-INFINITY));
                 store_real(score + j * ld, s);
             }
-            most_of_all[j & 1] = vf_larger(most_of_all[j & 1], s);
+            most_of_all[j & 1] = vf_max(most_of_all[j & 1], s);
         }
-        const vf m = vf_larger(before, vf_larger(most_of_all[0], most_of_all[1]));
+        const vf m = vf_max(before, vf_max(most_of_all[0], most_of_all[1]));
         const vf shrink = power_of_two((before - m) * c);
         vf sum = {0};
         for (int64_t j = 0; j < n; j += PAIR) {
@@ -67,8 +67,7 @@ static void attend_few(const struct queries *q, const struct keys run[2], int64_
         const bool there = m < q->n;
         w->largest[m] = there ? f.largest[m] : 0;
         w->sum[m] = there ? vf_sum(f.sum[m]) : 1;
-        for (int64_t d = 0; d < D; d++)
-            w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
+        for (int64_t d = 0; d < D; d++) w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
     }
 }
 
@@ -118,11 +117,9 @@ static void give(const struct attention_args *a, const struct queries *q, const 
             for (int64_t i = 0; i < LANES; i++)
                 x[i] = i < width ? load_real(w->o + (d + i) * q->lanes + v * LANES) * inverse
                                  : (vf){0};
-            turn(x);
+            transpose(x);
             for (int64_t i = 0; i < n; i++) {
-                stored *o = (stored *)a->o + row[i] * D + d;
-                if (width == LANES) store(o, x[i]);
-                else store_n(o, x[i], width);
+                store_left((stored *)a->o + row[i] * D + d, x[i], D - d);
             }
         }
     }
@@ -134,8 +131,8 @@ static float *left_by(const struct attention_args *a, int64_t b, int64_t g, int6
     /* of the last block's lanes only those in use count, in steps of 16 */
     const int64_t last = (a->L * (a->H / a->G) - (blocks - 1) * lanes + 15) / 16 * 16;
     const int64_t all = (blocks - 1) * lanes + last, width = u == blocks - 1 ? last : lanes;
-    return (float *)a->scratch + ((b * a->G + g) * a->C * all + u * lanes * a->C + c * width) *
-                                     (a->D + 2);
+    return (float *)a->scratch +
+           ((b * a->G + g) * a->C * all + u * lanes * a->C + c * width) * (a->D + 2);
 }
 
 /* The place where piece c of C of the keys begins: pieces are whole blocks of keys. */
@@ -163,8 +160,7 @@ static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t 
 }
 
 /* The pieces' sums, each relative to its largest score, to those of all keys. */
-static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u,
-                  struct work *w) {
+static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u, struct work *w) {
     struct queries q;
     queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
     const int64_t D = a->D, width = q.vectors * LANES;
@@ -172,7 +168,7 @@ static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t 
     for (int v = 0; v < q.vectors; v++) {
         vf largest = vf_all(-1e30f), sum = {0};
         for (int64_t c = 0; c < a->C; c++)
-            largest = vf_larger(largest, load_real(left_by(a, b, g, u, c) + D * width + v * LANES));
+            largest = vf_max(largest, load_real(left_by(a, b, g, u, c) + D * width + v * LANES));
         for (int64_t c = 0; c < a->C; c++) {
             const float *left = left_by(a, b, g, u, c) + v * LANES;
             const vf shrink = power_of_two((load_real(left + D * width) - largest) * scale);
@@ -194,11 +190,9 @@ KERNEL(attention) {
     const int64_t blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
 #pragma omp parallel if (a->B * a->H * a->L * a->D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) unit stack[2 * BLOCK + 2 * KEY_BLOCK + FEW * 2 * WIDEST];
+        const int64_t needed = (2 * lanes + 2 * KEYS + FEW) * D1;
+        unit *space = cpu_workspace((size_t)needed * sizeof *space);
         struct work w;
-        const size_t needed = (size_t)((2 * lanes + 2 * KEYS + FEW) * D1) * sizeof(unit);
-        void *heap = D1 > 2 * WIDEST ? die_alloc(needed) : NULL;
-        unit *space = heap ? heap : stack;
         w.q = carve(&space, lanes * D1);
         w.o = (float *)carve(&space, lanes * D1);
         w.k = carve(&space, KEYS * D1);
@@ -216,6 +210,5 @@ KERNEL(attention) {
                 for (int64_t b = 0; b < a->B; b++)
                     for (int64_t g = 0; g < a->G; g++) merge(a, b, g, u, &w);
         }
-        free(heap);
     }
 }

@@ -10,14 +10,11 @@
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_H
 #define KERNELS_CPU_VECTOR_ATTENTION_H
 
-#include <stdlib.h>
-
 #include "kernels/cpu/vector_products.h"
+#include "kernels/cpu/workspace.h"
 
-/* Queries and keys of a block; floats of a block of queries, and how wide heads may be for it (wider
- * ones take half as many queries; if wider still than 2 WIDEST, the memory is allocated). */
-enum { MOST_LANES = 96, KEYS = 64, WIDEST = 256, BLOCK = MOST_LANES * WIDEST };
-enum { KEY_BLOCK = KEYS * 2 * WIDEST };
+/* Queries and keys of a block; how wide heads may be for so many queries (wider ones take half). */
+enum { MOST_LANES = 96, KEYS = 64, WIDEST = 256 };
 
 static const float log2e = 1.44269504088896341f;
 
@@ -35,14 +32,6 @@ static inline unit *carve(unit **space, int64_t n) {
     unit *p = *space;
     *space += (n + 15) / 16 * 16;
     return p;
-}
-
-INLINE vf vf_larger(vf a, vf b) {
-#if defined __AVX512F__
-    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return vf_max(a, b);
-#endif
 }
 
 /* 2^x for x <= 0, at least 2^-126: e^(r ln 2) by its series with the last terms adjusted (relative
@@ -112,7 +101,25 @@ struct keys {
 
 /* run[0..1]: keys and values of places low..high - 1, row b and key head g: of the past, of the row.
  * (A macro: attention and its adjoint name these operands alike, in structs of their own.) */
-#define KEYS_FIND(run, a, b, g, low, high)                                                             do {                                                                                                   const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                             const int64_t token = (b) * (a)->L, apart = (a)->G * (a)->D, head = (g) * (a)->D;                  if ((low) < 0)                                                                                         (run)[0] = (struct keys){(const stored *)(a)->k_past + old,                                                                 (const stored *)(a)->v_past + old,                                                                 apart,                                                                                             apart,                                                                                             (low),                                                                                             least((high), 0)};                                                    else (run)[0] = (struct keys){0};                                                                  (run)[1] = (struct keys){(const stored *)(a)->k + token * (a)->ldk + head,                                                  (const stored *)(a)->v + token * (a)->ldv + head,                                                  (a)->ldk,                                                                                          (a)->ldv,                                                                                          most((low), 0),                                                                                    most((high), 0)};                                                     } while (0)
+#define KEYS_FIND(run, a, b, g, low, high)                                                         \
+    do {                                                                                           \
+        const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                     \
+        const int64_t token = (b) * (a)->L, apart = (a)->G * (a)->D, head = (g) * (a)->D;          \
+        if ((low) < 0)                                                                             \
+            (run)[0] = (struct keys){(const stored *)(a)->k_past + old,                            \
+                                     (const stored *)(a)->v_past + old,                            \
+                                     apart,                                                        \
+                                     apart,                                                        \
+                                     (low),                                                        \
+                                     least((high), 0)};                                            \
+        else (run)[0] = (struct keys){0};                                                          \
+        (run)[1] = (struct keys){(const stored *)(a)->k + token * (a)->ldk + head,                 \
+                                 (const stored *)(a)->v + token * (a)->ldv + head,                 \
+                                 (a)->ldk,                                                         \
+                                 (a)->ldv,                                                         \
+                                 most((low), 0),                                                   \
+                                 most((high), 0)};                                                 \
+    } while (0)
 
 /* A block of keys as a factor: of place j on, as rows [key][units of D], and as columns. */
 struct factor {
@@ -135,11 +142,9 @@ static inline struct factor as_rows(unit *space, const stored *x, int64_t ld, in
     }
     return (struct factor){space, units(D)};
 #else
-    for (int64_t j = 0; j < n; j++) {
-        int64_t d = 0;
-        for (; d + LANES <= D; d += LANES) store_real(space + j * D + d, load(x + j * ld + d));
-        if (d < D) store_real_n(space + j * D + d, load_n(x + j * ld + d, D - d), D - d);
-    }
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t d = 0; d < D; d += LANES)
+            store_real_left(space + j * D + d, load_left(x + j * ld + d, D - d), D - d);
     return (struct factor){space, D};
 #endif
 }
@@ -173,7 +178,7 @@ INLINE vf row_units(const stored *p, int64_t n) {
     memcpy(&v, p, (size_t)n * sizeof *p);
     return v;
 #else
-    return n >= LANES ? load(p) : load_n(p, n);
+    return load_left(p, n);
 #endif
 }
 
@@ -186,10 +191,10 @@ static inline void queries_turn(const struct queries *q, unit *t, const stored *
             vf block[LANES];
             for (int i = 0; i < LANES; i++) {
                 const int64_t m = v * LANES + i;
-                block[i] = row_units(x + q->token[m] * ld + q->head[m] * D + d * PAIR,
-                                     D - d * PAIR);
+                block[i] =
+                    row_units(x + q->token[m] * ld + q->head[m] * D + d * PAIR, D - d * PAIR);
             }
-            turn(block);
+            transpose(block);
             for (int64_t i = 0; i < least(LANES, units(D) - d); i++)
                 store_units(t + (d + i) * q->lanes + v * LANES, block[i]);
         }

@@ -29,8 +29,7 @@ enum { MOST_PIECES = 16 };
 
 /* Keys before and in the row, the heads' group g: gradients of piece c. */
 static float *sums_of(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t c) {
-    return (float *)a->scratch +
-           ((b * a->G + g) * a->C + c) * 2 * (a->P + a->L) * whole(a->D);
+    return (float *)a->scratch + ((b * a->G + g) * a->C + c) * 2 * (a->P + a->L) * whole(a->D);
 }
 
 static int64_t past_of(const struct attention_adjoint_args *a) {
@@ -77,7 +76,7 @@ static void queries_rows(const struct queries *q, unit *to, const stored *x, int
             for (int h = 0; h < PAIR; h++) {
                 const stored *p = x + q->token[m + h] * ld + q->head[m + h] * D + d;
                 if (m + h >= q->n) row[h] = (vf){0};
-                else row[h] = D - d >= LANES ? load(p) : load_n(p, D - d);
+                else row[h] = load_left(p, D - d);
             }
             store_units(to + m / PAIR * D1 + d, pair_up(row));
         }
@@ -145,15 +144,14 @@ static void give_dq(const struct attention_adjoint_args *a, const struct queries
             const int64_t width = least(LANES, a->D - d), n = least(LANES, q->n - v * LANES);
             vf x[LANES];
             for (int64_t i = 0; i < LANES; i++)
-                x[i] = i < width ? load_real(w->dq + (d + i) * q->lanes + v * LANES) *
-                                       (float)a->scale
-                                 : (vf){0};
-            turn(x);
+                x[i] = i < width
+                           ? load_real(w->dq + (d + i) * q->lanes + v * LANES) * (float)a->scale
+                           : (vf){0};
+            transpose(x);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t m = v * LANES + i;
                 stored *dq = (stored *)a->dq + q->token[m] * a->ldq + q->head[m] * a->D + d;
-                if (width == LANES) put(dq, x[i], a->dq_add);
-                else put_n(dq, x[i], width, a->dq_add);
+                put_left(dq, x[i], width, a->dq_add);
             }
         }
 }
@@ -192,7 +190,8 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
                 product_of_rows(&(struct product){dv + at, p_row, w->go_row, NULL, D1, units(ld),
                                                   D1, n, units(lanes), wide, ADDED});
             if (!a->dq) continue;
-            const struct factor kt = PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
+            const struct factor kt =
+                PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
             product_of_columns(&(struct product){w->dq, kt.p, ds, NULL, ld, kt.ld, ld, D, units(n),
                                                  q.vectors, begin});
             begin = ADDED;
@@ -219,13 +218,11 @@ static void add_pieces(const struct attention_adjoint_args *a, const struct piec
                        const float *sums, int64_t place, float factor, stored *y, int add) {
     const int64_t D1 = whole(a->D), step = 2 * (a->P + a->L) * D1;
     for (int64_t d = 0; d < a->D; d += LANES) {
-        const int64_t width = least(LANES, a->D - d);
         vf sum = {0};
         for (int64_t c = 0; c < a->C; c++)
             if (place >= piece[c].low && place < piece[c].high)
                 sum += load_real(sums + c * step + (place + a->P) * D1 + d);
-        if (width == LANES) put(y + d, sum * factor, add);
-        else put_n(y + d, sum * factor, width, add);
+        put_left(y + d, sum * factor, a->D - d, add);
     }
 }
 
@@ -238,8 +235,7 @@ static void give_keys(const struct attention_adjoint_args *a, int64_t b, int64_t
         const int64_t old = b * a->ldp + ((j + a->P) * a->G + g) * D, token = b * a->L + j;
         stored *k = j < 0 ? a->dk_past : a->dk, *v = j < 0 ? a->dv_past : a->dv;
         if (k)
-            add_pieces(a, piece, dk, j, (float)a->scale,
-                       k + (j < 0 ? old : token * a->ldk + g * D),
+            add_pieces(a, piece, dk, j, (float)a->scale, k + (j < 0 ? old : token * a->ldk + g * D),
                        j < 0 ? a->dk_past_add : a->dk_add);
         if (v)
             add_pieces(a, piece, dv, j, 1, v + (j < 0 ? old : token * a->ldv + g * D),
@@ -255,11 +251,9 @@ KERNEL(attention_adjoint) {
     const int64_t needed = 5 * lanes * D1 + 3 * KEYS * D1;
 #pragma omp parallel if (a->B * a->H * a->L * D * (a->L + a->P) > SMALL * 8)
     {
-        _Alignas(64) unit stack[5 * BLOCK + 3 * KEY_BLOCK];
+        unit *space = cpu_workspace((size_t)needed * sizeof *space);
         struct work w;
         struct piece piece[MOST_PIECES];
-        void *heap = D > 2 * WIDEST ? die_alloc((size_t)needed * sizeof(unit)) : NULL;
-        unit *space = heap ? heap : stack;
         w.q = carve(&space, lanes * D1);
         w.go = carve(&space, lanes * D1);
         w.q_row = carve(&space, lanes * D1);
@@ -280,6 +274,5 @@ KERNEL(attention_adjoint) {
                     give_keys(a, b, g, keys * s / SHARES - a->P, keys * (s + 1) / SHARES - a->P,
                               piece);
                 }
-        free(heap);
     }
 }

@@ -30,7 +30,7 @@ static void few_scores(const struct few *f, const struct queries *q, const store
         vf x[LANES];
         for (int64_t i = 0; i < LANES; i++)
             x[i] = row_units(k + least(i, n - 1) * ld + d * PAIR, D - d * PAIR);
-        turn(x);
+        transpose(x);
         for (int64_t m = 0; m < q->n; m += TOGETHER) {
             vf sum[TOGETHER];
             for (int h = 0; h < TOGETHER; h++)
@@ -40,13 +40,13 @@ static void few_scores(const struct few *f, const struct queries *q, const store
                 for (int i = 0; i < LANES; i++)
 #pragma GCC unroll 4
                     for (int h = 0; h < TOGETHER; h++)
-                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
-                                              x[i]);
+                        sum[h] =
+                            multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h), x[i]);
             } else {
                 for (int64_t i = 0; i < width; i++)
                     for (int h = 0; h < TOGETHER; h++)
-                        sum[h] = multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h),
-                                              x[i]);
+                        sum[h] =
+                            multiply_add(sum[h], spread(f->q + (d + i) * q->lanes + m + h), x[i]);
             }
             for (int h = 0; h < TOGETHER; h++) store_real(score + (m + h) * KEYS, sum[h]);
         }
@@ -60,14 +60,12 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
     /* of these keys it sees from..to - 1 */
     const int32_t from = (int32_t)most(0, q->first[m] - j0);
     const int32_t to = (int32_t)least(n, q->last[m] + 1 - j0);
-    vi lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
     vf best = vf_all(f->largest[m]);
     for (int32_t j = 0; j < n; j += LANES) {
-        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vi seen = (COUNTING + j >= from) & (COUNTING + j < to);
         const vf s = vf_choose(seen, load_real(score + j), vf_all(-INFINITY));
         store_real(score + j, s);
-        best = vf_larger(best, s);
+        best = vf_max(best, s);
     }
     const float largest = vf_largest(best);
     const vf shrink = power_of_two(vf_all((f->largest[m] - largest) * c));
@@ -77,7 +75,7 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
             store_real(f->o + m * D1 + d, load_real(f->o + m * D1 + d) * shrink);
     f->largest[m] = largest;
     for (int32_t j = 0; j < n; j += LANES) {
-        const vi seen = (lane + j >= from) & (lane + j < to);
+        const vi seen = (COUNTING + j >= from) & (COUNTING + j < to);
         const vf p = vf_choose(seen, power_of_two((load_real(score + j) - largest) * c), (vf){0});
         f->sum[m] += p;
 #if defined STORED_BF16 && defined __AVX512BF16__

@@ -10,8 +10,6 @@
 
 enum { TOKENS = 64, LONGEST = 1024 };
 
-#define INLINED static inline __attribute__((always_inline))
-
 /* One row of the batch, as both directions read it. */
 struct row {
     const stored *x, *state;
@@ -19,8 +17,8 @@ struct row {
     int64_t b, L, C, ldx;
 };
 
-INLINED struct row row_of(const void *x, const void *state, const int32_t *start, int64_t b,
-                          int64_t L, int64_t C, int64_t K, int64_t ldx) {
+INLINE struct row row_of(const void *x, const void *state, const int32_t *start, int64_t b,
+                         int64_t L, int64_t C, int64_t K, int64_t ldx) {
     return (struct row){(const stored *)x + b * L * ldx,
                         state ? (const stored *)state + b * (K - 1) * C : NULL,
                         start + b * L,
@@ -31,13 +29,13 @@ INLINED struct row row_of(const void *x, const void *state, const int32_t *start
 }
 
 /* Channels c .. c+n of the column at `place`; before the row: from the state, or zeros. */
-INLINED vf column(const struct row *r, int64_t place, int64_t c, int64_t n, int K) {
+INLINE vf column(const struct row *r, int64_t place, int64_t c, int64_t n, int K) {
     if (place >= 0) return load_left(r->x + place * r->ldx + c, n);
     return r->state ? load_left(r->state + (K - 1 + place) * r->C + c, n) : vf_all(0);
 }
 
 /* w[k]: tap k of channels c .. c+n. */
-INLINED void taps(vf *w, const float *from, int64_t c, int64_t n, int K) {
+INLINE void taps(vf *w, const float *from, int64_t c, int64_t n, int K) {
     for (int k = 0; k < K; k++) {
         float lane[LANES] = {0};
         for (int64_t i = 0; i < least(n, LANES); i++) lane[i] = from[(c + i) * K + k];
@@ -46,12 +44,12 @@ INLINED void taps(vf *w, const float *from, int64_t c, int64_t n, int K) {
 }
 
 /* The first tap of token t that meets a column of its document. */
-INLINED int64_t first_tap(const struct row *r, int64_t t, int K) {
+INLINE int64_t first_tap(const struct row *r, int64_t t, int K) {
     return most(0, r->start[t] - (t - K + 1));
 }
 
-INLINED vf before_silu(const struct row *r, const vf *w, vf bias, int64_t t, int64_t c, int64_t n,
-                       int K) {
+INLINE vf before_silu(const struct row *r, const vf *w, vf bias, int64_t t, int64_t c, int64_t n,
+                      int K) {
     vf pre = bias;
     const int64_t first = first_tap(r, t, K);
     if (first == 0 && t >= K - 1) {
@@ -62,8 +60,8 @@ INLINED vf before_silu(const struct row *r, const vf *w, vf bias, int64_t t, int
     return pre;
 }
 
-INLINED void forward(const struct row *r, const struct conv_args *a, int64_t t0, int64_t t1,
-                     int64_t c, int64_t n, int K, vf *w) {
+INLINE void forward(const struct row *r, const struct conv_args *a, int64_t t0, int64_t t1,
+                    int64_t c, int64_t n, int K, vf *w) {
     const vf bias = a->b ? load_real_left((const float *)a->b + c, n) : vf_all(0);
     stored *u = (stored *)a->u + r->b * r->L * r->C + c;
     taps(w, a->w, c, n, K);
@@ -116,8 +114,8 @@ KERNEL(conv) {
 /* ---- adjoint ---- */
 
 /* Gives the gradient of the column at place p, from dpre of the tokens t0 on. */
-INLINED void column_gradient(const struct row *r, const struct conv_adjoint_args *a, const vf *w,
-                             const vf *dpre, int64_t t0, int64_t p, int64_t c, int64_t n, int K) {
+INLINE void column_gradient(const struct row *r, const struct conv_adjoint_args *a, const vf *w,
+                            const vf *dpre, int64_t t0, int64_t p, int64_t c, int64_t n, int K) {
     const int64_t L = r->L, last = p + K - 1;
     vf sum = vf_all(0);
     if (p >= 0 && last < L && r->start[last] <= p) {
@@ -137,8 +135,8 @@ INLINED void column_gradient(const struct row *r, const struct conv_adjoint_args
 }
 
 /* Tokens t0 to t1, channels c .. c+n; w and dw have K places, dpre that of the block and K-1. */
-INLINED void backward(const struct row *r, const struct conv_adjoint_args *a, int64_t t0,
-                      int64_t t1, int64_t c, int64_t n, int K, vf *w, vf *dw, vf *dpre) {
+INLINE void backward(const struct row *r, const struct conv_adjoint_args *a, int64_t t0, int64_t t1,
+                     int64_t c, int64_t n, int K, vf *w, vf *dw, vf *dpre) {
     const vf bias = a->b ? load_real_left((const float *)a->b + c, n) : vf_all(0);
     const stored *du = (const stored *)a->du + r->b * r->L * r->C + c;
     vf db = vf_all(0);

@@ -1,5 +1,7 @@
 /* vector_elementwise: sums, scalings and copies, which wait for memory only. An output may be the
  * same array as an input. */
+#include <omp.h>
+
 #include "kernels/cpu/vector.h"
 
 KERNEL(add) {
@@ -55,19 +57,23 @@ KERNEL(fill) {
         for (int64_t c = 0; c < a->W; c += LANES) store_left(x + t * a->ld + c, value, a->W - c);
 }
 
+/* Rows without gaps between them are one row. Few rows are cut, so that all threads have a part. */
 KERNEL(copy) {
-    if (!a->y) return;
-#pragma omp parallel for if (a->T * a->W > SMALL)
-    for (int64_t t = 0; t < a->T; t++) {
-        const stored *x = (const stored *)a->x + t * a->ldx;
-        stored *y = (stored *)a->y + t * a->ldy;
-        if (!a->y_add) {
-            memcpy(y, x, (size_t)a->W * sizeof *y);
-            continue;
+    const bool gaps = a->T > 1 && (a->ldx != a->W || a->ldy != a->W);
+    const int64_t T = gaps ? a->T : 1, W = gaps ? a->W : a->T * a->W;
+    const int64_t parts = (omp_get_max_threads() + T - 1) / T;
+    if (!a->y || a->T < 1 || W < 1) return;
+#pragma omp parallel for collapse(2) if (T * W > SMALL)
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0; i < parts; i++) {
+            const int64_t from = W * i / parts, n = W * (i + 1) / parts - from;
+            const stored *x = (const stored *)a->x + t * a->ldx + from;
+            stored *y = (stored *)a->y + t * a->ldy + from;
+            if (!a->y_add) memcpy(y, x, (size_t)n * sizeof *y);
+            else
+                for (int64_t c = 0; c < n; c += LANES)
+                    put_left(y + c, load_left(x + c, n - c), n - c, true);
         }
-        for (int64_t c = 0; c < a->W; c += LANES)
-            put_left(y + c, load_left(x + c, a->W - c), a->W - c, true);
-    }
 }
 
 KERNEL(add_bias) {

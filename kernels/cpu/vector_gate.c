@@ -157,7 +157,8 @@ static void norm_columns(const struct gate_norm_adjoint_args *a, int64_t c0, int
     vf sum[ROOM] = {{0}};
     for (int64_t t = t0; t < t1; t++) {
         const float r = group_rstd(((const float *)a->s)[t * G + i], a->width, a->eps);
-        const stored *y = (const stored *)a->y + t * W + c0, *go = (const stored *)a->go + t * W + c0;
+        const stored *y = (const stored *)a->y + t * W + c0,
+                     *go = (const stored *)a->go + t * W + c0;
         const stored *z = (const stored *)a->z + t * a->ldz + c0;
         for (int64_t k = 0, c = 0; c < n; k++, c += LANES)
             sum[k] += load_left(go + c, n - c) *
@@ -186,7 +187,7 @@ KERNEL(gate_norm_adjoint) {
 }
 
 /* With q = go w and r = rstd: dg = r q - g r^3 mean(q g);  dw = sum of go g r, here added to a
- * block's own sums. */
+ * block's own sums (NULL: not wanted). */
 static void whole_group(const struct gated_norm_adjoint_args *a, int64_t t, int64_t i, float *sums,
                         bool begin) {
     const int64_t W = a->W, group = W / a->G, at = t * W + i * group;
@@ -209,7 +210,7 @@ static void whole_group(const struct gated_norm_adjoint_args *a, int64_t t, int6
             const vf g = load_left(y + c0 + c, n - c) * load_real_left(k.gate + c, n - c);
             const vf dg = r * (out * load_real_left(w + c0 + c, n - c) - g * along);
             give(dy ? dy + c0 : NULL, dz ? dz + c0 : NULL, &k, dg, c, n, a->dy_add, a->dz_add);
-            put_real_left(sums + i * group + c0 + c, out * (g * r), n - c, !begin);
+            if (sums) put_real_left(sums + i * group + c0 + c, out * (g * r), n - c, !begin);
         }
     }
 }
@@ -223,12 +224,12 @@ KERNEL(gated_norm_adjoint) {
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t t = b * TOKENS; t < least(T, (b + 1) * TOKENS); t++)
                 for (int64_t i = 0; i < a->G; i++)
-                    whole_group(a, t, i, parts + b * W, t == b * TOKENS);
+                    whole_group(a, t, i, a->dw ? parts + b * W : NULL, t == b * TOKENS);
 #pragma omp for schedule(static)
-        for (int64_t c = 0; c < W; c += LANES) {
+        for (int64_t c = 0; c < (a->dw ? W : 0); c += LANES) {
             vf sum = vf_all(0);
             for (int64_t b = 0; b < blocks; b++) sum += load_real_left(parts + b * W + c, W - c);
-            if (a->dw) put_real_left((float *)a->dw + c, sum, W - c, a->dw_add);
+            put_real_left((float *)a->dw + c, sum, W - c, a->dw_add);
         }
     }
 }

@@ -3,6 +3,8 @@
  * largest and the sum of exponentials, one more their gradients; beside BF16 those are rounded in
  * place, each row to the front of its own memory, so that both products of the adjoint read BF16.
  * The products are the best ones of this level (kernels/cpu/fast.def). */
+#include <float.h>
+
 #include "kernels/cpu/table.h"
 #include "kernels/cpu/vector.h"
 
@@ -51,7 +53,7 @@ static int64_t word_here(int32_t target, int64_t first, int64_t V) {
  * looks at RUN vectors before it moves: e^(old - new) is rare then. */
 static float log_sum(const float *x, int64_t n) {
     enum { RUN = 8 };
-    vf largest = vf_all(-INFINITY), sum = vf_all(0);
+    vf largest = vf_all(-FLT_MAX), sum = vf_all(0); /* finite: no difference of infinities */
     int64_t i = 0;
     for (; i + RUN * LANES <= n; i += RUN * LANES) {
         vf v[RUN], top = largest, part[2] = {{0}};
@@ -63,7 +65,6 @@ static float log_sum(const float *x, int64_t n) {
     }
     float most_of_all = vf_largest(largest);
     for (int64_t k = i; k < n; k++) most_of_all = x[k] > most_of_all ? x[k] : most_of_all;
-    if (isinf(most_of_all) && most_of_all < 0) return most_of_all;
     vf rest = vf_all(0);
     if (i > 0) rest = sum * vf_exp(largest - most_of_all);
     for (; i < n; i += LANES) {

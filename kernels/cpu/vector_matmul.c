@@ -49,9 +49,9 @@ static void one_piece(const struct product *p, const struct cut *c, int64_t i, i
 }
 
 /* Where a library knows the processor better than we do: matrix units for BF16, and what is no
- * x86-64. */
+ * x86-64. (An older clang cannot ask for matrix units.) */
 static bool library_is_better(const struct product *p) {
-#if PAIRS && defined HAVE_DNNL
+#if PAIRS && defined HAVE_DNNL && (!defined __clang__ || __clang_major__ >= 19)
     return !product_is_few(p) && p->K >= 64 && __builtin_cpu_supports("amx-bf16");
 #elif !defined __x86_64__ && !defined STORED_BF16 && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
     return !product_is_few(p);

@@ -73,8 +73,8 @@ static void column_sums(const struct rms_norm_adjoint_args *a, int64_t c0, int64
     } else {
         for (int64_t t = t0; t < t1; t++)
             for (int64_t i = 0, c = c0; c < H; i++, c += LANES)
-                sum[i] += load_left(dy + t * H + c, H - c) *
-                          (load_left(x + t * H + c, H - c) * rstd[t]);
+                sum[i] +=
+                    load_left(dy + t * H + c, H - c) * (load_left(x + t * H + c, H - c) * rstd[t]);
     }
     for (int64_t i = 0, c = c0; i < ROOM && c < H; i++, c += LANES)
         put_real_left(dw + c, sum[i], H - c, a->dw_add || t0 > 0);

@@ -11,15 +11,13 @@
 #ifndef KERNELS_CPU_VECTOR_PRODUCT_H
 #define KERNELS_CPU_VECTOR_PRODUCT_H
 
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_transpose.h"
 
 #if defined __AVX512F__
 enum { TILE_ROWS = 8, TILE_VECS = 3 };
 #else
 enum { TILE_ROWS = 4, TILE_VECS = 3 };
 #endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 struct product {
     int64_t rows, vecs, depth;
@@ -81,35 +79,11 @@ static inline void product(const struct product *p) {
     }
 }
 
-#if defined __AVX512F__
-#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
-#elif defined __AVX__
-#define COUNTING ((vi){0, 1, 2, 3, 4, 5, 6, 7})
-#else
-#define COUNTING ((vi){0, 1, 2, 3})
-#endif
-
-/* Swaps the blocks of `distance` x `distance` off the diagonal, in all blocks of twice the size. */
-INLINE void transpose_step(vf *r, const int distance) {
-    const vi there = (COUNTING & distance) != 0, low = COUNTING + (there & (LANES - distance)),
-             high = low + distance;
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) {
-        if (i & distance) continue;
-        const vf x = r[i], y = r[i + distance];
-        r[i] = __builtin_shuffle(x, y, low);
-        r[i + distance] = __builtin_shuffle(x, y, high);
-    }
-}
-
 /* r = LANES rows from `from`, as columns. */
-INLINE void transpose(vf *r, const float *from, int64_t row) {
+INLINE void transpose_rows(vf r[LANES], const float *from, int64_t row) {
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) r[i] = load_real(from + i * row);
-    if (LANES > 8) transpose_step(r, LANES / 2);
-    if (LANES > 4) transpose_step(r, 4);
-    transpose_step(r, 2);
-    transpose_step(r, 1);
+    transpose(r);
 }
 
 /* to[n,m] = from[m,n], both multiples of LANES. */
@@ -118,7 +92,7 @@ static inline void transpose_all(float *to, int64_t to_row, const float *from, i
     for (int64_t i = 0; i < m; i += LANES)
         for (int64_t j = 0; j < n; j += LANES) {
             vf r[LANES];
-            transpose(r, from + i * from_row + j, from_row);
+            transpose_rows(r, from + i * from_row + j, from_row);
 #pragma GCC unroll 16
             for (int k = 0; k < LANES; k++) store_real(to + (j + k) * to_row + i, r[k]);
         }

@@ -11,9 +11,7 @@
 #ifndef KERNELS_CPU_VECTOR_PRODUCTS_H
 #define KERNELS_CPU_VECTOR_PRODUCTS_H
 
-#include "kernels/cpu/vector.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu/vector_transpose.h"
 
 #if defined STORED_BF16 && defined __AVX512BF16__
 enum { PAIR = 2 };
@@ -99,8 +97,7 @@ INLINE void tile(const struct product *p, int64_t r0, int64_t v0, const int rows
         vf factor[WIDE];
 #pragma GCC unroll 8
         for (int w = 0; w < wide; w++)
-            factor[w] =
-                p->begin == SCALED ? load_real(p->factor + (v0 + w) * LANES) : vf_all(1);
+            factor[w] = p->begin == SCALED ? load_real(p->factor + (v0 + w) * LANES) : vf_all(1);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -149,36 +146,6 @@ static __attribute__((noinline, unused)) void product_of_rows(const struct produ
 
 static __attribute__((noinline, unused)) void product_of_columns(const struct product *p) {
     strips(p, true);
-}
-
-/* Turns LANES vectors of 32 bits around: lane i of vector j becomes lane j of vector i. Each step
- * swaps the two blocks off the diagonal, of half the size of the step before. */
-INLINE void turn(vf x[LANES]) {
-#if defined __AVX512F__
-    const __m512i lane =
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#pragma GCC unroll 4
-    for (int h = 8; h; h /= 2) {
-        const __m512i half = _mm512_set1_epi32(h);
-        const __mmask16 odd = _mm512_test_epi32_mask(lane, half);
-        /* indices from 16 on take from the second vector */
-        const __m512i low = _mm512_mask_add_epi32(lane, odd, lane, _mm512_set1_epi32(16 - h));
-        const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, half), odd, lane,
-                                                   _mm512_set1_epi32(16));
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            if (i & h) continue;
-            const __m512 a = (__m512)x[i], b = (__m512)x[i + h];
-            x[i] = (vf)_mm512_permutex2var_ps(a, low, b);
-            x[i + h] = (vf)_mm512_permutex2var_ps(a, high, b);
-        }
-    }
-#else
-    float all[LANES][LANES];
-    for (int i = 0; i < LANES; i++)
-        for (int j = 0; j < LANES; j++) all[i][j] = x[j][i];
-    memcpy(x, all, sizeof all);
-#endif
 }
 
 #endif

@@ -85,11 +85,9 @@ static void y_turned(stored *y, int64_t ldy, const float *from, int64_t n, int64
     for (int64_t p = 0; p < rows; p += LANES)
         for (int64_t i = 0; i < n; i += LANES) {
             vf r[LANES];
-            transpose(r, from + p * BLOCK + i, BLOCK);
+            transpose_rows(r, from + p * BLOCK + i, BLOCK);
             const int64_t tokens = least(LANES, n - i), left = rows - p;
-            for (int64_t k = 0; k < tokens; k++)
-                if (left >= LANES) store(y + (i + k) * ldy + p, r[k]);
-                else store_n(y + (i + k) * ldy + p, r[k], left);
+            for (int64_t k = 0; k < tokens; k++) store_left(y + (i + k) * ldy + p, r[k], left);
         }
 }
 
@@ -182,8 +180,8 @@ static void scan_unit(const struct scan_args *a, const struct unit *u) {
                                     .dt_max = (float)a->dt_max};
     }
     for (int64_t t = 0, n; t < a->L; t += n) {
-        n = least(BLOCK, a->L - t);
-        if (a->states) n = least(n, a->Q - t % a->Q);
+        /* Blocks end with chunks even if no states are kept, so that a replay has the same bits. */
+        n = least(least(BLOCK, a->L - t), a->Q - t % a->Q);
         shared_find(&shared, a, u, t, n);
         for (int64_t h = u->h0; h < u->h1; h++) {
             float *state = states + (h - u->h0) * size;

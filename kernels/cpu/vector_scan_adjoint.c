@@ -296,13 +296,11 @@ static void dx_put(const struct scan_adjoint_args *a, const struct worker *w, co
     for (int64_t from = 0; from < a->P; from += LANES)
         for (int64_t j = 0; j < b->n; j += LANES) {
             vf r[LANES];
-            transpose(r, w->r + from * BLOCK + j, BLOCK);
+            transpose_rows(r, w->r + from * BLOCK + j, BLOCK);
             const int64_t tokens = least(LANES, b->n - j), left = a->P - from;
             for (int64_t i = 0; i < tokens; i++) {
                 const vf v = r[i] * p->delta[j + i] + d * load_real(w->dy + (j + i) * rows + from);
-                stored *to = dx + (j + i) * u_width(a) + from;
-                if (left >= LANES) put(to, v, a->du_add);
-                else put_n(to, v, left, a->du_add);
+                put_left(dx + (j + i) * u_width(a) + from, v, left, a->du_add);
             }
         }
 }
@@ -427,8 +425,7 @@ static void token_put(const struct call *c, const struct unit *u, int64_t first,
                 const struct worker w = worker_of(c, first + part);
                 sum += load_real((which ? w.dc : w.db) + i * c->s.width + j);
             }
-            if (a->S - j >= LANES) put(to + j, sum, a->du_add);
-            else put_n(to + j, sum, a->S - j, a->du_add);
+            put_left(to + j, sum, a->S - j, a->du_add);
         }
 }
 
@@ -466,8 +463,7 @@ static void unit_end(const struct call *c, const struct unit *u) {
             const float *from = c->carry + (u->b * a->H + h) * c->s.carry + p * c->s.width;
             float *to = (float *)a->dstate_in + ((u->b * a->H + h) * a->P + p) * a->S;
             for (int64_t i = 0; i < a->S; i += LANES)
-                if (a->S - i >= LANES) put_real(to + i, load_real(from + i), a->dstate_in_add);
-                else put_real_n(to + i, load_real(from + i), a->S - i, a->dstate_in_add);
+                put_real_left(to + i, load_real(from + i), a->S - i, a->dstate_in_add);
         }
 }
 

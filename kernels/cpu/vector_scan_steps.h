@@ -20,14 +20,10 @@ static inline float step_row(float *s, const stored *b, const stored *c, int64_t
             sum[k] += v * load(c + at);
         }
     for (; i < n; i += LANES) {
-        const int64_t left = least(LANES, n - i);
-        const bool all = left == LANES;
-        const vf bv = all ? load(b + i) : load_n(b + i, left),
-                 cv = all ? load(c + i) : load_n(c + i, left);
-        const vf v = decay * (all ? load_real(s + i) : load_real_n(s + i, left)) + in * bv;
-        if (all) store_real(s + i, v);
-        else store_real_n(s + i, v, left);
-        sum[0] += v * cv;
+        const int64_t left = n - i;
+        const vf v = decay * load_real_left(s + i, left) + in * load_left(b + i, left);
+        store_real_left(s + i, v, left);
+        sum[0] += v * load_left(c + i, left);
     }
     return vf_sum(sum[0] + sum[1]);
 }

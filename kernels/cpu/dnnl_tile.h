@@ -1,6 +1,6 @@
-/* fast_matmul: oneDNN's product of one tile on the calling thread. */
-#ifndef KERNELS_CPU_FAST_MATMUL_H
-#define KERNELS_CPU_FAST_MATMUL_H
+/* dnnl_tile: oneDNN's product of one tile on the calling thread. */
+#ifndef KERNELS_CPU_DNNL_TILE_H
+#define KERNELS_CPU_DNNL_TILE_H
 
 #include "kernels/device.h"
 

@@ -1,0 +1,54 @@
+/* vector_transpose: LANES vectors turned around in registers: lane i of vector j becomes lane j of
+ * vector i. */
+#ifndef KERNELS_CPU_VECTOR_TRANSPOSE_H
+#define KERNELS_CPU_VECTOR_TRANSPOSE_H
+
+#include "kernels/cpu/vector.h"
+
+/* Lanes of x, then of y, by number: constants, or the compiler makes a detour by memory. */
+#if defined __clang__
+#define PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define PICK(x, y, ...) __builtin_shuffle(x, y, (vi){__VA_ARGS__})
+#endif
+
+/* clang-format off */
+#define FOUR(f, i, d) f(i, d), f((i) + 1, d), f((i) + 2, d), f((i) + 3, d)
+#if defined __AVX512F__
+#define EACH_LANE(f, d) FOUR(f, 0, d), FOUR(f, 4, d), FOUR(f, 8, d), FOUR(f, 12, d)
+#elif defined __AVX__
+#define EACH_LANE(f, d) FOUR(f, 0, d), FOUR(f, 4, d)
+#else
+#define EACH_LANE(f, d) FOUR(f, 0, d)
+#endif
+#define LANE_LOW(i, d) ((i) & (d) ? (i) - (d) + LANES : (i))
+#define LANE_HIGH(i, d) ((i) & (d) ? (i) + LANES : (i) + (d))
+
+/* Swaps the blocks of d x d off the diagonal, in all blocks of twice the size. */
+#define SWAP_BLOCKS(d) \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) { \
+        if (i & (d)) continue; \
+        const vf x = v[i], y = v[i + (d)]; \
+        v[i] = PICK(x, y, EACH_LANE(LANE_LOW, d)); \
+        v[i + (d)] = PICK(x, y, EACH_LANE(LANE_HIGH, d)); \
+    }
+
+INLINE void transpose(vf v[LANES]) {
+#if defined __AVX512F__
+    SWAP_BLOCKS(8)
+#endif
+#if defined __AVX__
+    SWAP_BLOCKS(4)
+#endif
+    SWAP_BLOCKS(2)
+    SWAP_BLOCKS(1)
+}
+/* clang-format on */
+#undef SWAP_BLOCKS
+#undef LANE_HIGH
+#undef LANE_LOW
+#undef EACH_LANE
+#undef FOUR
+#undef PICK
+
+#endif
