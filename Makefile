@@ -189,9 +189,10 @@ prepared = $(B)/flags $(B)/found.mk | $(B)/presets.inc $(B)/version.inc
 march_v3     := -march=x86-64-v3
 march_v4     := -march=x86-64-v4 -mprefer-vector-width=512
 march_v4bf16 := -march=x86-64-v4 -mavx512bf16 -mprefer-vector-width=512
+# -fwrapv: integers of vectors are patterns of bits there, and carry out of the sign.
 define room_rule
 $$(B)/$(CPU)/vector_%_$(1).o: $(CPU)/vector_%.c $$(prepared)
-	$$(call compile,-DREAL=float -DROOM=$(1) -ffp-contract=fast $$(if $$(filter %_bf16,$(1)),-DSTORED_BF16) $$(march_$(firstword $(subst _, ,$(1)))))
+	$$(call compile,-DREAL=float -DROOM=$(1) -ffp-contract=fast -fwrapv $$(if $$(filter %_bf16,$(1)),-DSTORED_BF16) $$(march_$(firstword $(subst _, ,$(1)))))
 endef
 $(foreach r,$(ROOMS),$(eval $(call room_rule,$(r))))
 $(B)/$(CPU)/fast_%_library_f32.o: $(CPU)/fast_%.c $(prepared)
