@@ -7,7 +7,7 @@ begin
 go model 0 1 "$TMP/model.yaml"
 printf 'run:\n  mode: generate\nmodel:\n  from: %s\ngenerate:\n  prompts: %s\n  max_new_tokens: 300\n  temperature: 1\n' "$TMP/model" "$TMP/prompts.jsonl" >"$TMP/generate.yaml"
 for i in $(seq 60); do echo "{\"ids\": [$i, 7, $((i + 9))]}"; done >"$TMP/prompts.jsonl"
-printf 'run:\n  mode: evaluate\nmodel:\n  from: %s\ntrain:\n  sequence_length: 31\nevaluate:\n  samples: 20000\n' "$TMP/model" >"$TMP/evaluate.yaml"
+printf 'run:\n  mode: evaluate\nmodel:\n  from: %s\ntrain:\n  sequence_length: 31\nevaluate:\n  samples: 4000000\n' "$TMP/model" >"$TMP/evaluate.yaml"
 says() { grep -q -E -- "$2" "$TMP/$1.log" && ok "$3" || fail "$3" "no '$2' in: $(tail -n 5 "$TMP/$1.log" | tr '\n' '|')"; }
 # wait_for FILE LINES: until it has so many, 20 s at most
 wait_for() { for _ in $(seq 400); do [ "$(cat "$1" 2>/dev/null | wc -l)" -ge "$2" ] && return; sleep 0.05; done; }
@@ -50,7 +50,7 @@ go one 3 1 "$TMP/generate.yaml" $long generate.prompts= 'generate.prompt_ids=[1,
 # evaluation: no number is left that is not that of the whole
 go evaluate 0 2 "$TMP/evaluate.yaml" evaluate.samples=10
 go evaluate 3 2 "$TMP/evaluate.yaml" run.walltime=0:0:2 && told evaluate "the time limit"
-says evaluate "loss so far 4\.6.* of 10000 rounds" evaluate-so-far
+says evaluate "loss so far 4\.6.* of 2000000 rounds" evaluate-so-far
 [ ! -e "$TMP/evaluate/evaluation.json" ] && ok no-half-evaluation || fail no-half-evaluation "$(cat "$TMP/evaluate/evaluation.json")"
 mpi 2 "$MESTAR" "$TMP/evaluate.yaml" run.output="$TMP/asked" >"$TMP/asked.log" 2>&1 </dev/null &
 pid=$!

@@ -16,6 +16,7 @@
 #include "io/corpora_files.h"
 #include "io/files.h"
 #include "kernels/die.h"
+#include "tests/place.h"
 
 static void one_line(const char *line, const char *expected, int64_t bytes) {
     char *copy = die_strdup(line);
@@ -84,12 +85,8 @@ static void test_lines_in_parts(void **unused) {
     const char *lines =
         "{\"text\":\"one\"}\n\n{\"text\":\"two\"}\r\n  \nnonsense\n{\"text\":\"three\"}";
     char path[300];
-    const char *tmp = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%s/mestar-lines-XXXXXX", tmp ? tmp : "/tmp");
     int64_t size = (int64_t)strlen(lines);
-    int fd = mkstemp(path);
-    if (fd < 0 || file_write_at(fd, lines, size, 0) != 0) die("cannot write %s", path);
-    close(fd);
+    place_file(path, sizeof path, "lines", lines, (size_t)size);
     struct text_file f = {.name = path, .size = size, .lines = true};
     for (int64_t a = 0; a <= size; a++)
         for (int64_t b = a; b <= size; b++) {

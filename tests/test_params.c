@@ -17,6 +17,7 @@
 #include "kernels/mistakes.h"
 #include "src/init.h"
 #include "src/model.h"
+#include "tests/place.h"
 
 /* ---------------------------------------------------------------- random models and meshes */
 
@@ -469,13 +470,10 @@ static const struct released released[] = {
 };
 
 static void settle_preset(struct deck *d, struct config *c, const char *name) {
-    char path[] = "/tmp/test_params_XXXXXX";
+    char path[300], text[100];
     struct mistakes m = {0};
-    int file = mkstemp(path);
-    assert_true(file >= 0);
-    FILE *f = fdopen(file, "w");
-    fprintf(f, "model:\n  preset: %s\n", name);
-    fclose(f);
+    int n = snprintf(text, sizeof text, "model:\n  preset: %s\n", name);
+    place_file(path, sizeof path, "params", text, (size_t)n);
     deck_read(d, path, 0, NULL, &m);
     config_settle(c, d, &m);
     unlink(path);

@@ -13,6 +13,7 @@
 #include "kernels/mistakes.h"
 #include "src/deck_rules.h"
 #include "src/engine.h"
+#include "tests/place.h"
 
 static const char text[] = "model:\n"
                            "  hybrid_override_pattern: \"MEM*EM-MEM*EM-\"\n"
@@ -40,11 +41,9 @@ struct lab {
 };
 
 static void open_lab(struct lab *l, int ranks, int n, char **overrides) {
-    char path[] = "build/test_staging_XXXXXX";
+    char path[300];
     memset(l, 0, sizeof *l);
-    int fd = mkstemp(path);
-    assert_true(fd >= 0 && write(fd, text, sizeof text - 1) == (ssize_t)sizeof text - 1);
-    close(fd);
+    place_file(path, sizeof path, "staging", text, sizeof text - 1);
     deck_read(&l->d, path, n, overrides, &l->m);
     unlink(path);
     config_settle(&l->c, &l->d, &l->m);

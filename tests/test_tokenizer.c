@@ -24,23 +24,8 @@
 #include "io/unicode.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
-
-static uint64_t state = 1;
-
-static uint32_t draw(uint32_t below) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)((state * 0x2545F4914F6CDD1Du >> 32) % below);
-}
-
-static struct tokenizer *opened(const char *path) {
-    struct mistakes m = {0};
-    struct tokenizer *t = tokenizer_open(path, &m);
-    mistakes_print(&m, stderr);
-    mistakes_free(&m);
-    return t;
-}
+#include "tests/place.h"
+#include "tests/tokenizing.h"
 
 static char *whole_file(const char *path, int64_t *n) {
     char why[WHY_BYTES], *s = file_text(path, (int64_t)1 << 34, n, why);
@@ -384,8 +369,8 @@ static const struct {
 
 static void test_refused(void **unused) {
     (void)unused;
-    char path[] = "/tmp/test_tokenizer.XXXXXX";
-    close(mkstemp(path));
+    char path[300];
+    place_file(path, sizeof path, "tokenizer", "", 0);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct mistakes m = {0};
         file_write(path, bad[i].file, strlen(bad[i].file));
@@ -417,12 +402,11 @@ static void test_refused(void **unused) {
 /* A file with some bytes changed is refused or works: it never leads astray. */
 static void damage(const char *folder) {
     int64_t n;
-    char *from = die_format("%s/tokenizer.json", folder), *s = whole_file(from, &n),
-         path[] = "/tmp/test_tokenizer.XXXXXX";
+    char *from = die_format("%s/tokenizer.json", folder), *s = whole_file(from, &n), path[300];
     static const char *const put[] = {"\"",   "{",        "}",       "[",    "]",        "null",
                                       "-1",   "99999999", "\\u0000", "true", "\"type\"", ",",
                                       "\xFF", "(",        "+",       "{3}"};
-    close(mkstemp(path));
+    place_file(path, sizeof path, "tokenizer", "", 0);
     for (int i = 0; i < (getenv("LONG") ? 400 : 12); i++) {
         struct utf8_text t = {0}, out = {0};
         struct mistakes m = {0};

@@ -18,23 +18,8 @@
 #include "io/unicode.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
-
-static uint64_t state = 1;
-
-static uint32_t draw(uint32_t below) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)((state * 0x2545F4914F6CDD1Du >> 32) % below);
-}
-
-static struct tokenizer *opened(const char *path) {
-    struct mistakes m = {0};
-    struct tokenizer *t = tokenizer_open(path, &m);
-    mistakes_print(&m, stderr);
-    mistakes_free(&m);
-    return t;
-}
+#include "tests/place.h"
+#include "tests/tokenizing.h"
 
 static void one_known(const struct known *k, const struct pattern *p, struct finder *f,
                       struct matcher *m) {
@@ -103,10 +88,8 @@ static void test_runaway(void **unused) {
                        "\"pre_tokenizer\": {\"type\": \"Split\", "
                        "\"pattern\": {\"Regex\": \"b|(a|a|aa)+[^a]\"}, \"behavior\": \"Isolated\", "
                        "\"invert\": false}}";
-    char path[] = "/tmp/test_tokenizer.XXXXXX", text[60];
-    int fd = mkstemp(path);
-    assert_int_equal(write(fd, file, strlen(file)), (ssize_t)strlen(file));
-    close(fd);
+    char path[300], text[60];
+    place_file(path, sizeof path, "pattern", file, strlen(file));
     struct tokenizer *t = opened(path);
     assert_non_null(t);
     struct encoder *e = encoder_make(t);

@@ -8,6 +8,7 @@
 
 #include <omp.h>
 
+#include "kernels/cpu/expert_product.h"
 #include "kernels/cpu/maths.h"
 
 #if defined HAVE_OPENBLAS && !defined HAVE_DNNL && !defined STORED_BF16
@@ -218,20 +219,8 @@ KERNEL(grouped_matmul) {
         for (int64_t e = 0; e < a->E; e++)
             for (int64_t j = 0; j < across; j++)
                 for (int64_t i = 0; i < down; i++) {
-                    const int64_t first = a->offset[e], rows = a->offset[e + 1] - first;
-                    if (i * c.rows >= rows) continue;
-                    one_tile(&(struct matmul_args){.a = (const stored *)a->x + first * K,
-                                                   .b = (const stored *)a->w + e * N * K,
-                                                   .c = (stored *)a->y + first * N,
-                                                   .c_add = a->y_add,
-                                                   .M = rows,
-                                                   .N = N,
-                                                   .K = K,
-                                                   .lda = K,
-                                                   .ldb = a->tb ? K : N,
-                                                   .ldc = N,
-                                                   .tb = a->tb},
-                             sizeof(stored) == sizeof(float), &c, i, j);
+                    const struct matmul_args m = expert_rows(a, e);
+                    if (i * c.rows < m.M) one_tile(&m, sizeof(stored) == sizeof(float), &c, i, j);
                 }
     }
 }
@@ -249,19 +238,8 @@ KERNEL(grouped_weight) {
         for (int64_t e = 0; e < a->E; e++)
             for (int64_t j = 0; j < across; j++)
                 for (int64_t i = 0; i < down; i++) {
-                    const int64_t first = a->offset[e];
-                    one_tile(&(struct matmul_args){.a = (const stored *)a->dy + first * N,
-                                                   .b = (const stored *)a->x + first * K,
-                                                   .c = (float *)a->dw + e * N * K,
-                                                   .c_add = a->dw_add,
-                                                   .M = N,
-                                                   .N = K,
-                                                   .K = a->offset[e + 1] - first,
-                                                   .lda = N,
-                                                   .ldb = K,
-                                                   .ldc = K,
-                                                   .ta = 1},
-                             true, &c, i, j);
+                    const struct matmul_args m = expert_weight(a, e);
+                    one_tile(&m, true, &c, i, j);
                 }
     }
 }

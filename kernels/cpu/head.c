@@ -1,6 +1,7 @@
 /* head: the products with the word table and the loss over them, C tokens at a time, so that tokens
  * x words is never held. Where the words are split over ranks, each gives its own log-sum and the
  * target's logit if it has it; word_loss combines them. */
+#include "kernels/cpu/head_word.h"
 #include "kernels/cpu/maths.h"
 
 void KERNEL_NAME(matmul)(const void *args);
@@ -19,11 +20,6 @@ static void chunk_logits(real *logits, const real *x, const real *w, int64_t t0,
                            .ldb = H,
                            .ldc = V,
                            .tb = 1});
-}
-
-/* Where the target is among our words, or -1. */
-static int64_t word_here(int32_t target, int64_t first, int64_t V) {
-    return target >= 0 && target >= first && target < first + V ? target - first : -1;
 }
 
 KERNEL(head) {

@@ -1,6 +1,7 @@
 /* matmul: c = op(a) op(b), and the same for each expert's rows. The definition: one sum in double
  * per element, in the order of k. It is cut into tiles so that operands are met in the cache, which
  * changes no bit. */
+#include "kernels/cpu/expert_product.h"
 #include "kernels/cpu/maths.h"
 
 enum { ROWS = 32, WIDTH = 32, DEPTH = 64 };
@@ -65,35 +66,15 @@ KERNEL(matmul_weight) {
 KERNEL(grouped_matmul) {
     if (!a->y) return;
     for (int64_t e = 0; e < a->E; e++) {
-        const int64_t first = a->offset[e];
-        matmul_body(&(struct matmul_args){.a = (const real *)a->x + first * a->K,
-                                          .b = (const real *)a->w + e * a->N * a->K,
-                                          .c = (real *)a->y + first * a->N,
-                                          .c_add = a->y_add,
-                                          .M = a->offset[e + 1] - first,
-                                          .N = a->N,
-                                          .K = a->K,
-                                          .lda = a->K,
-                                          .ldb = a->tb ? a->K : a->N,
-                                          .ldc = a->N,
-                                          .tb = a->tb});
+        const struct matmul_args m = expert_rows(a, e);
+        matmul_body(&m);
     }
 }
 
 KERNEL(grouped_weight) {
     if (!a->dw) return;
     for (int64_t e = 0; e < a->E; e++) {
-        const int64_t first = a->offset[e];
-        matmul_body(&(struct matmul_args){.a = (const real *)a->dy + first * a->N,
-                                          .b = (const real *)a->x + first * a->K,
-                                          .c = (real *)a->dw + e * a->N * a->K,
-                                          .c_add = a->dw_add,
-                                          .M = a->N,
-                                          .N = a->K,
-                                          .K = a->offset[e + 1] - first,
-                                          .lda = a->N,
-                                          .ldb = a->K,
-                                          .ldc = a->K,
-                                          .ta = 1});
+        const struct matmul_args m = expert_weight(a, e);
+        matmul_body(&m);
     }
 }

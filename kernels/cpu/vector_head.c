@@ -5,6 +5,7 @@
  * The products are the best ones of this level (kernels/cpu/fast.def). */
 #include <float.h>
 
+#include "kernels/cpu/head_word.h"
 #include "kernels/cpu/table.h"
 #include "kernels/cpu/vector.h"
 
@@ -42,11 +43,6 @@ static void chunk_logits(float *logits, const stored *x, const stored *w, int64_
                                                        .ldb = H,
                                                        .ldc = V,
                                                        .tb = 1});
-}
-
-/* Where the target is among our words, or -1. */
-static int64_t word_here(int32_t target, int64_t first, int64_t V) {
-    return target >= 0 && target >= first && target < first + V ? target - first : -1;
 }
 
 /* log of the sum of exponentials. Each lane keeps the largest it has met and the sum below it, and

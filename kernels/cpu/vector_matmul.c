@@ -3,6 +3,7 @@
  * number of threads. */
 #include <omp.h>
 
+#include "kernels/cpu/expert_product.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/product_few.h"
 
@@ -106,20 +107,9 @@ KERNEL(grouped_matmul) {
     for (int64_t e = 0; e < a->E; e++)
         for (int64_t j = 0; j < across; j++)
             for (int64_t i = 0; i < down; i++) {
-                const int64_t first = a->offset[e], rows = a->offset[e + 1] - first;
-                const struct product p = {.a = (const stored *)a->x + first * K,
-                                          .b = (const stored *)a->w + e * N * K,
-                                          .c = (stored *)a->y + first * N,
-                                          .add = a->y_add,
-                                          .wide = sizeof(stored) == sizeof(float),
-                                          .M = rows,
-                                          .N = N,
-                                          .K = K,
-                                          .lda = K,
-                                          .ldb = a->tb ? K : N,
-                                          .ldc = N,
-                                          .tb = a->tb != 0};
-                if (i * c.rows < rows) one_piece(&p, &c, i, j);
+                const struct matmul_args m = expert_rows(a, e);
+                const struct product p = PRODUCT_OF(&m, sizeof(stored) == sizeof(float));
+                if (i * c.rows < m.M) one_piece(&p, &c, i, j);
             }
 }
 
@@ -132,19 +122,8 @@ KERNEL(grouped_weight) {
     for (int64_t e = 0; e < a->E; e++)
         for (int64_t j = 0; j < across; j++)
             for (int64_t i = 0; i < down; i++) {
-                const int64_t first = a->offset[e];
-                const struct product p = {.a = (const stored *)a->dy + first * N,
-                                          .b = (const stored *)a->x + first * K,
-                                          .c = (float *)a->dw + e * N * K,
-                                          .add = a->dw_add,
-                                          .wide = true,
-                                          .M = N,
-                                          .N = K,
-                                          .K = a->offset[e + 1] - first,
-                                          .lda = N,
-                                          .ldb = K,
-                                          .ldc = K,
-                                          .ta = 1};
+                const struct matmul_args m = expert_weight(a, e);
+                const struct product p = PRODUCT_OF(&m, true);
                 one_piece(&p, &c, i, j);
             }
 }
