@@ -6,6 +6,7 @@
 #define SRC_ENGINE_H
 
 #include "parallel/groups.h"
+#include "src/host_batch.h"
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
@@ -32,28 +33,6 @@ struct engine {
     bool has_weights; /* weights is open: the model came from a folder */
     void *loss_sum;   /* struct exact on the device */
 };
-
-/* One micro-batch in host memory: rows * length of each, rows being pieces of sequences where these lie on
- * several ranks (parallel/context_parallel.h). weight: 1 where the token's target counts, else 0.
- * whole_start: the starts of all tokens of the sequences, where a layer meets those (host_batch_whole). */
-struct host_batch {
-    int64_t rows, length;
-    int32_t *ids, *start, *target, *whole_start;
-    double *weight;
-};
-
-/* The sequences as this rank's batches hold them: `rows` of `length` tokens each. */
-struct host_batch host_batch_shape(const struct engine *e, int64_t rows, int64_t length);
-/* With memory for its tokens, whose number is not 0. */
-struct host_batch host_batch_make(const struct engine *e, int64_t rows, int64_t length);
-void host_batch_free(struct host_batch *b);
-/* Whether the starts of whole sequences are needed. */
-bool host_batch_whole(const struct engine *e);
-/* Puts sequence number `row` of a batch there: the tokens of it that are this rank's. start: counted from the
- * sequence's first token. Returns how many targets count. */
-int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row,
-                       const int32_t *ids, const int32_t *start, const int32_t *target,
-                       const double *weight);
 
 /* Settles the model from its folder, if it has one, so that what its tensors decide is decided;
  * before the mesh is checked. Every rank on its own. -1 after telling m. */

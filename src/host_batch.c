@@ -1,4 +1,5 @@
-/* Micro-batches in host memory: the rank's part of sequences (src/engine.h). */
+#include "src/host_batch.h"
+
 #include <stdlib.h>
 #include <string.h>
 
