@@ -260,7 +260,8 @@ static void embedding_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dy = tape_grad_out(n, 0), .dw = dw, .dw_add = add, .T = y->rows, .H = y->width,
                    .V = w->rows, .first = n->size[0]);
 }
-static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT(0), 0, BIT(1)};
+static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT(0), 0,
+                                            BIT(1) | TOGETHER};
 
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first) {
     struct tensor *w = tape_use(t, table, ids);

@@ -227,6 +227,10 @@ static void grad_drop(struct tensor *x) {
     x->has_grad = false;
 }
 
+void tape_gradient_drop(struct tensor *x) {
+    grad_drop(x);
+}
+
 static void note_release(struct note *n) {
     for (int i = 0; i < n->n_in; i++)
         if (n->in[i] && n->op->reads_in >> i & 1) tensor_release(n->in[i]);

@@ -118,6 +118,8 @@ struct tensor *tape_input(struct tape *t, const char *label, int64_t rows, int64
 struct tensor *tape_input_from(struct tape *t, struct tensor *y);
 /* The gradient of such an x of another tape, as a value on this one. */
 struct tensor *tape_gradient_of(struct tape *t, const struct tensor *x);
+/* Nobody will read the gradient of such an x again. */
+void tape_gradient_drop(struct tensor *x);
 /* A tensor over memory that is not the tape's (tokens, a state kept between calls). */
 struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype dtype,
                            int64_t rows, int64_t width, const struct layout *l);

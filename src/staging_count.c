@@ -69,12 +69,17 @@ static struct stage_work run_stage(struct room *r, const struct stage *s, unsign
     double before = 0;
     int64_t rows = stream_rows(t, b->rows * b->length), width = r->model.config->keys.hidden_size;
     struct tensor *x = s->embeds ? NULL : tape_input(t, "stream", rows, width, &l);
+    int64_t stream = (int64_t)arena_round((size_t)(rows * width) * dtype_size(t->stored));
     since(&r->device, &before);
     struct tensor *y = model_stage(&r->model, t, s, b, &pass, x, END_LOSSES);
     w.forward = since(&r->device, &before);
+    w.kept = (int64_t)r->work.live - (s->heads ? 0 : stream); /* what it made is the next one's */
+    if (!s->heads) tensor_drop(t, y);
     if (s->heads) tape_backward(t, y, 1, mask);
     else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), mask);
     w.input = since(&r->device, &before);
+    if (x) tape_gradient_drop(x);
+    w.between = (int64_t)r->work.live;
     tape_backward_weights(t);
     w.weight = since(&r->device, &before);
     tape_clear(t);
