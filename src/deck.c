@@ -6,10 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "io/files.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/deck_table.h"
 
 enum { DEEPEST = 16, MOST_FILES = 64 };

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "kernels/tape_segment.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 
@@ -170,6 +171,7 @@ struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *
                            enum model_end end) {
     struct layout l = token_layout();
     t->pass = pass;
+    t->again = m->again;
     pass->batch = (struct batch){
         b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
     if (s->embeds) x = embed(m, t, b);

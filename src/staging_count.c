@@ -7,6 +7,7 @@
 #include "parallel/tensor_parallel.h"
 #include "src/deck.h"
 #include "src/model.h"
+#include "src/recompute.h"
 
 const struct stage_work *counted_layer(const struct counted *k, char kind) {
     return &k->layer[strchr(k->kinds, kind) - k->kinds];
@@ -40,7 +41,8 @@ static void room_init(struct room *r, const struct deck *d, const struct config 
     device_dry(&r->device);
     struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
     for (int i = 0; i < 4; i++) arena_init(all[i], "counted", &r->device);
-    model_init(&r->model, c, shape, 0, NULL, !strcmp(d->memory.recompute, "full"));
+    model_init(&r->model, c, shape, 0, NULL, recompute_layers(d));
+    r->model.again = recompute_ops(d);
     model_allocate(&r->model, &r->device, &r->values, &r->grads, NULL, stored);
     void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight};
     r->batch.rows = d->train.micro_batch;
