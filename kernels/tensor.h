@@ -90,6 +90,8 @@ struct tensor {
     struct layout layout;
     struct tensor *of; /* a view of these columns of another tensor */
     int64_t of_column;
+    struct tensor *same; /* shares that tensor's numbers, unchanged; or NULL */
+    int run; /* made by that run of an op that can be run again (tape_again.h), from 1 */
     struct param *param; /* a parameter in use */
 };
 

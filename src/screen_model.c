@@ -8,6 +8,7 @@
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/plan_pipeline.h"
+#include "src/recompute.h"
 #include "src/screen.h"
 #include "src/units.h"
 
@@ -176,7 +177,9 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
     char *title =
         die_format("Layout  %s%sdata %d x tensor %d%s%s", stages ? stages : "", stages ? " x " : "",
                    s->data, s->tensor, r->engine->deck->parallel.sequence ? ", sequence" : "",
-                   strcmp(r->engine->deck->memory.recompute, "full") ? "" : ", recompute");
+                   recompute_layers(r->engine->deck) ? ", recompute"
+                   : recompute_ops(r->engine->deck)  ? ", recompute chosen"
+                                                     : "");
     say(o, "\n%-32s %10s %10s %9s %11s %8s %9s", title, "parameters", "gradients", "moments",
         "activations", "scratch", gib ? "sum GiB" : "sum MiB");
     say_groups(o, h, gib ? 1073741824.0 : 1048576.0);
