@@ -189,11 +189,6 @@ static void check_pipeline(const struct deck *d, struct mistakes *m) {
          is(p->schedule, "zbv") && p->virtual_stages != 1 && p->virtual_stages != 2,
          "%" N ", but schedule zbv has 2 stages a rank; give 2, or leave it out",
          p->virtual_stages);
-    RULE("parallel.pipeline", p->pipeline > 1 && is(d->run.mode, "generate"),
-         "%" N
-         ": generation is not built for pipelines; 1 would do, and parallel.tensor splits the "
-         "model too",
-         p->pipeline);
     if (!*p->stages) return;
     RULE("parallel.stages", bars + 1 != stages,
          "has %" N " stages; pipeline %" N " x %" N " stage%s a rank needs %" N ", %" N

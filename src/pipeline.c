@@ -268,7 +268,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     struct timer *timer = e->comm->timer;
     int stage = schedule_stage(&p->schedule.shape, e->parallel.at.pipeline, a->chunk);
     bool computes = action_computes(a->kind);
-    if (p->stages->n > 1) tell(a);
+    tell(a);
     comm_progress(e->comm);
     int64_t since = trace_now();
     if (computes) timer_enter(timer, a->kind == ACTION_FORWARD ? RANGE_FORWARD : RANGE_BACKWARD);

@@ -49,7 +49,7 @@ void pipeline_free(struct pipeline *p);
  * losses go to the engine's loss_sum on the last stage, gradients to the parameters. */
 void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass);
 
-/* The idle share that the last schedule has by counted work; 0 before there is one. */
+/* The idle share that the last schedule has by planned time; 0 before there is one. */
 double pipeline_idle(const struct pipeline *p);
 
 #endif
