@@ -103,8 +103,9 @@ struct attention_gradients { /* of q, k, v, k_past, v_past; NULL: not wanted */
     void *p[5];
     int add[5];
 };
+/* noted: what is run is noted next, and may be run again (tape_again.h). */
 void attention_run(struct tape *t, enum dtype d, const struct attention_block *a, void *o,
-                   void *lse);
+                   void *lse, bool noted);
 void attention_run_adjoint(struct tape *t, enum dtype d, const struct attention_block *a,
                            const void *o, const void *lse, const void *go,
                            const struct attention_gradients *g);

@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
 
 enum { Q, K, V, START, K_PAST, V_PAST, LSE };
 
@@ -31,18 +32,39 @@ static size_t forward_scratch(int64_t rows, int64_t length, int64_t heads, int64
 /* Kernels of a block of queries and keys; ops.def says what they compute. */
 
 void attention_run(struct tape *t, enum dtype d, const struct attention_block *a, void *o,
-                   void *lse) {
+                   void *lse, bool noted) {
     const int64_t keys = a->past + (a->away ? 0 : a->length);
     const int64_t C =
         pieces(a->rows * a->kv * query_blocks(a->length, a->heads, a->kv), keys / FEW_KEYS);
     const size_t needed = forward_scratch(a->rows, a->length, a->heads, a->kv, a->head_dim, C);
     struct piece *piece = NULL;
     void *scratch = needed ? scratch_take(t, needed * dtype_size(t->real), &piece) : NULL;
-    DEVICE_RUN(t->device, attention, d, .q = a->q, .k = a->k, .v = a->v, .start = a->start,
-               .k_past = a->k_past, .v_past = a->v_past, .o = o, .lse = lse, .scratch = scratch,
-               .B = a->rows, .L = a->length, .P = a->past, .H = a->heads, .G = a->kv,
-               .D = a->head_dim, .ldq = a->ldq, .ldk = a->ldk, .ldv = a->ldv, .ldp = a->ldp, .C = C,
-               .away = a->away, .scale = 1 / sqrt((double)a->head_dim));
+    const struct attention_args args = {
+        .q = a->q,
+        .k = a->k,
+        .v = a->v,
+        .start = a->start,
+        .k_past = a->k_past,
+        .v_past = a->v_past,
+        .o = o,
+        .lse = lse,
+        .scratch = scratch,
+        .B = a->rows,
+        .L = a->length,
+        .P = a->past,
+        .H = a->heads,
+        .G = a->kv,
+        .D = a->head_dim,
+        .ldq = a->ldq,
+        .ldk = a->ldk,
+        .ldv = a->ldv,
+        .ldp = a->ldp,
+        .C = C,
+        .away = a->away,
+        .scale = 1 / sqrt((double)a->head_dim),
+    };
+    if (noted) tape_run(t, OP_attention, d, &args);
+    else device_run(t->device, OP_attention, d, &args);
     if (piece) scratch_give(t, piece);
 }
 
@@ -93,7 +115,8 @@ static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
     attention_run_adjoint(t, n->in[Q]->dtype, &a, n->out[0]->data, n->in[LSE]->data,
                           tape_grad_out(n, 0), &g);
 }
-static const struct tape_op op_attention = {"attention", attention_backward, 127, 1, 0};
+static const struct tape_op op_attention = {"attention", attention_backward, 127, 1,
+                                            0,           AGAIN(attention)};
 
 struct layout attention_layout(const struct batch *b, struct tensor *q, struct tensor *k,
                                struct tensor *v, int64_t head_dim, struct tensor *k_past,
@@ -126,7 +149,7 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
     struct tensor *in[] = {q, k, v, b->start, k_past, v_past, lse};
     const int64_t size[] = {b->rows, b->length, past, heads, kv, head_dim, ldp};
     const struct attention_block a = block_of(in, size);
-    attention_run(t, q->dtype, &a, o->data, lse->data);
+    attention_run(t, q->dtype, &a, o->data, lse->data, true);
     struct note *n = tape_note(t, &op_attention, 7, in, 1, &o);
     if (n)
         for (int i = 0; i < 7; i++) n->size[i] = size[i];

@@ -136,7 +136,7 @@ static void meet(const struct ring *r, int source, const struct tensor *q, const
     for (int64_t i = 0; next_meeting(r, source, &i, &m);) {
         const struct attention_block a = met_block(r, &m, q->data, q->stride, kv);
         const int64_t first = m.at * r->length;
-        attention_run(t, r->d, &a, part, part_lse);
+        attention_run(t, r->d, &a, part, part_lse, false);
         DEVICE_RUN(t->device, attention_merge, r->d, .more = part, .lse_more = part_lse,
                    .o = moved(o, first * r->q, t->real),
                    .lse = moved(lse, first * r->heads, t->real), .T = r->length, .H = r->heads,
@@ -162,7 +162,7 @@ static void forward(const struct ring *r, const struct tensor *q, const struct t
         if (s + 1 < r->C) turn_start(r, &turn, kv[s % 2], kv[(s + 1) % 2], bytes);
         if (s == 0) {
             const struct attention_block a = own_block(r, q->data, q->stride, kv[0]);
-            attention_run(t, r->d, &a, o->data, lse->data);
+            attention_run(t, r->d, &a, o->data, lse->data, false);
             comm_progress(t->parallel->comm);
             if (sum != o->data) DEVICE_RUN(t->device, widen, r->d, .x = o->data, .y = sum, .n = n);
         }
@@ -301,7 +301,7 @@ static void ring_adjoint(struct tape *t, struct note *n, unsigned mask) {
     give(&r, moved(dkv[0], r.tokens * r.k, t->real), v, grad[2], add[2]);
     for (int i = 7; i >= 0; i--) scratch_give(t, piece[i]);
 }
-static const struct tape_op op_ring = {"ring attention", ring_adjoint, 31, 1, 0};
+static const struct tape_op op_ring = {"ring attention", ring_adjoint, 31, 1, 0, 0};
 
 struct tensor *context_attention(struct tape *t, const struct batch *b, struct tensor *q,
                                  struct tensor *k, struct tensor *v, int64_t head_dim) {

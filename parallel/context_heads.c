@@ -127,7 +127,7 @@ static void to_heads_adjoint(struct tape *t, struct note *n, unsigned mask) {
     const struct swap w = swap_of(t, x->dtype, n->size[0], n->size[1], k, s);
     swap_run(&w, dx, x->stride, tape_grad_out(n, 0), false, add);
 }
-static const struct tape_op op_to_heads = {"to_heads", to_heads_adjoint, 0, 0, 0};
+static const struct tape_op op_to_heads = {"to_heads", to_heads_adjoint, 0, 0, 0, 0};
 
 struct tensor *context_to_heads(struct tape *t, const struct batch *b, struct tensor *x, int n,
                                 const struct heads_segment *s) {
@@ -165,7 +165,7 @@ static void from_heads_adjoint(struct tape *t, struct note *n, unsigned mask) {
     copy_rows(t, y->dtype, all, numbers, dy, numbers, 1, numbers, 1);
     scratch_give(t, piece);
 }
-static const struct tape_op op_from_heads = {"from_heads", from_heads_adjoint, 0, 0, 0};
+static const struct tape_op op_from_heads = {"from_heads", from_heads_adjoint, 0, 0, 0, 0};
 
 struct tensor *context_from_heads(struct tape *t, const struct batch *b, struct tensor *y) {
     struct layout l = layout_join("from_heads", 1, &y);
@@ -206,7 +206,7 @@ static void weight_adjoint(struct tape *t, struct note *n, unsigned mask) {
     void *dw = tape_grad_in(t, n, 0, mask, NULL);
     if (dw) weight_rows(t, dw, tape_grad_out(n, 0), n->in[0]->width, k, s, false);
 }
-static const struct tape_op op_weight = {"heads_weight", weight_adjoint, 0, 0, 1};
+static const struct tape_op op_weight = {"heads_weight", weight_adjoint, 0, 0, 1, 0};
 
 struct tensor *context_heads_weight(struct tape *t, struct param *p, struct tensor *x, int n,
                                     const struct heads_segment *s) {

@@ -103,7 +103,7 @@ static void halo_adjoint(struct tape *t, struct note *n, unsigned mask) {
     if (!add) zero_rows(t, x->dtype, dx, x->rows, x->width, x->stride);
     halo_run(&h, dx, x->stride, tape_grad_out(n, 0), false);
 }
-static const struct tape_op op_halo = {"halo", halo_adjoint, 0, 0, 0};
+static const struct tape_op op_halo = {"halo", halo_adjoint, 0, 0, 0, 0};
 
 struct tensor *context_halo(struct tape *t, const struct batch *b, struct tensor *x,
                             int64_t columns) {
@@ -251,9 +251,13 @@ static void state_adjoint(struct tape *t, struct note *n, unsigned mask) {
     }
     tape_grad_pass(t, n, 0, Y, mask);
 }
-static const struct tape_op op_state = {
-    "context state", state_adjoint,
-    1u << U | 1u << DT | 1u << A_LOG | 1u << DT_BIAS | 1u << START | 1u << DECAYS, 0, 0};
+static const struct tape_op op_state = {"context state",
+                                        state_adjoint,
+                                        1u << U | 1u << DT | 1u << A_LOG | 1u << DT_BIAS |
+                                            1u << START | 1u << DECAYS,
+                                        0,
+                                        0,
+                                        0};
 
 struct tensor *context_scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                             struct tensor *u, struct tensor *dt, struct param *a_log,

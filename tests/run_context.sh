@@ -55,7 +55,7 @@ while [ $i -lt "$draws" ]; do
     pick ring heads auto; attention=$picked; pick state heads; mamba=$picked
     # exchanged heads must come out even on every rank
     own=$((kv > t ? kv / t : 1)); [ $((own % c)) = 0 ] || [ $((c % own)) = 0 ] || { attention=ring; mamba=state; }
-    pick none full; recompute=$picked; pick fp64 fp64 fp32 bf16; recipe=$picked; pick 24 72; length=$picked; pick 1 2; micro=$picked
+    pick none none selective full; recompute=$picked; pick fp64 fp64 fp32 bf16; recipe=$picked; pick 24 72; length=$picked; pick 1 2; micro=$picked
     [ $((4 % (micro * d))) = 0 ] || micro=1
     [ $p = 1 ] && kind=1f1b || { pick 1f1b zero-bubble zbv; kind=$picked; }
     pick true false false; debug=$picked

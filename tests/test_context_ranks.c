@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "kernels/tape_segment.h"
 #include "parallel/context_attention.h"
 #include "parallel/context_heads.h"
 #include "parallel/context_mamba.h"
