@@ -120,12 +120,12 @@ static void chain(struct transfer *t) {
 /* --------------------------------------------------------------------------- writing the lists */
 
 struct slots {
-    int n, room;
+    int n, room, low; /* low: those below are used */
     char *used;
 };
 
 static int take_slot(struct slots *s) {
-    int i = 0;
+    int i = s->low;
     while (i < s->n && s->used[i]) i++;
     if (i == s->n) {
         if (s->n == s->room) {
@@ -135,6 +135,7 @@ static int take_slot(struct slots *s) {
         s->n++;
     }
     s->used[i] = 1;
+    s->low = i + 1;
     return i;
 }
 
@@ -146,6 +147,7 @@ static void start(struct schedule *out, int rank, struct slots *s, struct action
 static void wait(struct schedule *out, int rank, struct slots *s, struct action a) {
     a.kind += ACTION_WAIT;
     s->used[a.slot] = 0;
+    if (a.slot < s->low) s->low = a.slot;
     schedule_add(out, rank, a);
 }
 
