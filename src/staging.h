@@ -1,10 +1,11 @@
 /* staging: which layers each stage of the pipeline computes, and what that costs.
  *
- * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck draws
- * it (parallel.stages), else so that the slowest stage is as fast as can be. For that the time of a
- * layer is counted: each kind that the model has runs once, forward and back, on the dry device,
- * with this deck's micro-batch and mesh. The counts also order and time the schedule. Everything
- * here is a function of deck, model and mesh, the same on every rank; so nothing is measured. */
+ * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck
+ * draws it (parallel.stages), else so that the slowest stage is as fast as can be. For that the
+ * time of a layer is counted: each kind that the model has runs once, forward and back, on the dry
+ * device, with this deck's micro-batch and mesh. The counts also order and time the schedule.
+ * Everything here is a function of deck, model and mesh, the same on every rank; so nothing is
+ * measured. */
 #ifndef SRC_STAGING_H
 #define SRC_STAGING_H
 
