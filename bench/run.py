@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make bench: how fast mestar is, beside what else there is on this machine.
 
-    bench/run.py [GOAL ...] [--configs a,b,c] [--threads N] [--rounds N] [--python PYTHON] [--llama LLAMA_BENCH] [--before COMMAND] [--out FOLDER]
+    bench/run.py [GOAL ...] [--configs a,b,c] [--recipes fp32,bf16] [--threads N] [--rounds N] [--python PYTHON] [--llama LLAMA_BENCH] [--before COMMAND] [--out FOLDER]
 
 Goals: ops layers steps generation starts ranks lengths; all of them if none is named. Called from the top folder, after make.
 bench/README.md says what each of them measures."""
@@ -19,10 +19,13 @@ def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("goals", nargs="*", metavar="GOAL", help=" ".join(GOALS))
     p.add_argument("--configs", default="a,b,c")
+    p.add_argument("--recipes", default="fp32,bf16")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--python", default="build/venv/bin/python", help="a Python with torch and transformers")
     p.add_argument("--llama", default="", help="llama-bench, within its folder of sources")
+    p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time training steps by the processor time of one thread, "
+                   "which programs of other people disturb less")
     p.add_argument("--before", default="", help="a command that starts every program that is raced: taskset, numactl, a lock")
     p.add_argument("--out", default="build/bench")
     p.add_argument("--program", default="./mestar")
@@ -31,6 +34,7 @@ def arguments():
     for g in a.goals:
         if g not in GOALS: p.error(f"{g} is none of {' '.join(GOALS)}")
     a.goals, a.configs = a.goals or GOALS, a.configs.split(",")
+    if a.clock == "cpu": a.threads = 1
     return a
 
 
@@ -41,8 +45,7 @@ class Bench:
         self.env = {"OMP_NUM_THREADS": str(a.threads)}
         self.python = a.python if a.python and shutil.which(a.python) else None
         self.llama = a.llama if a.llama and shutil.which(a.llama) else None
-        recipes = subprocess.run([a.program, "keys", "precision.recipe"], capture_output=True, text=True).stdout
-        self.recipes = ["fp32"] + (["bf16"] if re.search(r"\bbf16\b", recipes) else [])
+        self.recipes = a.recipes.split(",")
         found = open(os.path.join(a.build, "found.mk")).read()
         self.mpirun = [re.search(r"^MPIRUN := (.*)", found, re.M)[1]]
         if "MPI_KIND := openmpi" in found:
@@ -69,6 +72,12 @@ class Bench:
         if not os.path.exists(folder + "/config.json"): self.mestar(config, f"model-{config}", "train.steps=0", "checkpoint.interval=1")
         return folder
 
+    def train_cpu(self, config, recipe):
+        folder, _, peak = self.mestar(config, f"train-{config}-{recipe}", "run.mode=bench", f"precision.recipe={recipe}", threads=1)
+        told = json.load(open(folder + "/bench.json"))
+        step, best = told["step"], told["machine"]["peak_" + recipe]
+        return {"speed": 4 * 512 / step["seconds"], "memory": peak, "mfu": step["work"] / step["seconds"] / best}
+
     def train(self, config, recipe, *more, ranks=0, threads=None, name="train"):
         tokens = 4 * 512
         folder, _, peak = self.mestar(config, f"{name}-{config}-{recipe}", f"train.steps={STEPS}", f"precision.recipe={recipe}", *more, ranks=ranks, threads=threads)
@@ -76,7 +85,7 @@ class Bench:
         return {"speed": tokens / median([s["step_seconds"] for s in steps]), "memory": peak, "mfu": median([s["mfu"] for s in steps])}
 
     def peer_train(self, config, recipe):
-        out, _, peak = run(self.before + [self.python, "bench/peer_train.py", self.model(config), "--steps", STEPS, "--dtype", recipe, "--threads", self.a.threads])
+        out, _, peak = run(self.before + [self.python, "bench/peer_train.py", self.model(config), "--steps", STEPS, "--dtype", recipe, "--threads", self.a.threads, "--clock", self.a.clock])
         seconds = json.loads(out.splitlines()[-1])["step_seconds"][1:]
         return {"speed": 4 * 512 / median(seconds), "memory": peak}
 
@@ -145,7 +154,7 @@ class Bench:
         self.report.heading(heading)
         self.report.say(f"Medians of {self.a.rounds} interleaved rounds on {self.a.threads} threads; {unit}. x: how many times as fast mestar is; peak MiB: of the process; "
                         "of it: mestar's memory, as a share; apart: range of the rounds over their median; % of peak: of the products this processor could do.")
-        self.report.table(["", "", *[x for f in figures for x in (f, "x")], "peak MiB", "of it", "apart", "% of peak"], names=max(len(what) for what, _ in entries))
+        self.report.table(["", "", *[x for f in figures for x in (f, "x")], "peak MiB", "of it", "apart", "% of peak"], names=max(12, *(len(what) for what, _ in entries)))
 
         def rows(what, programs, got):
             own, _ = programs[0]
@@ -164,10 +173,12 @@ class Bench:
         entries = []
         for config in self.a.configs:
             for recipe in self.recipes:
-                programs = [("mestar", lambda c=config, r=recipe: self.train(c, r, "train.global_batch=4"))]
+                one = (lambda c=config, r=recipe: self.train_cpu(c, r)) if self.a.clock == "cpu" else (lambda c=config, r=recipe: self.train(c, r, "train.global_batch=4"))
+                programs = [("mestar", one)]
                 if self.python: programs.append(("transformers", lambda c=config, r=recipe: self.peer_train(c, r)))
                 entries.append((f"{config} {recipe}", programs))
-        self.race_table("Training steps", entries, ["speed"], "4 sequences of 512 tokens, AdamW, tokens a second")
+        clock = "tokens a second" + (" of processor time" if self.a.clock == "cpu" else "")
+        self.race_table("Training steps", entries, ["speed"], f"4 sequences of 512 tokens, AdamW, {clock}")
 
     def generation(self):
         entries = []
