@@ -23,11 +23,6 @@ static int64_t query_blocks(int64_t length, int64_t heads, int64_t kv) {
     return (length * (heads / kv) + LANES - 1) / LANES;
 }
 
-static size_t forward_scratch(int64_t rows, int64_t length, int64_t heads, int64_t kv, int64_t D,
-                              int64_t n) {
-    return n > 1 ? (size_t)(rows * kv * n * ((length * (heads / kv) + 15) / 16 * 16) * (D + 2)) : 0;
-}
-
 static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
     struct tensor *q = n->in[Q], *k = n->in[K], *v = n->in[V];
     static const int taken[] = {Q, K, V, K_PAST, V_PAST};
@@ -38,18 +33,14 @@ static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
     if (!any) return;
     const int64_t B = n->size[0], L = n->size[1], P = n->size[2], G = n->size[4], D = n->size[5];
     const int64_t C = pieces(B * G, query_blocks(L, n->size[3], G));
-    struct piece *piece;
-    void *scratch = scratch_take(
-        t, (size_t)(B * G * C * 2 * (P + L) * ((D + 15) / 16 * 16)) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, attention_adjoint, q->dtype, .q = q->data, .k = k->data, .v = v->data,
-               .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]),
-               .v_past = data_of(n->in[V_PAST]), .o = n->out[0]->data, .lse = n->in[LSE]->data,
-               .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0], .dk = grad[1],
-               .dk_add = add[1], .dv = grad[2], .dv_add = add[2], .dk_past = grad[3],
-               .dk_past_add = add[3], .dv_past = grad[4], .dv_past_add = add[4], .scratch = scratch,
-               .B = B, .L = L, .P = P, .H = n->size[3], .G = G, .D = D, .ldq = q->stride,
-               .ldk = k->stride, .ldv = v->stride, .ldp = n->size[6], .C = C, .scale = n->real[0]);
-    scratch_give(t, piece);
+    TAPE_RUN(t, attention_adjoint, q->dtype, .q = q->data, .k = k->data, .v = v->data,
+             .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]),
+             .v_past = data_of(n->in[V_PAST]), .o = n->out[0]->data, .lse = n->in[LSE]->data,
+             .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0], .dk = grad[1],
+             .dk_add = add[1], .dv = grad[2], .dv_add = add[2], .dk_past = grad[3],
+             .dk_past_add = add[3], .dv_past = grad[4], .dv_past_add = add[4], .B = B, .L = L,
+             .P = P, .H = n->size[3], .G = G, .D = D, .ldq = q->stride, .ldk = k->stride,
+             .ldv = v->stride, .ldp = n->size[6], .C = C, .scale = n->real[0]);
 }
 static const struct tape_op op_attention = {"attention", attention_backward, 127, 1, 0};
 
@@ -76,15 +67,11 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
     double scale = 1 / sqrt((double)head_dim);
     const int64_t C =
         pieces(b->rows * kv * query_blocks(b->length, heads, kv), (past + b->length) / FEW_KEYS);
-    const size_t needed = forward_scratch(b->rows, b->length, heads, kv, head_dim, C);
-    struct piece *piece = NULL;
-    void *scratch = needed ? scratch_take(t, needed * dtype_size(t->real), &piece) : NULL;
-    DEVICE_RUN(t->device, attention, q->dtype, .q = q->data, .k = k->data, .v = v->data,
-               .start = b->start->data, .k_past = data_of(k_past), .v_past = data_of(v_past),
-               .o = o->data, .lse = lse->data, .scratch = scratch, .B = b->rows, .L = b->length,
-               .P = past, .H = heads, .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride,
-               .ldv = v->stride, .ldp = ldp, .C = C, .scale = scale);
-    if (piece) scratch_give(t, piece);
+    TAPE_RUN(t, attention, q->dtype, .q = q->data, .k = k->data, .v = v->data,
+             .start = b->start->data, .k_past = data_of(k_past), .v_past = data_of(v_past),
+             .o = o->data, .lse = lse->data, .B = b->rows, .L = b->length, .P = past, .H = heads,
+             .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride, .ldv = v->stride,
+             .ldp = ldp, .C = C, .scale = scale);
     struct note *n = tape_note(t, &op_attention, 7,
                                (struct tensor *[]){q, k, v, b->start, k_past, v_past, lse}, 1, &o);
     if (n) {

@@ -182,6 +182,12 @@ void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned ma
 void *scratch_take(struct tape *t, size_t bytes, struct piece **piece);
 void scratch_give(struct tape *t, struct piece *piece);
 
+/* device_run for operations with scratch: takes what the row of ops.def says and gives it back. The
+ * macro is as DEVICE_RUN. */
+void tape_run(struct tape *t, enum op op, enum dtype stored, void *args);
+#define TAPE_RUN(t, name, stored, ...)                                                             \
+    tape_run(t, OP_##name, stored, &(struct name##_args){__VA_ARGS__})
+
 /* For ops: joins the layouts of inputs under the rule of ops that work token by token or feature by
  * feature: whole meets only whole; split and entered meet; partial is refused. The first input that
  * is split gives where. */
