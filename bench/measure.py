@@ -2,7 +2,7 @@
 
 A contender is a name and a function that runs one program once and returns its figures, a dict of numbers. Contenders of a race run one
 after the other, round by round, so that a busy minute hurts all of them alike; what is compared are medians over the rounds."""
-import os, statistics, subprocess, sys, tempfile, time
+import os, re, statistics, subprocess, sys, tempfile, time
 
 
 class Failed(Exception):
@@ -38,8 +38,9 @@ def run(command, env=None, cwd=None, until=None):
     took = time.perf_counter() - began if took is None else took
     if process.returncode:
         errors.seek(0)
-        last = (errors.read() + "".join(lines)).strip().splitlines()[-3:]
-        raise Failed(f"{' '.join(map(str, command))}: left with {process.returncode}: {' | '.join(last)}")
+        said = errors.read().strip().splitlines() or lines  # what went wrong is on standard error; make ends with less than it began with
+        told = [x.strip() for x in said if re.search(r"error|mistake|FAIL", x)][:3] or [x.strip() for x in said[-3:]]
+        raise Failed(f"{' '.join(map(str, command))}: left with {process.returncode}: {' | '.join(told)}")
     return "".join(lines), took, usage.ru_maxrss * 1024
 
 

@@ -11,8 +11,8 @@
 #include "io/checkpoint_plan.h"
 #include "io/exchange.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 
 int64_t checkpoint_block_bytes = 8 << 20;
@@ -186,6 +186,23 @@ static void supply(struct writer *w, struct block b, int64_t at, int64_t n) {
     memset(w->seen + at, 1, (size_t)n);
 }
 
+/* n bytes, from byte `first` on, of a new tensor that is copied. No number lies in two blocks: they
+ * are cut, and tensors begin, at multiples of its size. */
+static void tensor_copy(struct writer *w, const struct new_tensor *t, int64_t first, int64_t n,
+                        void *to) {
+    const struct stored_tensor *from = &t->from->tensor[t->from_tensor];
+    const int64_t size = (int64_t)dtype_size(t->dtype), stored = (int64_t)dtype_size(from->dtype);
+    const bool same = from->dtype == t->dtype;
+    struct mistakes m = {0};
+    void *as_stored = same ? to : die_alloc((unsigned long)(n / size * stored));
+    if (checkpoint_copy(t->from, from, first / size * stored, n / size * stored, as_stored,
+                        &w->cache, &m) != 0)
+        die("%s. Nothing older was touched", m.text[0]);
+    if (same) return;
+    dtype_convert(to, t->dtype, as_stored, from->dtype, (size_t)(n / size));
+    free(as_stored);
+}
+
 /* What the block's own rank knows: the header, and tensors that are copied from another checkpoint.
  */
 static void block_begin(struct writer *w, struct block b) {
@@ -202,7 +219,6 @@ static void block_begin(struct writer *w, struct block b) {
         if (file->tensor[mid].begin + file->tensor[mid].bytes > b.begin) hi = mid;
         else lo = mid + 1;
     }
-    struct mistakes m = {0};
     for (int i = lo; i < file->n && file->tensor[i].begin < b.end; i++) {
         const struct stored_tensor *t = &file->tensor[i];
         const struct new_tensor *given = &w->tensors[file->given[i]];
@@ -211,9 +227,7 @@ static void block_begin(struct writer *w, struct block b) {
         int64_t end = t->begin + t->bytes < b.end ? t->begin + t->bytes : b.end;
         if (begin >= end) continue;
         supply(w, b, begin - b.begin, end - begin);
-        if (checkpoint_copy(given->from, &given->from->tensor[given->from_tensor], begin - t->begin,
-                            end - begin, w->bytes + (begin - b.begin), &w->cache, &m) != 0)
-            die("%s. Nothing older was touched", m.text[0]);
+        tensor_copy(w, given, begin - t->begin, end - begin, w->bytes + (begin - b.begin));
     }
 }
 
@@ -338,14 +352,25 @@ static void writer_check(const struct writer *w, int n, const struct new_file *f
             bug("%s cannot be a file beside the tensors", files[i].name);
 }
 
-static void writer_init(struct writer *w, const char *path, int64_t shard_bytes) {
+/* The __metadata__ of all files; what the first says counts. NULL without. */
+static json_t *metadata_of(const struct checkpoint *like) {
+    json_t *all = like ? json_object() : NULL;
+    for (int f = 0; like && f < like->n_files; f++)
+        json_object_update_missing(all, like->file[f].metadata);
+    return all;
+}
+
+static void writer_init(struct writer *w, const char *path, int64_t shard_bytes,
+                        const struct checkpoint *like) {
     /* Through a link, so that what it points to is replaced and not the link. */
     w->path = realpath(path, NULL);
     if (!w->path) w->path = die_strdup(path);
     for (size_t k = strlen(w->path); k > 1 && w->path[k - 1] == '/';) w->path[--k] = 0;
     w->temporary = die_format("%s.tmp", w->path);
     w->single = ends_with(w->path, ".safetensors");
-    plan_make(&w->plan, w->n_tensors, w->tensors, w->single ? 0 : shard_bytes);
+    json_t *metadata = metadata_of(like);
+    plan_make(&w->plan, w->n_tensors, w->tensors, w->single ? 0 : shard_bytes, metadata);
+    json_decref(metadata);
     cut_init(&w->cut, w->plan.n_files);
     w->fd = die_alloc((unsigned long)w->plan.n_files * sizeof *w->fd);
     for (int f = 0; f < w->plan.n_files; f++) {
@@ -362,9 +387,10 @@ static void writer_init(struct writer *w, const char *path, int64_t shard_bytes)
 
 void checkpoint_write(const char *path, struct group *g, int n_tensors,
                       const struct new_tensor *tensors, int n_boxes, const struct box *boxes,
-                      int n_files, const struct new_file *files, int64_t shard_bytes) {
+                      int n_files, const struct new_file *files, int64_t shard_bytes,
+                      const struct checkpoint *like) {
     struct writer w = {.g = g, .n_tensors = n_tensors, .tensors = tensors};
-    writer_init(&w, path, shard_bytes);
+    writer_init(&w, path, shard_bytes, like);
     writer_check(&w, n_files, files);
     if (g->rank == 0) {
         target_check(&w, n_files, files);

@@ -3,10 +3,10 @@
  * Each row of ops.def is one operation: a struct of arguments (made here from the row), a kernel
  * per room, and its operand counts, work and tolerance as data. Two rooms: `cpu` computes, by a
  * plain definition of every operation in float and in double and by faster versions where there are
- * any (kernels/cpu/table.h); `dry` computes nothing and counts everything, so that the real program can be planned.
- * Callers fill the struct and call device_run; they never follow a pointer into device memory
- * themselves. To make sure of that, a debug device hands out addresses that fault when the host
- * reads them, and checks what kernels leave behind. */
+ * any (kernels/cpu/table.h); `dry` computes nothing and counts everything, so that the real program
+ * can be planned. Callers fill the struct and call device_run; they never follow a pointer into
+ * device memory themselves. To make sure of that, a debug device hands out addresses that fault
+ * when the host reads them, and checks what kernels leave behind. */
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 
@@ -98,6 +98,10 @@ struct device {
     bool timed; /* measures every call */
     bool plain; /* use the plain definitions even where a faster version exists */
     int level;  /* which of the faster versions: kernels/cpu/table.h */
+    /* If set, runs in place of every kernel: for devices that are like one and are none, such as one
+     * that sleeps as long as another computes. */
+    void (*instead)(void *context, enum op op, enum dtype stored, const void *args);
+    void *context;
 };
 
 /* A device that computes on `threads` host threads. debug: see above. */

@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
 
 enum { Q, K, V, START, K_PAST, V_PAST, LSE };
 
@@ -33,16 +34,17 @@ static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
     if (!any) return;
     const int64_t B = n->size[0], L = n->size[1], P = n->size[2], G = n->size[4], D = n->size[5];
     const int64_t C = pieces(B * G, query_blocks(L, n->size[3], G));
-    TAPE_RUN(t, attention_adjoint, q->dtype, .q = q->data, .k = k->data, .v = v->data,
-             .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]),
-             .v_past = data_of(n->in[V_PAST]), .o = n->out[0]->data, .lse = n->in[LSE]->data,
-             .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0], .dk = grad[1],
-             .dk_add = add[1], .dv = grad[2], .dv_add = add[2], .dk_past = grad[3],
-             .dk_past_add = add[3], .dv_past = grad[4], .dv_past_add = add[4], .B = B, .L = L,
-             .P = P, .H = n->size[3], .G = G, .D = D, .ldq = q->stride, .ldk = k->stride,
-             .ldv = v->stride, .ldp = n->size[6], .C = C, .scale = n->real[0]);
+    SCRATCH_RUN(t, attention_adjoint, q->dtype, .q = q->data, .k = k->data, .v = v->data,
+                .start = n->in[START]->data, .k_past = data_of(n->in[K_PAST]),
+                .v_past = data_of(n->in[V_PAST]), .o = n->out[0]->data, .lse = n->in[LSE]->data,
+                .go = tape_grad_out(n, 0), .dq = grad[0], .dq_add = add[0], .dk = grad[1],
+                .dk_add = add[1], .dv = grad[2], .dv_add = add[2], .dk_past = grad[3],
+                .dk_past_add = add[3], .dv_past = grad[4], .dv_past_add = add[4], .B = B, .L = L,
+                .P = P, .H = n->size[3], .G = G, .D = D, .ldq = q->stride, .ldk = k->stride,
+                .ldv = v->stride, .ldp = n->size[6], .C = C, .scale = n->real[0]);
 }
-static const struct tape_op op_attention = {"attention", attention_backward, 127, 1, 0};
+static const struct tape_op op_attention = {"attention", attention_backward, 127, 1,
+                                            0,           AGAIN(attention)};
 
 struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k,
                          struct tensor *v, int64_t head_dim, struct tensor *k_past,

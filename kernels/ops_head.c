@@ -21,13 +21,14 @@ static void head_backward(struct tape *t, struct note *n, unsigned mask) {
     op_require(tape_grad_out(n, 0) && tape_grad_out(n, 1), "head", picked,
                "and the log sum must both be used");
     int64_t chunk = head_chunk(x->rows, w->rows);
-    TAPE_RUN(t, head_adjoint, x->dtype, .x = x->data, .w = w->data, .target = n->in[TARGET]->data,
-             .lse = n->out[0]->data, .dlse = tape_grad_out(n, 0), .dpicked = tape_grad_out(n, 1),
-             .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add, .T = x->rows, .H = x->width,
-             .V = w->rows, .first = n->size[0], .C = chunk);
+    SCRATCH_RUN(t, head_adjoint, x->dtype, .x = x->data, .w = w->data,
+                .target = n->in[TARGET]->data, .lse = n->out[0]->data, .dlse = tape_grad_out(n, 0),
+                .dpicked = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw,
+                .dw_add = w_add, .T = x->rows, .H = x->width, .V = w->rows, .first = n->size[0],
+                .C = chunk);
 }
-static const struct tape_op op_head = {"head", head_backward, BIT(X) | BIT(W) | BIT(TARGET), 1,
-                                       BIT(W) | TOGETHER};
+static const struct tape_op op_head = {"head", head_backward,     BIT(X) | BIT(W) | BIT(TARGET),
+                                       1,      BIT(W) | TOGETHER, 0};
 
 void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
           struct tensor *target, struct tensor **lse, struct tensor **picked) {
@@ -49,9 +50,9 @@ void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
     int64_t chunk = head_chunk(x->rows, words->rows);
     *lse = tensor_new_real(t, "log sums", x->rows, 1, &l);
     *picked = tensor_new_real(t, "targets' logits", x->rows, 1, &l);
-    TAPE_RUN(t, head, x->dtype, .x = x->data, .w = w->data, .target = target->data,
-             .lse = (*lse)->data, .picked = (*picked)->data, .T = x->rows, .H = x->width,
-             .V = words->rows, .first = first, .C = chunk);
+    SCRATCH_RUN(t, head, x->dtype, .x = x->data, .w = w->data, .target = target->data,
+                .lse = (*lse)->data, .picked = (*picked)->data, .T = x->rows, .H = x->width,
+                .V = words->rows, .first = first, .C = chunk);
     struct note *n = tape_note(t, &op_head, 3, (struct tensor *[]){x, w, target}, 2,
                                (struct tensor *[]){*lse, *picked});
     if (n) n->size[0] = first;
@@ -67,7 +68,8 @@ static void word_loss_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dlse = dl, .dlse_add = l_add, .dpicked = dp, .dpicked_add = p_add,
                    .T = lse->width, .R = lse->rows);
 }
-static const struct tape_op op_word_loss = {"word_loss", word_loss_backward, BIT(0) | BIT(1), 0, 0};
+static const struct tape_op op_word_loss = {
+    "word_loss", word_loss_backward, BIT(0) | BIT(1), 0, 0, 0};
 
 struct tensor *word_loss(struct tape *t, struct tensor *lse, struct tensor *picked, void *weight) {
     struct layout l = layout_join("word_loss", 2, (struct tensor *[]){lse, picked});

@@ -1,6 +1,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
 
 #define BIT(i) (1u << (i))
 /* The most tokens from one saved state to the next: with more the adjoint's scratch leaves the
@@ -44,15 +45,15 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
         du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);
         device_zero(t->device, du, tensor_elements(u) * dtype_size(x->dtype));
     }
-    TAPE_RUN(t, conv_adjoint, x->dtype, .x = x->data, .w = w->data, .b = data_of(n->in[CONV_B]),
-             .start = n->in[CONV_START]->data, .state_in = data_of(n->in[CONV_STATE]), .du = du,
-             .dstate_out = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw,
-             .dw_add = w_add, .db = db, .db_add = b_add, .dstate_in = ds, .dstate_in_add = s_add,
-             .B = n->size[0], .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
+    SCRATCH_RUN(t, conv_adjoint, x->dtype, .x = x->data, .w = w->data, .b = data_of(n->in[CONV_B]),
+                .start = n->in[CONV_START]->data, .state_in = data_of(n->in[CONV_STATE]), .du = du,
+                .dstate_out = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw,
+                .dw_add = w_add, .db = db, .db_add = b_add, .dstate_in = ds, .dstate_in_add = s_add,
+                .B = n->size[0], .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
     if (zeros) scratch_give(t, zeros);
 }
-static const struct tape_op op_conv = {"conv", conv_backward, 31, 0,
-                                       BIT(CONV_W) | BIT(CONV_B) | TOGETHER};
+static const struct tape_op op_conv = {
+    "conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B) | TOGETHER, AGAIN(conv)};
 
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out) {
@@ -64,10 +65,10 @@ struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, str
     if (state_out)
         s = state_to(t, x->dtype, "conv state", b->rows, (weight->width - 1) * x->width, &l,
                      *state_out);
-    DEVICE_RUN(t->device, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
-               .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
-               .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
-               .K = weight->width, .ldx = x->stride);
+    TAPE_RUN(t, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
+             .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
+             .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
+             .K = weight->width, .ldx = x->stride);
     struct note *n = tape_note(t, &op_conv, 5, (struct tensor *[]){x, w, c, b->start, state_in}, 2,
                                (struct tensor *[]){u, s});
     if (n) n->size[0] = b->rows, n->size[1] = b->length;
@@ -101,19 +102,21 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
         dy = scratch_take(t, tensor_elements(y) * dtype_size(u->dtype), &zeros);
         device_zero(t->device, dy, tensor_elements(y) * dtype_size(u->dtype));
     }
-    TAPE_RUN(t, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data, .a_log = n->in[SCAN_A]->data,
-             .d = n->in[SCAN_D]->data, .dt_bias = n->in[SCAN_BIAS]->data,
-             .start = n->in[SCAN_START]->data, .states = n->in[SCAN_STATES]->data, .dy = dy,
-             .dstate_out = tape_grad_out(n, 1), .du = grad[0], .du_add = add[0], .ddt = grad[1],
-             .ddt_add = add[1], .da_log = grad[2], .da_log_add = add[2], .dd = grad[3],
-             .dd_add = add[3], .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds,
-             .dstate_in_add = s_add, .B = n->size[0], .L = n->size[1], .H = n->size[2],
-             .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6], .lddt = dt->stride,
-             .dt_min = n->real[0], .dt_max = n->real[1]);
+    SCRATCH_RUN(t, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data,
+                .a_log = n->in[SCAN_A]->data, .d = n->in[SCAN_D]->data,
+                .dt_bias = n->in[SCAN_BIAS]->data, .start = n->in[SCAN_START]->data,
+                .states = n->in[SCAN_STATES]->data, .dy = dy, .dstate_out = tape_grad_out(n, 1),
+                .du = grad[0], .du_add = add[0], .ddt = grad[1], .ddt_add = add[1],
+                .da_log = grad[2], .da_log_add = add[2], .dd = grad[3], .dd_add = add[3],
+                .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds,
+                .dstate_in_add = s_add, .B = n->size[0], .L = n->size[1], .H = n->size[2],
+                .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6],
+                .lddt = dt->stride, .dt_min = n->real[0], .dt_max = n->real[1]);
     if (zeros) scratch_give(t, zeros);
 }
-static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,
-                                       BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER};
+static const struct tape_op op_scan = {
+    "scan",     scan_backward, 127, 0, BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER,
+    AGAIN(scan)};
 
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
@@ -136,12 +139,11 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
     if (t->learning)
         states = tensor_new_real(t, "scan states", b->rows * ((b->length + q - 1) / q), state, &l);
     if (state_out) out = state_to(t, t->real, "scan state", b->rows, state, &l, *state_out);
-    DEVICE_RUN(t->device, scan, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data,
-               .d = skip->data, .dt_bias = bias->data, .start = b->start->data,
-               .state_in = data_of(state_in), .y = y->data, .states = data_of(states),
-               .state_out = data_of(out), .B = b->rows, .L = b->length, .H = s->heads,
-               .P = s->head_dim, .G = s->groups, .S = s->state, .Q = q, .lddt = dt->stride,
-               .dt_min = s->dt_min, .dt_max = s->dt_max);
+    TAPE_RUN(t, scan, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data, .d = skip->data,
+             .dt_bias = bias->data, .start = b->start->data, .state_in = data_of(state_in),
+             .y = y->data, .states = data_of(states), .state_out = data_of(out), .B = b->rows,
+             .L = b->length, .H = s->heads, .P = s->head_dim, .G = s->groups, .S = s->state, .Q = q,
+             .lddt = dt->stride, .dt_min = s->dt_min, .dt_max = s->dt_max);
     struct note *n = tape_note(
         t, &op_scan, 8, (struct tensor *[]){u, dt, a, skip, bias, b->start, states, state_in}, 2,
         (struct tensor *[]){y, out});
@@ -167,7 +169,8 @@ static void squares_backward(struct tape *t, struct note *n, unsigned mask) {
                    .ds = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add, .dz = dz, .dz_add = z_add,
                    .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride);
 }
-static const struct tape_op op_squares = {"gate_squares", squares_backward, BIT(0) | BIT(1), 0, 0};
+static const struct tape_op op_squares = {
+    "gate_squares", squares_backward, BIT(0) | BIT(1), 0, 0, AGAIN(gate_squares)};
 
 struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups,
                             int share) {
@@ -178,8 +181,8 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
     l.n_segments = 1;
     l.segment[0] = (struct segment){groups, share};
     struct tensor *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gate_squares, y->dtype, .y = y->data, .z = z->data, .s = s->data,
-               .T = y->rows, .W = y->width, .G = groups, .ldz = z->stride);
+    TAPE_RUN(t, gate_squares, y->dtype, .y = y->data, .z = z->data, .s = s->data, .T = y->rows,
+             .W = y->width, .G = groups, .ldz = z->stride);
     tape_note(t, &op_squares, 2, (struct tensor *[]){y, z}, 1, &s);
     return s;
 }
@@ -196,8 +199,8 @@ static void gate_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dw_add = add[3], .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
                    .width = n->size[0], .eps = n->real[0]);
 }
-static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15, 0,
-                                            BIT(3) | TOGETHER};
+static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15,
+                                            0,           BIT(3) | TOGETHER,  AGAIN(gate_norm)};
 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps) {
@@ -209,9 +212,9 @@ struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, str
         op_require(squares->layout.segment[i].share == 1, "gate_norm", squares,
                    "is a part of a shared group's sum: see share_sum");
     struct tensor *o = tensor_new_of(t, y->dtype, "gate norm", y->rows, y->width, &l);
-    DEVICE_RUN(t->device, gate_norm, y->dtype, .y = y->data, .z = z->data, .s = squares->data,
-               .w = w->data, .o = o->data, .T = y->rows, .W = y->width, .G = squares->width,
-               .ldz = z->stride, .width = width, .eps = eps);
+    TAPE_RUN(t, gate_norm, y->dtype, .y = y->data, .z = z->data, .s = squares->data, .w = w->data,
+             .o = o->data, .T = y->rows, .W = y->width, .G = squares->width, .ldz = z->stride,
+             .width = width, .eps = eps);
     struct note *n = tape_note(t, &op_gate_norm, 4, (struct tensor *[]){y, z, squares, w}, 1, &o);
     if (n) n->size[0] = width, n->real[0] = eps;
     return o;
@@ -223,13 +226,13 @@ static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
     void *grad[3];
     for (int i = 0; i < 3; i++) grad[i] = tape_grad_in(t, n, i, mask, &add[i]);
     if (!grad[0] && !grad[1] && !grad[2]) return;
-    TAPE_RUN(t, gated_norm_adjoint, y->dtype, .y = y->data, .z = z->data, .w = n->in[2]->data,
-             .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0], .dy_add = add[0],
-             .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2], .T = y->rows,
-             .W = y->width, .G = s->width, .ldz = z->stride, .eps = n->real[0]);
+    SCRATCH_RUN(t, gated_norm_adjoint, y->dtype, .y = y->data, .z = z->data, .w = n->in[2]->data,
+                .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0], .dy_add = add[0],
+                .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2], .T = y->rows,
+                .W = y->width, .G = s->width, .ldz = z->stride, .eps = n->real[0]);
 }
-static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 15, 0,
-                                             BIT(2) | TOGETHER};
+static const struct tape_op op_gated_norm = {"gated_norm",      gated_norm_backward, 15, 0,
+                                             BIT(2) | TOGETHER, AGAIN(gated_norm)};
 
 struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
                           int64_t groups, double eps) {
@@ -241,9 +244,8 @@ struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, st
                "has not the weight's width");
     struct tensor *o = tensor_new_of(t, y->dtype, "gated norm", y->rows, y->width, &l),
                   *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gated_norm, y->dtype, .y = y->data, .z = z->data, .w = w->data,
-               .o = o->data, .s = s->data, .T = y->rows, .W = y->width, .G = groups,
-               .ldz = z->stride, .eps = eps);
+    TAPE_RUN(t, gated_norm, y->dtype, .y = y->data, .z = z->data, .w = w->data, .o = o->data,
+             .s = s->data, .T = y->rows, .W = y->width, .G = groups, .ldz = z->stride, .eps = eps);
     struct note *n = tape_note(t, &op_gated_norm, 4, (struct tensor *[]){y, z, w, s}, 1, &o);
     if (n) n->real[0] = eps;
     tensor_drop(t, s);

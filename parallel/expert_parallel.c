@@ -6,8 +6,8 @@
 static void refactor_adjoint(struct tape *t, struct note *n, unsigned mask) {
     tape_grad_pass(t, n, 0, 0, mask);
 }
-static const struct tape_op op_dispatch = {"dispatch", refactor_adjoint, 0, 0, 0};
-static const struct tape_op op_return = {"return", refactor_adjoint, 0, 0, 0};
+static const struct tape_op op_dispatch = {"dispatch", refactor_adjoint, 0, 0, 0, 0};
+static const struct tape_op op_return = {"return", refactor_adjoint, 0, 0, 0, 0};
 
 static struct tensor *refactor(struct tape *t, const struct tape_op *op, struct tensor *x,
                                enum factoring to) {
@@ -16,6 +16,7 @@ static struct tensor *refactor(struct tape *t, const struct tape_op *op, struct 
     struct layout l = x->layout;
     l.factoring = to;
     struct tensor *y = tensor_alias(t, x, &l);
+    y->same = x;
     tape_note(t, op, 1, &x, 1, &y);
     return y;
 }

@@ -94,7 +94,7 @@ static void enter_adjoint(struct tape *t, struct note *n, unsigned mask) {
     }
     if (piece) scratch_give(t, piece);
 }
-static const struct tape_op op_enter = {"enter", enter_adjoint, 0, 0, 0};
+static const struct tape_op op_enter = {"enter", enter_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
     enum state s = x->layout.state[AXIS_TENSOR];
@@ -113,6 +113,7 @@ struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
         gather_rows_over(t, tensor_group(t), x->data, y->data, rows, x->width, x->dtype);
     } else {
         y = tensor_alias(t, x, &l);
+        y->same = x;
     }
     tape_note(t, &op_enter, 1, &x, 1, &y);
     return y;
@@ -135,7 +136,7 @@ static void leave_adjoint(struct tape *t, struct note *n, unsigned mask) {
     if (add) copy(t, x->dtype, all, dx, tensor_elements(x), 1);
     if (piece) scratch_give(t, piece);
 }
-static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0};
+static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == PARTIAL && !x->missing && x->stride == x->width,
@@ -177,7 +178,7 @@ static void gather_adjoint(struct tape *t, struct note *n, unsigned mask) {
     size_t skip = (size_t)(tensor_group(t)->rank * own) * dtype_size(d);
     if (dx) copy(t, d, (char *)tape_grad_out(n, 0) + skip, dx, own, add);
 }
-static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0};
+static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_gather(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == SPLIT && x->layout.by[AXIS_TENSOR] == BY_COLUMNS &&
@@ -215,7 +216,7 @@ static void share_sum_adjoint(struct tape *t, struct note *n, unsigned mask) {
     copy(t, x->dtype, sum, dx, tensor_elements(x), add);
     scratch_give(t, piece);
 }
-static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0};
+static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0, 0};
 
 struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     if (share == 1) return x;

@@ -9,6 +9,7 @@
 #include "kernels/mistakes.h"
 #include "parallel/mesh.h"
 #include "src/deck.h"
+#include "src/recompute.h"
 #include "src/stop.h"
 #include "src/text.h"
 
@@ -83,6 +84,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "'%.60s' is no time; write hours:minutes:seconds (minutes and seconds up to 59), or "
          "days-hours:minutes:seconds",
          d->run.walltime);
+    recompute_check(d, m);
     check_place(d, m, "run.output", d->run.output);
     RULE("run.output", file_exists(d->run.output) && !file_is_folder(d->run.output),
          "is there, and is no folder");
@@ -187,11 +189,6 @@ static void check_pipeline(const struct deck *d, struct mistakes *m) {
          is(p->schedule, "zbv") && p->virtual_stages != 1 && p->virtual_stages != 2,
          "%" N ", but schedule zbv has 2 stages a rank; give 2, or leave it out",
          p->virtual_stages);
-    RULE("parallel.pipeline", p->pipeline > 1 && is(d->run.mode, "generate"),
-         "%" N
-         ": generation is not built for pipelines; 1 would do, and parallel.tensor splits the "
-         "model too",
-         p->pipeline);
     if (!*p->stages) return;
     RULE("parallel.stages", bars + 1 != stages,
          "has %" N " stages; pipeline %" N " x %" N " stage%s a rank needs %" N ", %" N

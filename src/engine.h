@@ -67,9 +67,9 @@ void engine_loss_begin(struct engine *e);
 void engine_loss_add(struct engine *e, int n, const struct host_batch *batches);
 double engine_loss_sum(struct engine *e);
 
-/* Logits of n micro-batches, one after the other: this rank's columns, copied to host memory [tokens,
- * words here] of the engine's real dtype, on the ranks of the last stage (engine_has_head).
- * Collective over the ranks of the tensor and the pipeline axis. */
+/* Logits of n micro-batches, one after the other: this rank's columns, copied to host memory
+ * [tokens, words here] of the engine's real dtype, on the ranks of the last stage
+ * (engine_has_head). Collective over the ranks of the tensor and the pipeline axis. */
 void engine_logits(struct engine *e, int n, const struct host_batch *batches, void *logits);
 bool engine_has_head(const struct engine *e);
 

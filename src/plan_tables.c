@@ -54,15 +54,16 @@ static double step_seconds(const struct plan *p) {
 static void print_memory(FILE *f, const struct plan *p) {
     const double mib = 1048576;
     fprintf(f, "memory in MiB\n%6s %8s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
-            "pipeline", "data", "tensor", "parameters", "gradients", "moments", "states", "activations", "scratch",
-            "all");
+            "pipeline", "data", "tensor", "parameters", "gradients", "moments", "states",
+            "activations", "scratch", "all");
     for (int r = 0; r < p->ranks; r++) {
         const struct rank_plan *k = &p->rank[r];
         struct mesh_coords c = mesh_coords(p->shape, r);
         fprintf(f, "%6d %8d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", r,
-                c.pipeline, c.data, c.tensor, (double)k->parameters / mib, (double)k->gradients / mib,
-                (double)k->moments / mib, (double)k->states / mib, (double)k->activations / mib,
-                (double)k->scratch / mib, (double)plan_bytes(k) / mib);
+                c.pipeline, c.data, c.tensor, (double)k->parameters / mib,
+                (double)k->gradients / mib, (double)k->moments / mib, (double)k->states / mib,
+                (double)k->activations / mib, (double)k->scratch / mib,
+                (double)plan_bytes(k) / mib);
     }
 }
 
@@ -138,12 +139,14 @@ static void print_text(FILE *f, const struct plan *p) {
 static void print_json_rank(FILE *f, const struct plan *p, int r) {
     const struct rank_plan *k = &p->rank[r];
     struct mesh_coords c = mesh_coords(p->shape, r);
-    fprintf(f,
-            "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
-            "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
-            "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
-            r, c.pipeline, c.data, c.tensor, (long)plan_bytes(k), (long)k->parameters, (long)k->gradients,
-            (long)k->moments, (long)k->states, (long)k->activations, (long)k->scratch);
+    fprintf(
+        f,
+        "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
+        "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
+        "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
+        r, c.pipeline, c.data, c.tensor, (long)plan_bytes(k), (long)k->parameters,
+        (long)k->gradients, (long)k->moments, (long)k->states, (long)k->activations,
+        (long)k->scratch);
     if (p->trains) {
         fprintf(f, ", \"model_work\": %.0f, \"least_seconds\": %.6g, \"step\": ", k->work,
                 seconds_of(p, r));

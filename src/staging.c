@@ -22,24 +22,31 @@ struct schedule_shape staging_shape(const struct deck *d, int pipeline) {
 }
 
 static double of(const struct stage_work *w) {
-    return w->forward + w->input + w->weight;
+    return w->forward.seconds + w->input.seconds + w->weight.seconds;
+}
+
+static void add_share(struct stage_share *to, struct stage_share s) {
+    to->work += s.work;
+    to->seconds += s.seconds;
 }
 
 static void add_work(struct stage_work *to, const struct stage_work *w) {
-    to->forward += w->forward;
-    to->input += w->input;
-    to->weight += w->weight;
+    add_share(&to->forward, w->forward);
+    add_share(&to->input, w->input);
+    add_share(&to->weight, w->weight);
+    to->kept += w->kept;
+    to->between += w->between;
 }
 
 /* Largest sum of a part, so that ticks of all sizes are in proportion to it. */
 static double largest(const struct staging *s) {
-    double most = 1;
+    double most = 1e-12;
     for (int i = 0; i < s->n; i++)
         if (of(&s->work[i]) > most) most = of(&s->work[i]);
     return most;
 }
 
-/* The cut that the counted work asks for. */
+/* The cut that the counted time asks for. */
 static void balance(struct staging *s, const struct config *c, const struct counted *k) {
     int64_t *work = die_alloc(((unsigned long)s->n_layers + 1) * sizeof *work);
     double all = of(&k->embedding) + of(&k->head), scale;
@@ -102,16 +109,27 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
         if (g.heads) add_work(&s->work[i], &k->head);
     }
     double tick = largest(s) / TICKS;
-    int64_t **to[3] = {&s->forward, &s->input, &s->weight};
-    for (int p = 0; p < 3; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
+    int64_t **to[5] = {&s->forward, &s->input, &s->weight, &s->kept, &s->between};
+    for (int p = 0; p < 5; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
     for (int i = 0; i < s->n; i++) {
-        s->forward[i] = (int64_t)(s->work[i].forward / tick);
-        s->input[i] = (int64_t)(s->work[i].input / tick);
-        s->weight[i] = (int64_t)(s->work[i].weight / tick);
+        s->forward[i] = (int64_t)(s->work[i].forward.seconds / tick);
+        s->input[i] = (int64_t)(s->work[i].input.seconds / tick);
+        s->weight[i] = (int64_t)(s->work[i].weight.seconds / tick);
+        s->kept[i] = s->work[i].kept;
+        s->between[i] = s->work[i].between;
     }
     /* A tick for a message says nothing of how long it takes, but has its receive started before the
      * rank computes what comes before it, and not when it stands and waits. */
     s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 1};
+    s->sizes = (struct schedule_sizes){s->kept, s->between};
+}
+
+struct schedule_wish staging_wish(const struct staging *s, int micro_batches) {
+    struct schedule_wish w = {.shape = s->shape,
+                              .costs = s->work ? &s->costs : NULL,
+                              .sizes = s->work ? &s->sizes : NULL};
+    w.shape.micro_batches = micro_batches;
+    return w;
 }
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,
@@ -141,6 +159,8 @@ void staging_free(struct staging *s) {
     free(s->forward);
     free(s->input);
     free(s->weight);
+    free(s->kept);
+    free(s->between);
     memset(s, 0, sizeof *s);
 }
 

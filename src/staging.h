@@ -1,14 +1,15 @@
 /* staging: which layers each stage of the pipeline computes, and what that costs.
  *
- * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck draws
- * it (parallel.stages), else so that the slowest stage is as fast as can be. For that the work of a
- * layer is counted: each kind that the model has runs once, forward and back, on the dry device,
- * with this deck's micro-batch and mesh. The counts also order and time the schedule. Everything
- * here is a function of deck, model and mesh, the same on every rank. */
+ * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck
+ * draws it (parallel.stages), else so that the slowest stage is as fast as can be. For that the
+ * time of a layer is counted: each kind that the model has runs once, forward and back, on the dry
+ * device, with this deck's micro-batch and mesh. The counts also order and time the schedule.
+ * Everything here is a function of deck, model and mesh, the same on every rank; so nothing is
+ * measured. */
 #ifndef SRC_STAGING_H
 #define SRC_STAGING_H
 
-#include "parallel/schedule.h"
+#include "parallel/schedule_build.h"
 
 struct config;
 struct deck;
@@ -20,9 +21,15 @@ struct stage {
     bool embeds, heads;
 };
 
-/* Work of a part of the model on one micro-batch: multiply-adds as two. */
+/* Of a part of the model on one micro-batch: work, multiply-adds as two; the time it takes, by the
+ * roofline of a machine with the deck's speeds or usual ones; and the bytes it holds from the forward
+ * to the backward, and from the input half to the weight half. */
+struct stage_share {
+    double work, seconds;
+};
 struct stage_work {
-    double forward, input, weight;
+    struct stage_share forward, input, weight;
+    int64_t kept, between;
 };
 
 struct staging {
@@ -32,10 +39,15 @@ struct staging {
     struct stage_work *work;           /* [n]; NULL where there is one stage */
     int64_t *forward, *input, *weight; /* [n] the same in ticks, a part of the slowest stage's */
     struct schedule_costs costs;       /* of these three */
+    int64_t *kept, *between;           /* [n] bytes of a micro-batch */
+    struct schedule_sizes sizes;       /* of these two */
 };
 
 /* How many stages a rank has, and the schedule, as the deck says. */
 struct schedule_shape staging_shape(const struct deck *d, int pipeline);
+
+/* The schedule that these stages ask for. */
+struct schedule_wish staging_wish(const struct staging *s, int micro_batches);
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,
                   const struct mesh_shape *shape);

@@ -3,10 +3,14 @@
  *
  *   tensors list A                                 name, dtype and shape of each tensor
  *   tensors same A B                               the same tensors, bit for bit, whatever their
- * order and files tensors close A B LOGITS LOSS GRADIENTS        the largest differences, relative
- * to each tensor's largest entry (for grad.* at least 1e-6 of the largest gradient of all);
- * positions that B's attention_mask hides do not count; only grad.*, logits, loss A and B are files
- * or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */
+ *                                                  order and files
+ *   tensors close A B LOGITS LOSS GRADIENTS        the largest differences of grad.*, logits and
+ *                                                  loss, relative to each tensor's largest entry
+ *                                                  (for grad.* at least 1e-6 of the largest gradient
+ *                                                  of all); positions that B's attention_mask hides
+ *                                                  do not count
+ *
+ * A and B are files or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>

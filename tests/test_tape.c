@@ -11,6 +11,7 @@
 
 #include "kernels/die.h"
 #include "kernels/ops.h"
+#include "kernels/tape_segment.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/tensor_parallel.h"
 #include "tests/taping.h"
