@@ -308,18 +308,23 @@ build/venv/ready:
 	@python3 -m venv build/venv && build/venv/bin/pip install -q torch transformers safetensors numpy && touch $@
 
 # How fast it is, beside transformers and llama.cpp where they are there; build/bench.md receives the tables. bench/README.md.
-#   BENCH="ops layers steps generation starts ranks lengths"   some of it     CONFIGS=a,b,c  THREADS=n  ROUNDS=5
+#   BENCH="ops layers steps generation starts ranks lengths"   some of it
+#   CONFIGS=a,b,c  RECIPES=fp32,bf16  THREADS=n  ROUNDS=5  CLOCK=wall|cpu (processor time of one thread, for steps)
 #   PYTHON=python with torch and transformers      LLAMA_BENCH=llama-bench in a folder of llama.cpp's sources
+#   BEFORE="taskset -c 0-7"                        what starts every program that is raced
 BENCH   ?=
 CONFIGS ?= a,b,c
+RECIPES ?= fp32,bf16
 ROUNDS  ?= 5
+CLOCK   ?= wall
 PYTHON  ?= build/venv/bin/python
 LLAMA_BENCH ?=
+BEFORE  ?=
 bench_options := --configs $(CONFIGS) --rounds $(ROUNDS) $(if $(THREADS),--threads $(THREADS))
 bench:
 	@$(MAKE) packages WANT=bench
 	@$(MAKE) all $(B)/tests/test_ops
-	@python3 bench/run.py $(subst $(comma), ,$(BENCH)) $(bench_options) --python '$(PYTHON)' --llama '$(LLAMA_BENCH)' --program ./$(PROGRAM) --build $(B)
+	@python3 bench/run.py $(subst $(comma), ,$(BENCH)) $(bench_options) --python '$(PYTHON)' --llama '$(LLAMA_BENCH)' --before '$(BEFORE)' --recipes $(RECIPES) --clock $(CLOCK) --program ./$(PROGRAM) --build $(B)
 
 # What became slower, and faster, since a commit: REV=HEAD~3.
 REV ?= HEAD

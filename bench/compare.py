@@ -89,9 +89,9 @@ for name in now:
     ratio, best = median(now[name]) / median(before[name]), min(now[name]) / min(before[name])
     if min(ratio, best) > 1 + LEAST: rows["slower"].append([name, median(before[name]), median(now[name]), ratio, best])
     if max(ratio, best) < 1 - LEAST: rows["faster"].append([name, median(before[name]), median(now[name]), ratio, best])
-report = Report()
+report = Report(a.out + "-compare.md")
 for which in ("slower", "faster"):
     report.heading(f"{which.capitalize()} than {a.revision}: {len(rows[which])} of {len(now)}")
     if rows[which]: report.table(["", "then, ms", "now, ms", "of medians", "of bests"], sorted(rows[which], key=lambda r: -abs(r[3] - 1)))
-report.write(a.out + "-compare.md")
+    report.end()
 sys.exit(1 if rows["slower"] else 0)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """make bench: how fast mestar is, beside what else there is on this machine.
 
-    bench/run.py [GOAL ...] [--configs a,b,c] [--threads N] [--rounds N] [--python PYTHON] [--llama LLAMA_BENCH] [--out FOLDER]
+    bench/run.py [GOAL ...] [--configs a,b,c] [--recipes fp32,bf16] [--threads N] [--rounds N] [--python PYTHON] [--llama LLAMA_BENCH] [--before COMMAND] [--out FOLDER]
 
 Goals: ops layers steps generation starts ranks lengths; all of them if none is named. Called from the top folder, after make.
 bench/README.md says what each of them measures."""
-import argparse, json, os, re, shutil, subprocess, sys
+import argparse, json, os, re, shlex, shutil, signal, subprocess, sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from measure import Failed, median, race, run, spread
+from measure import Failed, Interrupted, median, race, run, spread
 from tables import Report
 
 GOALS = "ops layers steps generation starts ranks lengths".split()
@@ -19,10 +19,14 @@ def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("goals", nargs="*", metavar="GOAL", help=" ".join(GOALS))
     p.add_argument("--configs", default="a,b,c")
+    p.add_argument("--recipes", default="fp32,bf16")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--python", default="build/venv/bin/python", help="a Python with torch and transformers")
     p.add_argument("--llama", default="", help="llama-bench, within its folder of sources")
+    p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time training steps by the processor time of one thread, "
+                   "which programs of other people disturb less")
+    p.add_argument("--before", default="", help="a command that starts every program that is raced: taskset, numactl, a lock")
     p.add_argument("--out", default="build/bench")
     p.add_argument("--program", default="./mestar")
     p.add_argument("--build", default="build")
@@ -30,17 +34,18 @@ def arguments():
     for g in a.goals:
         if g not in GOALS: p.error(f"{g} is none of {' '.join(GOALS)}")
     a.goals, a.configs = a.goals or GOALS, a.configs.split(",")
+    if a.clock == "cpu": a.threads = 1
     return a
 
 
 class Bench:
     def __init__(self, a):
-        self.a, self.report = a, Report()
+        self.a, self.report = a, Report(a.out + ".md")
+        self.before = shlex.split(a.before)
         self.env = {"OMP_NUM_THREADS": str(a.threads)}
         self.python = a.python if a.python and shutil.which(a.python) else None
         self.llama = a.llama if a.llama and shutil.which(a.llama) else None
-        recipes = subprocess.run([a.program, "keys", "precision.recipe"], capture_output=True, text=True).stdout
-        self.recipes = ["fp32"] + (["bf16"] if re.search(r"\bbf16\b", recipes) else [])
+        self.recipes = a.recipes.split(",")
         found = open(os.path.join(a.build, "found.mk")).read()
         self.mpirun = [re.search(r"^MPIRUN := (.*)", found, re.M)[1]]
         if "MPI_KIND := openmpi" in found:
@@ -57,7 +62,7 @@ class Bench:
         """Returns (output folder, seconds, peak memory in bytes of one process). ranks: 0 without mpirun."""
         folder = self.path(name)
         shutil.rmtree(folder, ignore_errors=True)
-        command = (self.mpirun + ["-n", str(ranks)] if ranks else []) + [self.a.program, f"inputs/bench-{config}.yaml"]
+        command = self.before + (self.mpirun + ["-n", str(ranks)] if ranks else []) + [self.a.program, f"inputs/bench-{config}.yaml"]
         out, took, peak = run(command + [f"run.output={folder}", *more], env=dict(self.env, OMP_NUM_THREADS=str(threads or self.a.threads)), until=until)
         return folder, took, peak
 
@@ -67,6 +72,12 @@ class Bench:
         if not os.path.exists(folder + "/config.json"): self.mestar(config, f"model-{config}", "train.steps=0", "checkpoint.interval=1")
         return folder
 
+    def train_cpu(self, config, recipe):
+        folder, _, peak = self.mestar(config, f"train-{config}-{recipe}", "run.mode=bench", f"precision.recipe={recipe}", threads=1)
+        told = json.load(open(folder + "/bench.json"))
+        step, best = told["step"], told["machine"]["peak_" + recipe]
+        return {"speed": 4 * 512 / step["seconds"], "memory": peak, "mfu": step["work"] / step["seconds"] / best}
+
     def train(self, config, recipe, *more, ranks=0, threads=None, name="train"):
         tokens = 4 * 512
         folder, _, peak = self.mestar(config, f"{name}-{config}-{recipe}", f"train.steps={STEPS}", f"precision.recipe={recipe}", *more, ranks=ranks, threads=threads)
@@ -74,7 +85,7 @@ class Bench:
         return {"speed": tokens / median([s["step_seconds"] for s in steps]), "memory": peak, "mfu": median([s["mfu"] for s in steps])}
 
     def peer_train(self, config, recipe):
-        out, _, peak = run([self.python, "bench/peer_train.py", self.model(config), "--steps", STEPS, "--dtype", recipe, "--threads", self.a.threads])
+        out, _, peak = run(self.before + [self.python, "bench/peer_train.py", self.model(config), "--steps", STEPS, "--dtype", recipe, "--threads", self.a.threads, "--clock", self.a.clock])
         seconds = json.loads(out.splitlines()[-1])["step_seconds"][1:]
         return {"speed": 4 * 512 / median(seconds), "memory": peak}
 
@@ -87,12 +98,12 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         deck = self.path("generate.yaml")
         with open(deck, "w") as f: f.write(f"run:\n  mode: generate\nmodel:\n  from: {self.model(config)}\ngenerate:\n  max_new_tokens: {NEW}\n")
-        _, _, peak = run([self.a.program, deck, f"run.output={folder}", f"generate.prompts={prompts}", f"generate.batch={batch}", f"precision.recipe={recipe}"], env=self.env)
+        _, _, peak = run(self.before + [self.a.program, deck, f"run.output={folder}", f"generate.prompts={prompts}", f"generate.batch={batch}", f"precision.recipe={recipe}"], env=self.env)
         summary = dict(re.findall(r"^(\w+): *([^ \n]+)", open(folder + "/summary.yaml").read(), re.M))
         return {"prefill": float(summary["prefill_tokens_per_second"]), "decode": float(summary["decode_tokens_per_second"]), "memory": peak}
 
     def peer_generate(self, config, recipe, batch):
-        out, _, peak = run([self.python, "bench/peer_generate.py", self.model(config), "--prompt", PROMPT, "--new", NEW, "--batch", batch, "--dtype", recipe, "--threads", self.a.threads])
+        out, _, peak = run(self.before + [self.python, "bench/peer_generate.py", self.model(config), "--prompt", PROMPT, "--new", NEW, "--batch", batch, "--dtype", recipe, "--threads", self.a.threads])
         return dict(json.loads(out.splitlines()[-1]), memory=peak)
 
     def gguf(self, config, recipe):
@@ -107,12 +118,12 @@ class Bench:
     def llama_generate(self, config, recipe, batch):
         file, threads = self.gguf(config, recipe), self.a.threads
         if batch == 1:
-            out, _, peak = run([self.llama, "-m", file, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 1, "-o", "jsonl"])
+            out, _, peak = run(self.before + [self.llama, "-m", file, "-p", PROMPT, "-n", NEW, "-t", threads, "-r", 1, "-o", "jsonl"])
             tests = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
             speed = {("prefill" if t["n_prompt"] else "decode"): t["avg_ts"] for t in tests}
             return dict(speed, memory=peak)
         batched = os.path.join(os.path.dirname(self.llama), "llama-batched-bench")
-        out, _, peak = run([batched, "-m", file, "-c", batch * (PROMPT + NEW), "-npp", PROMPT, "-ntg", NEW, "-npl", batch, "-t", threads, "--output-format", "jsonl"])
+        out, _, peak = run(self.before + [batched, "-m", file, "-c", batch * (PROMPT + NEW), "-npp", PROMPT, "-ntg", NEW, "-npl", batch, "-t", threads, "--output-format", "jsonl"])
         t = json.loads([line for line in out.splitlines() if line.startswith("{")][-1])
         return {"prefill": t["speed_pp"], "decode": t["speed_tg"], "memory": peak}
 
@@ -131,34 +142,43 @@ class Bench:
                 self.report.heading(f"Layers of configuration {config}, {recipe}")
                 self.report.verbatim(open(folder + "/log.txt").read())
 
+    def race(self, programs, show):
+        """Races the programs and shows what came of it: of a race that is interrupted, the rounds until then."""
+        try: show(race(programs, self.a.rounds))
+        except Interrupted as stop:
+            show(stop.figures)
+            raise
+
     def race_table(self, heading, entries, figures, unit):
-        """entries: (what, [(program, once)]); the first program is compared with each other one."""
-        rows, names = [], []
-        for what, programs in entries:
-            got = race(programs, self.a.rounds)
-            own, _ = programs[0]
-            for name, _ in programs:
-                if name not in got: continue
-                speed = [median(got[name][f]) for f in figures]
-                ratio = [median(got[own][f]) / s if name != own and own in got else None for f, s in zip(figures, speed)]
-                apart = max(spread(got[name][f]) for f in figures)
-                rows.append([what, name, *[x for pair in zip(speed, ratio) for x in pair], median(got[name]["memory"]) / 2**20, f"{100 * apart:.0f} %"]
-                            + ([100 * median(got[name]["mfu"]) if "mfu" in got[name] else None] if "mfu" in got[own] else []))
-            names = got
-        mfu = any("mfu" in f for f in names.values())
+        """entries: (what, [(program, once)]); the first program is compared with each other one. A row is told as soon as it is known."""
         self.report.heading(heading)
         self.report.say(f"Medians of {self.a.rounds} interleaved rounds on {self.a.threads} threads; {unit}. x: how many times as fast mestar is; peak MiB: of the process; "
-                        "apart: range of the rounds over their median.")
-        self.report.table(["", "", *[x for f in figures for x in (f, "x")], "peak MiB", "apart"] + (["% of peak"] if mfu else []), rows)
+                        "of it: mestar's memory, as a share; apart: range of the rounds over their median; % of peak: of the products this processor could do.")
+        self.report.table(["", "", *[x for f in figures for x in (f, "x")], "peak MiB", "of it", "apart", "% of peak"], names=max(12, *(len(what) for what, _ in entries)))
+
+        def rows(what, programs, got):
+            own, _ = programs[0]
+            for name, _ in programs:
+                if name not in got or not all(got[name].get(f) for f in figures): continue
+                compared = name != own and own in got
+                pairs = [(median(got[name][f]), median(got[own][f]) / median(got[name][f]) if compared else None) for f in figures]
+                memory = median(got[name]["memory"])
+                yield [what, name, *[x for pair in pairs for x in pair], memory / 2**20, median(got[own]["memory"]) / memory if compared else None,
+                       f"{100 * max(spread(got[name][f]) for f in figures):.0f} %", 100 * median(got[name]["mfu"]) if "mfu" in got[name] else None]
+
+        for what, programs in entries: self.race(programs, lambda got: self.report.rows(rows(what, programs, got)))
+        self.report.end()
 
     def steps(self):
         entries = []
         for config in self.a.configs:
             for recipe in self.recipes:
-                programs = [("mestar", lambda c=config, r=recipe: self.train(c, r, "train.global_batch=4"))]
+                one = (lambda c=config, r=recipe: self.train_cpu(c, r)) if self.a.clock == "cpu" else (lambda c=config, r=recipe: self.train(c, r, "train.global_batch=4"))
+                programs = [("mestar", one)]
                 if self.python: programs.append(("transformers", lambda c=config, r=recipe: self.peer_train(c, r)))
                 entries.append((f"{config} {recipe}", programs))
-        self.race_table("Training steps", entries, ["speed"], "4 sequences of 512 tokens, AdamW, tokens a second")
+        clock = "tokens a second" + (" of processor time" if self.a.clock == "cpu" else "")
+        self.race_table("Training steps", entries, ["speed"], f"4 sequences of 512 tokens, AdamW, {clock}")
 
     def generation(self):
         entries = []
@@ -186,25 +206,29 @@ class Bench:
 
         programs = [("mestar, no mpirun", lambda: start(0)), ("mestar, mpirun -n 1", lambda: start(1)), ("mestar, mpirun -n 4", lambda: start(4))]
         if self.python: programs.append(("transformers", peer))
-        got = race(programs, self.a.rounds)
         self.report.heading("From the launch to the end of step 1")
         self.report.say("Configuration a, 4 sequences of 512 tokens.")
-        self.report.table(["", "seconds", "least"], [[name, median(f["seconds"]), min(f["seconds"])] for name, f in got.items()])
+        self.race(programs, lambda got: self.report.table(["", "seconds", "least"], [[name, median(f["seconds"]), min(f["seconds"])] for name, f in got.items()]))
+        self.report.end()
 
     def ranks(self):
         """Threads against ranks, on the same cores and tokens."""
-        rows = []
-        for config in self.a.configs:
-            n, whole = self.a.threads, "train.global_batch=4"
-            if n < 2: continue
-            got = race([(f"1 rank x {n} threads", lambda: self.train(config, "fp32", whole, name="ranks1")),
-                        (f"{n} ranks x 1 thread, data", lambda: self.train(config, "fp32", whole, f"train.micro_batch={max(1, 4 // n)}", f"train.global_batch={max(4, n)}", ranks=n, threads=1, name="data")),
-                        ("2 ranks, tensor", lambda: self.train(config, "fp32", whole, "parallel.tensor=2", ranks=2, threads=max(1, n // 2), name="tensor"))], self.a.rounds)
-            base = next(iter(got.values()))
-            rows += [[config, name, median(f["speed"]), median(f["speed"]) / median(base["speed"])] for name, f in got.items()]
+        n, whole = self.a.threads, "train.global_batch=4"
+        if n < 2: raise Failed("one thread cannot be shared out")
         self.report.heading("Ranks and threads")
         self.report.say("The same step on the same cores, tokens a second.")
-        self.report.table(["", "", "speed", "of the first"], rows)
+        self.report.table(["", "", "speed", "of the first"], names=28)
+
+        def rows(config, got):
+            base = next(iter(got.values()), None)
+            return [[config, name, median(f["speed"]), median(f["speed"]) / median(base["speed"])] for name, f in got.items()]
+
+        for config in self.a.configs:
+            self.race([(f"1 rank x {n} threads", lambda: self.train(config, "fp32", whole, name="ranks1")),
+                        (f"{n} ranks x 1 thread, data", lambda: self.train(config, "fp32", whole, f"train.micro_batch={max(1, 4 // n)}", f"train.global_batch={max(4, n)}", ranks=n, threads=1, name="data")),
+                        ("2 ranks, tensor", lambda: self.train(config, "fp32", whole, "parallel.tensor=2", ranks=2, threads=max(1, n // 2), name="tensor"))],
+                      lambda got: self.report.rows(rows(config, got)))
+        self.report.end()
 
     def lengths(self):
         out, _, _ = run([f"{self.a.build}/tests/test_ops", "lengths"], env=self.env)
@@ -230,8 +254,9 @@ def main():
     for goal in a.goals:
         try: getattr(bench, goal)()
         except Failed as why: print(f"{goal}: {why}", file=sys.stderr)
-        bench.report.write(a.out + ".md")
     print(f"\nas Markdown: {a.out}.md")
 
 
-main()
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try: main()
+except (Interrupted, KeyboardInterrupt): sys.exit("interrupted: what was raced until then is in the table")

@@ -9,31 +9,40 @@ def cell(x):
 
 
 class Report:
-    """What is said goes to the terminal at once, and to a Markdown file at the end."""
+    """What is said goes at once to the terminal and to a Markdown file, so that a long bench that is ended early leaves what it found."""
 
-    def __init__(self):
-        self.markdown = []
+    def __init__(self, path):
+        self.path, self.markdown, self.wide = path, [], []
+
+    def write(self, *lines):
+        self.markdown += lines
+        with open(self.path, "w") as f: f.write("\n".join(self.markdown) + "\n")
 
     def heading(self, text):
         print(f"\n{text}\n{'-' * len(text)}", flush=True)
-        self.markdown += [f"\n## {text}\n"]
+        self.write(f"\n## {text}\n")
 
     def say(self, text):
         print(text, flush=True)
-        self.markdown += [text, ""]
+        self.write(text, "")
 
     def verbatim(self, text):
         print(text, flush=True)
-        self.markdown += ["```", text.rstrip(), "```", ""]
+        self.write("```", text.rstrip(), "```", "")
 
-    def table(self, head, rows):
-        rows = [[cell(x) for x in row] for row in rows]
-        wide = [max(len(r[i]) for r in [head] + rows) for i in range(len(head))]
-        for r in [head] + rows:
-            print("  " + "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(r, wide))), flush=True)
-        line = lambda r: "| " + " | ".join(r) + " |"
-        self.markdown += [line(head), "|" + "|".join("---" if i == 0 else "---:" for i in range(len(head))) + "|"]
-        self.markdown += [line(r) for r in rows] + [""]
+    def line(self, cells):
+        print("  " + "  ".join(x.ljust(w) if left else x.rjust(w) for x, (w, left) in zip(cells, self.wide)), flush=True)
+        return "| " + " | ".join(cells) + " |"
 
-    def write(self, path):
-        with open(path, "w") as f: f.write("\n".join(self.markdown) + "\n")
+    def table(self, head, rows=(), names=12):
+        """Begins a table; rows() goes on with it. Columns without a heading hold names, up to `names` letters long or as long as in `rows`."""
+        known = [head] + [[cell(x) for x in row] for row in rows]
+        self.wide = [(max(names if not h else 7, *(len(r[i]) for r in known)), not h) for i, h in enumerate(head)]
+        self.write(self.line(head), "|" + "|".join("---" if not h else "---:" for h in head) + "|")
+        self.rows(rows)
+
+    def rows(self, rows):
+        self.write(*[self.line([cell(x) for x in row]) for row in rows])
+
+    def end(self):
+        self.write("")

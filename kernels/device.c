@@ -16,7 +16,7 @@
 /* A debug device adds this to its addresses: no x86-64 or aarch64 system maps user memory there. */
 static const uintptr_t disguise = (uintptr_t)1 << 54;
 
-enum { MOST_OPERANDS = 16, WATCHED = 64 };
+enum { WATCHED = 64 };
 
 /* clang-format off */
 

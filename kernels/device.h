@@ -50,6 +50,7 @@ enum op {
 #include "kernels/ops_undef.h"
 
 /* What a row says, as data. */
+enum { MOST_OPERANDS = 16 };
 enum operand_kind { OPERAND_IN, OPERAND_OUT, OPERAND_ADD, OPERAND_INOUT, OPERAND_TMP };
 enum operand_type { OPERAND_STORED, OPERAND_REAL, OPERAND_I32, OPERAND_I64, OPERAND_EXACT };
 struct operand_row {

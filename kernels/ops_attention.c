@@ -24,11 +24,6 @@ static int64_t query_blocks(int64_t length, int64_t heads, int64_t kv) {
     return (length * (heads / kv) + LANES - 1) / LANES;
 }
 
-static size_t forward_scratch(int64_t rows, int64_t length, int64_t heads, int64_t kv, int64_t D,
-                              int64_t n) {
-    return n > 1 ? (size_t)(rows * kv * n * ((length * (heads / kv) + 15) / 16 * 16) * (D + 2)) : 0;
-}
-
 /* Kernels of a block of queries and keys; ops.def says what they compute. */
 
 void attention_run(struct tape *t, enum dtype d, const struct attention_block *a, void *o,
@@ -36,10 +31,7 @@ void attention_run(struct tape *t, enum dtype d, const struct attention_block *a
     const int64_t keys = a->past + (a->away ? 0 : a->length);
     const int64_t C =
         pieces(a->rows * a->kv * query_blocks(a->length, a->heads, a->kv), keys / FEW_KEYS);
-    const size_t needed = forward_scratch(a->rows, a->length, a->heads, a->kv, a->head_dim, C);
-    struct piece *piece = NULL;
-    void *scratch = needed ? scratch_take(t, needed * dtype_size(t->real), &piece) : NULL;
-    const struct attention_args args = {
+    struct attention_args args = {
         .q = a->q,
         .k = a->k,
         .v = a->v,
@@ -48,7 +40,6 @@ void attention_run(struct tape *t, enum dtype d, const struct attention_block *a
         .v_past = a->v_past,
         .o = o,
         .lse = lse,
-        .scratch = scratch,
         .B = a->rows,
         .L = a->length,
         .P = a->past,
@@ -64,26 +55,21 @@ void attention_run(struct tape *t, enum dtype d, const struct attention_block *a
         .scale = 1 / sqrt((double)a->head_dim),
     };
     if (noted) tape_run(t, OP_attention, d, &args);
-    else device_run(t->device, OP_attention, d, &args);
-    if (piece) scratch_give(t, piece);
+    else scratch_run(t, OP_attention, d, &args);
 }
 
 void attention_run_adjoint(struct tape *t, enum dtype d, const struct attention_block *a,
                            const void *o, const void *lse, const void *go,
                            const struct attention_gradients *g) {
-    const int64_t B = a->rows, L = a->length, keys = a->past + (a->away ? 0 : L), D = a->head_dim;
+    const int64_t B = a->rows, L = a->length, D = a->head_dim;
     const int64_t C = pieces(B * a->kv, query_blocks(L, a->heads, a->kv));
-    struct piece *piece;
-    void *scratch = scratch_take(
-        t, (size_t)(B * a->kv * C * 2 * keys * ((D + 15) / 16 * 16)) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, attention_adjoint, d, .q = a->q, .k = a->k, .v = a->v, .start = a->start,
-               .k_past = a->k_past, .v_past = a->v_past, .o = o, .lse = lse, .go = go,
-               .dq = g->p[0], .dq_add = g->add[0], .dk = g->p[1], .dk_add = g->add[1],
-               .dv = g->p[2], .dv_add = g->add[2], .dk_past = g->p[3], .dk_past_add = g->add[3],
-               .dv_past = g->p[4], .dv_past_add = g->add[4], .scratch = scratch, .B = B, .L = L,
-               .P = a->past, .H = a->heads, .G = a->kv, .D = D, .ldq = a->ldq, .ldk = a->ldk,
-               .ldv = a->ldv, .ldp = a->ldp, .C = C, .away = a->away, .scale = 1 / sqrt((double)D));
-    scratch_give(t, piece);
+    SCRATCH_RUN(t, attention_adjoint, d, .q = a->q, .k = a->k, .v = a->v, .start = a->start,
+                .k_past = a->k_past, .v_past = a->v_past, .o = o, .lse = lse, .go = go,
+                .dq = g->p[0], .dq_add = g->add[0], .dk = g->p[1], .dk_add = g->add[1],
+                .dv = g->p[2], .dv_add = g->add[2], .dk_past = g->p[3], .dk_past_add = g->add[3],
+                .dv_past = g->p[4], .dv_past_add = g->add[4], .B = B, .L = L, .P = a->past,
+                .H = a->heads, .G = a->kv, .D = D, .ldq = a->ldq, .ldk = a->ldk, .ldv = a->ldv,
+                .ldp = a->ldp, .C = C, .away = a->away, .scale = 1 / sqrt((double)D));
 }
 
 static struct attention_block block_of(struct tensor *const *in, const int64_t *size) {

@@ -21,14 +21,11 @@ static void head_backward(struct tape *t, struct note *n, unsigned mask) {
     op_require(tape_grad_out(n, 0) && tape_grad_out(n, 1), "head", picked,
                "and the log sum must both be used");
     int64_t chunk = head_chunk(x->rows, w->rows);
-    struct piece *piece;
-    void *scratch = scratch_take(t, (size_t)(chunk * w->rows) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, head_adjoint, x->dtype, .x = x->data, .w = w->data,
-               .target = n->in[TARGET]->data, .lse = n->out[0]->data, .dlse = tape_grad_out(n, 0),
-               .dpicked = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add,
-               .scratch = scratch, .T = x->rows, .H = x->width, .V = w->rows, .first = n->size[0],
-               .C = chunk);
-    scratch_give(t, piece);
+    SCRATCH_RUN(t, head_adjoint, x->dtype, .x = x->data, .w = w->data,
+                .target = n->in[TARGET]->data, .lse = n->out[0]->data, .dlse = tape_grad_out(n, 0),
+                .dpicked = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw,
+                .dw_add = w_add, .T = x->rows, .H = x->width, .V = w->rows, .first = n->size[0],
+                .C = chunk);
 }
 static const struct tape_op op_head = {"head", head_backward,     BIT(X) | BIT(W) | BIT(TARGET),
                                        1,      BIT(W) | TOGETHER, 0};
@@ -51,14 +48,11 @@ void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
     op_require(x->width == words->width && x->stride == x->width, "head", x,
                "has not the words' width");
     int64_t chunk = head_chunk(x->rows, words->rows);
-    struct piece *piece;
     *lse = tensor_new_real(t, "log sums", x->rows, 1, &l);
     *picked = tensor_new_real(t, "targets' logits", x->rows, 1, &l);
-    void *scratch = scratch_take(t, (size_t)(chunk * words->rows) * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, head, x->dtype, .x = x->data, .w = w->data, .target = target->data,
-               .lse = (*lse)->data, .picked = (*picked)->data, .scratch = scratch, .T = x->rows,
-               .H = x->width, .V = words->rows, .first = first, .C = chunk);
-    scratch_give(t, piece);
+    SCRATCH_RUN(t, head, x->dtype, .x = x->data, .w = w->data, .target = target->data,
+                .lse = (*lse)->data, .picked = (*picked)->data, .T = x->rows, .H = x->width,
+                .V = words->rows, .first = first, .C = chunk);
     struct note *n = tape_note(t, &op_head, 3, (struct tensor *[]){x, w, target}, 2,
                                (struct tensor *[]){*lse, *picked});
     if (n) n->size[0] = first;

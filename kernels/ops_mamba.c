@@ -1,7 +1,6 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
-#include "kernels/scan_split.h"
 #include "kernels/tape_again.h"
 
 #define BIT(i) (1u << (i))
@@ -39,23 +38,19 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     void *db = tape_grad_in(t, n, CONV_B, mask, &b_add),
          *ds = tape_grad_in(t, n, CONV_STATE, mask, &s_add);
     if (!dx && !dw && !db && !ds) return;
-    struct piece *zeros = NULL, *sums;
-    const int64_t parts = n->size[0] * ((n->size[1] + 63) / 64) * (w->width + 1) * x->width;
-    void *du = tape_grad_out(n, 0),
-         *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
+    struct piece *zeros = NULL;
+    void *du = tape_grad_out(n, 0);
     struct tensor *u = n->out[0];
     if (!du) { /* only the state was used */
         du = scratch_take(t, tensor_elements(u) * dtype_size(x->dtype), &zeros);
         device_zero(t->device, du, tensor_elements(u) * dtype_size(x->dtype));
     }
-    DEVICE_RUN(t->device, conv_adjoint, x->dtype, .x = x->data, .w = w->data,
-               .b = data_of(n->in[CONV_B]), .start = n->in[CONV_START]->data,
-               .state_in = data_of(n->in[CONV_STATE]), .du = du, .dstate_out = tape_grad_out(n, 1),
-               .dx = dx, .dx_add = x_add, .dw = dw, .dw_add = w_add, .db = db, .db_add = b_add,
-               .dstate_in = ds, .dstate_in_add = s_add, .parts = room, .B = n->size[0],
-               .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
+    SCRATCH_RUN(t, conv_adjoint, x->dtype, .x = x->data, .w = w->data, .b = data_of(n->in[CONV_B]),
+                .start = n->in[CONV_START]->data, .state_in = data_of(n->in[CONV_STATE]), .du = du,
+                .dstate_out = tape_grad_out(n, 1), .dx = dx, .dx_add = x_add, .dw = dw,
+                .dw_add = w_add, .db = db, .db_add = b_add, .dstate_in = ds, .dstate_in_add = s_add,
+                .B = n->size[0], .L = n->size[1], .C = x->width, .K = w->width, .ldx = x->stride);
     if (zeros) scratch_give(t, zeros);
-    scratch_give(t, sums);
 }
 static const struct tape_op op_conv = {
     "conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B) | TOGETHER, AGAIN(conv)};
@@ -111,22 +106,16 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
         dy = scratch_take(t, tensor_elements(y) * dtype_size(u->dtype), &zeros);
         device_zero(t->device, dy, tensor_elements(y) * dtype_size(u->dtype));
     }
-    const int64_t numbers = scan_split(n->size[0], n->size[1], n->size[2], n->size[3], n->size[4],
-                                       n->size[5], n->size[6])
-                                .all;
-    struct piece *piece;
-    void *scratch = scratch_take(t, (size_t)numbers * dtype_size(t->real), &piece);
-    DEVICE_RUN(t->device, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data,
-               .a_log = n->in[SCAN_A]->data, .d = n->in[SCAN_D]->data,
-               .dt_bias = n->in[SCAN_BIAS]->data, .start = n->in[SCAN_START]->data,
-               .states = n->in[SCAN_STATES]->data, .dy = dy, .dstate_out = tape_grad_out(n, 1),
-               .du = grad[0], .du_add = add[0], .ddt = grad[1], .ddt_add = add[1],
-               .da_log = grad[2], .da_log_add = add[2], .dd = grad[3], .dd_add = add[3],
-               .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds, .dstate_in_add = s_add,
-               .scratch = scratch, .B = n->size[0], .L = n->size[1], .H = n->size[2],
-               .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6],
-               .lddt = dt->stride, .dt_min = n->real[0], .dt_max = n->real[1]);
-    scratch_give(t, piece);
+    SCRATCH_RUN(t, scan_adjoint, u->dtype, .u = u->data, .dt = dt->data,
+                .a_log = n->in[SCAN_A]->data, .d = n->in[SCAN_D]->data,
+                .dt_bias = n->in[SCAN_BIAS]->data, .start = n->in[SCAN_START]->data,
+                .states = n->in[SCAN_STATES]->data, .dy = dy, .dstate_out = tape_grad_out(n, 1),
+                .du = grad[0], .du_add = add[0], .ddt = grad[1], .ddt_add = add[1],
+                .da_log = grad[2], .da_log_add = add[2], .dd = grad[3], .dd_add = add[3],
+                .ddt_bias = grad[4], .ddt_bias_add = add[4], .dstate_in = ds,
+                .dstate_in_add = s_add, .B = n->size[0], .L = n->size[1], .H = n->size[2],
+                .P = n->size[3], .G = n->size[4], .S = n->size[5], .Q = n->size[6],
+                .lddt = dt->stride, .dt_min = n->real[0], .dt_max = n->real[1]);
     if (zeros) scratch_give(t, zeros);
 }
 static const struct tape_op op_scan = {
@@ -246,15 +235,10 @@ static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
     void *grad[3];
     for (int i = 0; i < 3; i++) grad[i] = tape_grad_in(t, n, i, mask, &add[i]);
     if (!grad[0] && !grad[1] && !grad[2]) return;
-    struct piece *sums;
-    const int64_t parts = (y->rows + 31) / 32 * y->width;
-    void *room = scratch_take(t, (size_t)parts * dtype_size(t->real), &sums);
-    DEVICE_RUN(t->device, gated_norm_adjoint, y->dtype, .y = y->data, .z = z->data,
-               .w = n->in[2]->data, .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0],
-               .dy_add = add[0], .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2],
-               .parts = room, .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
-               .eps = n->real[0]);
-    scratch_give(t, sums);
+    SCRATCH_RUN(t, gated_norm_adjoint, y->dtype, .y = y->data, .z = z->data, .w = n->in[2]->data,
+                .s = s->data, .go = tape_grad_out(n, 0), .dy = grad[0], .dy_add = add[0],
+                .dz = grad[1], .dz_add = add[1], .dw = grad[2], .dw_add = add[2], .T = y->rows,
+                .W = y->width, .G = s->width, .ldz = z->stride, .eps = n->real[0]);
 }
 static const struct tape_op op_gated_norm = {"gated_norm",      gated_norm_backward, 15, 0,
                                              BIT(2) | TOGETHER, AGAIN(gated_norm)};

@@ -174,6 +174,11 @@ void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned ma
 /* For ops: scratch that is given back at once by scratch_give. */
 void *scratch_take(struct tape *t, size_t bytes, struct piece **piece);
 void scratch_give(struct tape *t, struct piece *piece);
+/* device_run for operations with scratch: sets the operands that the row of ops.def calls so, and
+ * gives the memory back. */
+void scratch_run(struct tape *t, enum op op, enum dtype stored, void *args);
+#define SCRATCH_RUN(t, name, stored, ...)                                                          \
+    scratch_run(t, OP_##name, stored, &(struct name##_args){__VA_ARGS__})
 
 /* For tape*.c: a note whatever its inputs need; input i's value stays for it; back to a note. */
 struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in,

@@ -6,13 +6,13 @@
 #include "kernels/die.h"
 #include "kernels/tape_values.h"
 
-enum { ARGS = 512, OPERANDS = 16 };
+enum { ARGS = 512 };
 
 struct run {
     enum op op;
     enum dtype stored;
     _Alignas(8) char args[ARGS];
-    struct tensor *of[OPERANDS]; /* whose data each operand is; NULL: no tensor's */
+    struct tensor *of[MOST_OPERANDS]; /* whose data each operand is; NULL: no tensor's */
 };
 
 static const char *const names[] = {
@@ -31,7 +31,7 @@ unsigned tape_again_bit(const char *name) {
     return 0;
 }
 
-void tape_run(struct tape *t, enum op op, enum dtype stored, const void *args) {
+void tape_run(struct tape *t, enum op op, enum dtype stored, void *args) {
     if (t->again && t->learning) {
         const struct op_row *row = op_row(op);
         if (t->n_runs == t->max_runs) {
@@ -39,14 +39,14 @@ void tape_run(struct tape *t, enum op op, enum dtype stored, const void *args) {
             t->run = die_realloc(t->run, (unsigned long)t->max_runs * sizeof *t->run);
         }
         struct run *r = &t->run[t->n_runs];
-        if (row->args_size > ARGS || row->n_operands > OPERANDS) bug("%s is too wide", row->name);
+        if (row->args_size > ARGS) bug("%s is too wide", row->name);
         memset(r, 0, sizeof *r);
         r->op = op;
         r->stored = stored;
         memcpy(r->args, args, row->args_size);
         t->ran = true;
     }
-    device_run(t->device, op, stored, args);
+    scratch_run(t, op, stored, args);
 }
 
 /* ---- written down ---- */
@@ -120,12 +120,9 @@ static void make(struct tape *t, struct tensor *x) {
     const struct run r =
         t->run[x->run - 1]; /* a copy: the array stays, but for the reader's ease */
     const struct op_row *row = op_row(r.op);
-    char args[ARGS];
-    int64_t counts[OPERANDS];
-    struct piece *scratch[OPERANDS] = {0};
-    bool made[OPERANDS] = {0};
+    _Alignas(8) char args[ARGS];
+    bool made[MOST_OPERANDS] = {0};
     memcpy(args, r.args, sizeof args);
-    row->counts(args, counts);
     for (int i = 0; i < row->n_operands; i++)
         if (r.of[i] && is_read(&row->operands[i]) && !r.of[i]->data) make(t, r.of[i]);
     for (int i = 0; i < row->n_operands; i++) {
@@ -139,13 +136,10 @@ static void make(struct tape *t, struct tensor *x) {
             made[i] = true;
         }
         if (y) p = y->data;
-        else if (p && o->kind == OPERAND_TMP)
-            p = scratch_take(t, (size_t)counts[i] * operand_size(o->type, r.stored), &scratch[i]);
         memcpy(args + o->at, &p, sizeof p);
     }
-    device_run(t->device, r.op, r.stored, args);
+    scratch_run(t, r.op, r.stored, args);
     for (int i = row->n_operands - 1; i >= 0; i--) {
-        if (scratch[i]) scratch_give(t, scratch[i]);
         if (!made[i]) continue;
         share(t, r.of[i]);
         if (!r.of[i]->holds) tensor_forget(r.of[i]); /* only shared, or nobody asks */

@@ -40,10 +40,10 @@ enum {
 unsigned tape_again_bit(const char *name);
 const char *tape_again_name(int i);
 
-/* device_run for ops that can be run again; the note comes next. */
+/* scratch_run for ops that can be run again; the note comes next. */
 #define TAPE_RUN(t, name, stored, ...)                                                             \
     tape_run(t, OP_##name, stored, &(struct name##_args){__VA_ARGS__})
-void tape_run(struct tape *t, enum op op, enum dtype stored, const void *args);
+void tape_run(struct tape *t, enum op op, enum dtype stored, void *args);
 
 /* Whether x may be given back although it will be read. */
 bool tape_again_can(const struct tensor *x);

@@ -144,6 +144,22 @@ void scratch_give(struct tape *t, struct piece *piece) {
     arena_give(t->scratch, piece);
 }
 
+void scratch_run(struct tape *t, enum op op, enum dtype stored, void *args) {
+    const struct op_row *row = op_row(op);
+    int64_t count[MOST_OPERANDS];
+    struct piece *piece[MOST_OPERANDS] = {0};
+    row->counts(args, count);
+    for (int i = 0; i < row->n_operands; i++) {
+        const struct operand_row *r = &row->operands[i];
+        if (r->kind != OPERAND_TMP || count[i] == 0) continue;
+        void *p = scratch_take(t, (size_t)count[i] * operand_size(r->type, stored), &piece[i]);
+        memcpy((char *)args + r->at, &p, sizeof p);
+    }
+    device_run(t->device, op, stored, args);
+    for (int i = 0; i < row->n_operands; i++)
+        if (piece[i]) scratch_give(t, piece[i]);
+}
+
 /* ---- views ---- */
 
 static void columns_adjoint(struct tape *t, struct note *n, unsigned mask) {

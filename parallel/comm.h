@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "kernels/dtype.h"
+#include "parallel/cores.h"
 
 struct mistakes;
 struct exact;
@@ -33,7 +34,9 @@ struct timer;
 struct comm {
     const struct transport *transport;
     int size, rank;               /* of the world */
-    int host_ranks, host_cores;   /* ranks on this host, and cores it may use */
+    int host_ranks, host_cores;   /* ranks on this host, and cores they may use together */
+    struct cores cores;           /* those that this rank may use */
+    int same_cores;               /* ranks that have no others than these, itself among them */
     int64_t host;                 /* a number that the ranks of one host have in common */
     bool yield;                   /* give the core away while waiting */
     bool owns_mpi;                /* MPI_Init was ours */

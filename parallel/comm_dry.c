@@ -29,5 +29,5 @@ const struct transport transport_dry = {"dry",        false,      dry_send, dry_
 
 void comm_init_dry(struct comm *c, int size, int rank) {
     comm_open_world(c, &transport_dry, size, rank, INT32_MAX);
-    c->host_ranks = c->host_cores = 1;
+    c->host_ranks = c->host_cores = c->same_cores = 1;
 }

@@ -150,18 +150,22 @@ static void find_host(struct comm *c) {
     gather_words(c->world, &own, hosts, 1);
     for (int i = 0; i < c->size; i++)
         if (hosts[i] == own) members[n++] = i;
-    unsigned long mask[COMM_MASK_WORDS], *masks = die_alloc((size_t)n * sizeof mask);
+    struct cores all, *cores = die_alloc((size_t)n * sizeof *cores);
     struct group *host = group_new(c, "host", n, members);
-    comm_core_mask(mask);
-    gather_words(host, mask, masks, COMM_MASK_WORDS);
-    for (int i = 0; i < n * COMM_MASK_WORDS; i++) mask[i % COMM_MASK_WORDS] |= masks[i];
+    cores_own(&c->cores);
+    all = c->cores;
+    gather_words(host, &c->cores, cores, CORES_WORDS);
+    for (int i = 0; i < n; i++) {
+        cores_join(&all, &cores[i]);
+        c->same_cores += cores_within(&cores[i], &c->cores);
+    }
     c->host = own;
     c->host_ranks = n;
-    c->host_cores = comm_count_cores(mask, COMM_MASK_WORDS);
+    c->host_cores = cores_count(&all);
     group_free(host);
     free(hosts);
     free(members);
-    free(masks);
+    free(cores);
 }
 
 static void tell_wrong_world(const struct launch *l, int size, struct mistakes *m) {

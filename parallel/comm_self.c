@@ -1,6 +1,3 @@
-#include <sched.h>
-#include <string.h>
-
 #include "kernels/die.h"
 #include "parallel/transport.h"
 
@@ -33,21 +30,9 @@ static void self_end(struct comm *c) {
 const struct transport transport_self = {"self",        true,        self_send, self_receive,
                                          self_finished, self_forget, self_end};
 
-void comm_core_mask(unsigned long *mask) {
-    memset(mask, 0, COMM_MASK_WORDS * sizeof *mask);
-    if (sched_getaffinity(0, COMM_MASK_WORDS * sizeof *mask, (cpu_set_t *)mask) != 0) mask[0] = 1;
-}
-
-int comm_count_cores(const unsigned long *mask, int words) {
-    int n = 0;
-    for (int i = 0; i < words; i++) n += __builtin_popcountl(mask[i]);
-    return n;
-}
-
 void comm_init_self(struct comm *c) {
-    unsigned long mask[COMM_MASK_WORDS];
-    comm_core_mask(mask);
     comm_open_world(c, &transport_self, 1, 0, INT32_MAX);
-    c->host_ranks = 1;
-    c->host_cores = comm_count_cores(mask, COMM_MASK_WORDS);
+    cores_own(&c->cores);
+    c->host_ranks = c->same_cores = 1;
+    c->host_cores = cores_count(&c->cores);
 }

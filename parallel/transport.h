@@ -57,11 +57,8 @@ _Noreturn void comm_abort_mpi(int code); /* MPI_Abort where MPI runs, else _exit
 void comm_open_world(struct comm *c, const struct transport *t, int size, int rank,
                      int64_t largest_tag);
 
-/* The same for a process that is alone, and the cores its affinity leaves it: a bit each. */
+/* The same for a process that is alone. */
 void comm_init_self(struct comm *c);
-enum { COMM_MASK_WORDS = 128 };
-int comm_count_cores(const unsigned long *mask, int words);
-void comm_core_mask(unsigned long *mask); /* COMM_MASK_WORDS words */
 
 /* comm_steps.c: operations on groups of more than one. `spare` operations are kept for the next
  * start. */

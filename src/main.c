@@ -6,6 +6,7 @@
 
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "parallel/cores.h"
 #include "parallel/timer.h"
 #include "src/deck_rules.h"
 #include "src/engine.h"
@@ -142,6 +143,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "--version")) return print_version(stdout), 0;
     if (!strcmp(argv[1], "keys")) return run_keys(argc, argv);
     if (!strcmp(argv[1], "check") || !strcmp(argv[1], "plan")) return run_dry(argc, argv);
+    cores_wait_briefly(argv);
     struct mistakes m = {0};
     struct comm comm;
     struct timer timer;

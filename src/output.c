@@ -103,9 +103,10 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
     fprintf(f, "\nranks: %d, of which %d on this host with %d cores\n", c->size, c->host_ranks,
             c->host_cores);
     print_version(f);
-    static const char *const matters[] = {"OMP_NUM_THREADS",  "OMP_PROC_BIND",      "OMP_PLACES",
-                                          "SLURM_JOB_ID",     "SLURM_JOB_NODELIST", "SLURM_NTASKS",
-                                          "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
+    static const char *const matters[] = {
+        "OMP_NUM_THREADS",  "OMP_PROC_BIND", "OMP_PLACES",         "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",   "SLURM_JOB_ID",  "SLURM_JOB_NODELIST", "SLURM_NTASKS",
+        "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
     for (size_t i = 0; i < sizeof matters / sizeof *matters; i++)
         if (getenv(matters[i])) fprintf(f, "%s=%s\n", matters[i], getenv(matters[i]));
     close_written(f, "provenance.txt");

@@ -80,6 +80,21 @@ static char *peak_text(const struct deck *d, const struct machine *h) {
                       given > 0 ? "as the deck says" : "measured now");
 }
 
+/* Which cores this rank may use, and how near its memory is. */
+static char *cores_fact(const struct cores *c) {
+    const int here = cores_count(c), all = cores_of_host();
+    int of_host;
+    const int nodes = cores_nodes(c, &of_host);
+    char *list = cores_text(c),
+         *memory =
+             of_host > 1 ? die_format(", %d of %d memory nodes", nodes, of_host) : die_strdup("");
+    char *text = here < all ? die_format("%d of the host's %d (%s)%s", here, all, list, memory)
+                            : die_format("all %d of the host%s", all, memory);
+    free(list);
+    free(memory);
+    return text;
+}
+
 int screen_facts(const struct run *r, const struct machine *h, struct fact *f, int room) {
     const struct deck *d = r->engine->deck;
     char started[UNIT_TEXT], *compiler = until(BUILD_COMPILER, ""), *mpi = until(BUILD_MPI, "("),
@@ -97,6 +112,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
         {"mpi", die_strdup(h->ranks == 1 ? "none, one process" : mpi)},
         {"device", die_format("cpu, %d thread%s a rank, %s", threads, threads == 1 ? "" : "s",
                               d->precision.recipe)},
+        {"cores", cores_fact(&r->comm->cores)},
         {"products", die_strdup(BUILD_PRODUCTS)},
         {"peak", peak_text(d, h)},
         {"deck", r->argc > 2 ? die_format("%s + %d override%s", d->path, r->argc - 2,
@@ -325,6 +341,19 @@ static void note_weights(const struct output *o, const struct engine *e) {
     }
 }
 
+/* The rank whose cores have most threads each, where that is more than one and the host's other
+ * ranks have further cores; -1: none. */
+static int most_crowded(const struct machine *h, int threads) {
+    double most = 1;
+    int found = -1;
+    for (int r = 0; r < h->ranks; r++) {
+        const struct rank_facts *f = &h->rank[r];
+        const double crowd = (double)(f->sharing * threads) / (double)f->cores;
+        if (crowd > most && f->host_cores > f->cores) most = crowd, found = r;
+    }
+    return found;
+}
+
 void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
                   const struct feed *f, int64_t steps) {
     const struct engine *e = r->engine;
@@ -339,6 +368,17 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
          "%d ranks x %d threads share %d cores of a host: they take turns. run.threads, or fewer "
          "ranks",
          r->comm->host_ranks, threads, r->comm->host_cores);
+    const int tight = most_crowded(h, threads);
+    NOTE(tight >= 0,
+         "rank %d of host %s is one of %ld ranks x %d threads that are bound to the same %ld "
+         "core%s, "
+         "while others idle: bind each to its own or none (mpirun --bind-to, srun --cpu-bind)",
+         tight, h->rank[tight].name, (long)h->rank[tight].sharing, threads,
+         (long)h->rank[tight].cores, h->rank[tight].cores == 1 ? "" : "s");
+    int of_host;
+    NOTE(cores_nodes(&r->comm->cores, &of_host) > 1,
+         "the cores of a rank lie on several memory nodes: a rank a node, bound to it, is faster "
+         "(mpirun --bind-to numa, srun --cpu-bind=ldoms)");
     double used =
         (double)machine_host_bytes(h, h->fullest) / (double)h->rank[h->first[h->fullest]].memory;
     NOTE(

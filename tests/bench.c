@@ -36,7 +36,7 @@ enum {
     WIDTH = 512,
     CHOSEN = 2
 };
-enum { WORDS = 16384, MOST_OPERANDS = 16 };
+enum { WORDS = 16384 };
 
 /* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100

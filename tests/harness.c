@@ -10,7 +10,7 @@
 #include "kernels/exact.h"
 #include "tests/operands.h"
 
-enum { MOST_OPERANDS = 16, GUARD = 64, ARGS_BYTES = 512 };
+enum { GUARD = 64, ARGS_BYTES = 512 };
 static const double step = 1e-5; /* of central differences */
 /* A fast version may round factors to BF16 where the definition rounds results: a few units in the
  * last place of 2^-8. */

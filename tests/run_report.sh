@@ -90,4 +90,26 @@ go huge 2 2 "$TMP/huge.yaml" && has "too little memory" "$TMP/huge.log" 'ranks o
 { model "-"; printf 'train:\n  steps: 2000\n  sequence_length: 8\nlog:\n  interval: 1000\ncheckpoint:\n  interval: 0\n'; } >"$TMP/long.yaml"
 go long 0 1 "$TMP/long.yaml"
 [ "$(wc -c <"$TMP/long/report.html")" -lt 150000 ] && ok "long run, small report" || fail "long run, small report" "$(wc -c <"$TMP/long/report.html") bytes"
+
+# Threads wait briefly, unless the person says otherwise. (Another compiler's OpenMP has other means.)
+if ldd "$MESTAR" | grep -q libgomp; then
+    has "threads wait briefly" "$TMP/run/provenance.txt" "^GOMP_SPINCOUNT=1000$"
+    OMP_WAIT_POLICY=active go waits 0 1 "$TMP/deck.yaml" train.steps=1
+    if grep -q GOMP_SPINCOUNT "$TMP/waits/provenance.txt"; then fail "waiting is the person's" "overruled"; else ok "waiting is the person's"; fi
+fi
+
+# Which cores ranks have, and that two of three have the same one while the third has others.
+has "cores are told" "$log" "^  .* cores +(all [0-9]+|[0-9]+) of the host"
+if [ "$(nproc)" -gt 1 ] && command -v taskset >/dev/null; then
+    core=$(taskset -cp $$ | sed 's/.*: *//; s/[-,].*//')
+    cat >"$TMP/bind.sh" <<'SH'
+core=$1; shift
+[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-}}" -gt 1 ] || exec taskset -c "$core" "$@"
+exec "$@"
+SH
+    mpi 3 sh "$TMP/bind.sh" "$core" "$MESTAR" "$TMP/deck.yaml" run.output="$TMP/bound" train.global_batch=3 train.steps=1 >"$TMP/bound.log" 2>&1 </dev/null
+    has "ranks bound to one core are told" "$TMP/bound.log" "is one of 2 ranks x 1 threads that are bound to"
+else
+    echo "ok (ranks bound to one core: not tried, there is only one)"
+fi
 finish

@@ -175,7 +175,7 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
     queries_find(&q, b, g, u, a->start, a->L, past_of(a), a->away, a->H, a->G, a->D);
     prepare(a, &q, w);
     const int64_t D = a->D, D1 = whole(D), ld = q.lanes, lanes = q.vectors * LANES;
-    const int wide = (int)(D1 / LANES);
+    const int wide = D1 / LANES;
     enum begin begin = FRESH;
     KEYS_FIND(run, a, b, g, q.low, q.high);
 #if defined STORED_BF16 && defined __AVX512BF16__
@@ -188,23 +188,61 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
             const int64_t n = least(KEYS, r->to - j), at = (j + a->P) * D1;
             const struct factor k = as_rows(w->k, r->k + j * r->ldk, r->ldk, n, D);
             const struct factor v = as_rows(w->v, r->v + j * r->ldv, r->ldv, n, D);
-            product_of_rows(&(struct product){w->score, k.p, w->q, NULL, ld, k.ld, ld, n, units(D),
-                                              q.vectors, FRESH});
-            product_of_rows(&(struct product){w->dscore, v.p, w->go, NULL, ld, v.ld, ld, n,
-                                              units(D), q.vectors, FRESH});
+            product_of_rows(&(struct product){.c = w->score,
+                                              .ldc = ld,
+                                              .a = k.p,
+                                              .lda = k.ld,
+                                              .b = w->q,
+                                              .ldb = ld,
+                                              .rows = n,
+                                              .depth = units(D),
+                                              .vectors = q.vectors});
+            product_of_rows(&(struct product){.c = w->dscore,
+                                              .ldc = ld,
+                                              .a = v.p,
+                                              .lda = v.ld,
+                                              .b = w->go,
+                                              .ldb = ld,
+                                              .rows = n,
+                                              .depth = units(D),
+                                              .vectors = q.vectors});
             if (j >= q.all_low && j + n <= q.all_high) differentiate(a, &q, w, j, n, false);
             else differentiate(a, &q, w, j, n, true);
             if (dk)
-                product_of_rows(&(struct product){dk + at, ds_row, w->q_row, NULL, D1, units(ld),
-                                                  D1, n, units(lanes), wide, ADDED});
+                product_of_rows(&(struct product){.c = dk + at,
+                                                  .ldc = D1,
+                                                  .a = ds_row,
+                                                  .lda = units(ld),
+                                                  .b = w->q_row,
+                                                  .ldb = D1,
+                                                  .rows = n,
+                                                  .depth = units(lanes),
+                                                  .vectors = wide,
+                                                  .begin = ADDED});
             if (dv)
-                product_of_rows(&(struct product){dv + at, p_row, w->go_row, NULL, D1, units(ld),
-                                                  D1, n, units(lanes), wide, ADDED});
+                product_of_rows(&(struct product){.c = dv + at,
+                                                  .ldc = D1,
+                                                  .a = p_row,
+                                                  .lda = units(ld),
+                                                  .b = w->go_row,
+                                                  .ldb = D1,
+                                                  .rows = n,
+                                                  .depth = units(lanes),
+                                                  .vectors = wide,
+                                                  .begin = ADDED});
             if (!a->dq) continue;
             const struct factor kt =
                 PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
-            product_of_columns(&(struct product){w->dq, kt.p, ds, NULL, ld, kt.ld, ld, D, units(n),
-                                                 q.vectors, begin});
+            product_of_columns(&(struct product){.c = w->dq,
+                                                 .ldc = ld,
+                                                 .a = kt.p,
+                                                 .lda = kt.ld,
+                                                 .b = ds,
+                                                 .ldb = ld,
+                                                 .rows = D,
+                                                 .depth = units(n),
+                                                 .vectors = q.vectors,
+                                                 .begin = begin});
             begin = ADDED;
         }
     if (begin == FRESH) memset(w->dq, 0, (size_t)(D * ld) * sizeof *w->dq); /* no key is seen */

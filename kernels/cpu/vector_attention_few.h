@@ -115,8 +115,16 @@ static void few_attend(struct few *f, const struct queries *q, const struct keys
                            f->score + i);
             for (int64_t m = 0; m < q->n; m++) few_weigh(f, q, m, j, n, c, D1);
             const struct factor v = few_values(f, r->v + j * r->ldv, r->ldv, n, D);
-            product_of_rows(&(struct product){f->o, f->weight, v.p, NULL, D1, KEYS / PAIR, v.ld,
-                                              q->n, units(n), (int)(D1 / LANES), ADDED});
+            product_of_rows(&(struct product){.c = f->o,
+                                              .ldc = D1,
+                                              .a = f->weight,
+                                              .lda = KEYS / PAIR,
+                                              .b = v.p,
+                                              .ldb = v.ld,
+                                              .rows = q->n,
+                                              .depth = units(n),
+                                              .vectors = D1 / LANES,
+                                              .begin = ADDED});
         }
 }
 

@@ -48,16 +48,15 @@ static void shared_find(struct shared *s, const struct scan_args *a, const struc
     widen_rows(s->b, width, b, wide, n, S);
     widen_rows(s->c, width, b + a->G * S, wide, n, S);
     transpose_all(s->turned, BLOCK, s->c, width, padded(n), width);
-    product(&(struct product){.rows = padded(n),
-                              .vecs = padded(n) / LANES,
-                              .depth = S,
-                              .a = s->b,
-                              .a_row = width,
-                              .a_step = 1,
-                              .b = s->turned,
-                              .b_row = BLOCK,
-                              .c = s->product,
-                              .c_row = BLOCK});
+    product_of_float_rows(&(struct product){.c = s->product,
+                                            .ldc = BLOCK,
+                                            .a = s->b,
+                                            .lda = width,
+                                            .b = s->turned,
+                                            .ldb = BLOCK,
+                                            .rows = padded(n),
+                                            .depth = S,
+                                            .vectors = padded(n) / LANES});
 }
 
 /* M: zero where i < j or a document begins between. */
@@ -102,9 +101,8 @@ static void head_block(const struct scan_args *a, const struct shared *s, const 
     const struct documents *d = &s->documents;
     struct paces *p = &k->paces;
     paces_find(p, c, d, (const stored *)a->dt + token * a->lddt + h, a->lddt);
-    float into[BLOCK], whole[LANES];
+    float into[BLOCK];
     for (int i = 0; i < BLOCK; i++) into[i] = p->after[i] * p->delta[i];
-    store_real(whole, vf_all(p->whole));
     widen_rows(k->x, rows, x, wide, n, n_p);
     scale_rows(k->into, k->x, into, n, rows);
     if (h + 1 < u->h1) expect_rows(x + P, wide, n, n_p);
@@ -112,41 +110,38 @@ static void head_block(const struct scan_args *a, const struct shared *s, const 
         expect_rows(x + n * wide - (u->h1 - 1 - u->h0) * P, wide, least(n, a->L - t - n), n_p);
     weights_find(k, s, ((const float *)a->d)[h]);
     if (d->first > 0)
-        product(&(struct product){.rows = rows,
-                                  .vecs = vecs,
-                                  .depth = a->S,
-                                  .a = state,
-                                  .a_row = width,
-                                  .a_step = 1,
-                                  .b = s->turned,
-                                  .b_row = BLOCK,
-                                  .c = k->y,
-                                  .c_row = BLOCK});
-    product(&(struct product){.rows = rows,
-                              .vecs = vecs,
-                              .depth = n,
-                              .a = k->x,
-                              .a_row = 1,
-                              .a_step = rows,
-                              .b = k->weights,
-                              .b_row = BLOCK,
-                              .c = k->y,
-                              .c_row = BLOCK,
-                              .from = d->first > 0 ? k->y : NULL,
-                              .by = p->before,
-                              .by_step = 1});
-    product(&(struct product){.rows = rows,
-                              .vecs = width / LANES,
-                              .depth = n,
-                              .a = k->into,
-                              .a_row = 1,
-                              .a_step = rows,
-                              .b = s->b,
-                              .b_row = width,
-                              .c = state,
-                              .c_row = width,
-                              .from = d->last < 0 ? state : NULL,
-                              .by = whole});
+        product_of_float_rows(&(struct product){.c = k->y,
+                                                .ldc = BLOCK,
+                                                .a = state,
+                                                .lda = width,
+                                                .b = s->turned,
+                                                .ldb = BLOCK,
+                                                .rows = rows,
+                                                .depth = a->S,
+                                                .vectors = vecs});
+    product_of_float_columns(&(struct product){.c = k->y,
+                                               .ldc = BLOCK,
+                                               .a = k->x,
+                                               .lda = rows,
+                                               .b = k->weights,
+                                               .ldb = BLOCK,
+                                               .rows = rows,
+                                               .depth = n,
+                                               .vectors = vecs,
+                                               .factor = p->before,
+                                               .begin = d->first > 0 ? SCALED : FRESH});
+    product_of_float_columns(&(struct product){.c = state,
+                                               .ldc = width,
+                                               .a = k->into,
+                                               .lda = rows,
+                                               .b = s->b,
+                                               .ldb = width,
+                                               .rows = rows,
+                                               .depth = n,
+                                               .vectors = width / LANES,
+                                               .from = state,
+                                               .factor = &p->whole,
+                                               .begin = d->last < 0 ? FADED : FRESH});
     y_turned((stored *)a->y + (token * H + h) * P + u->p0, H * P, k->y, n, n_p);
 }
 

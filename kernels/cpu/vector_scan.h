@@ -8,7 +8,7 @@
 #ifndef KERNELS_CPU_VECTOR_SCAN_H
 #define KERNELS_CPU_VECTOR_SCAN_H
 
-#include "kernels/cpu/vector_product.h"
+#include "kernels/cpu/vector_products.h"
 #include "kernels/scan_split.h"
 
 enum { BLOCK = SCAN_BLOCK, PAD = SCAN_PAD };

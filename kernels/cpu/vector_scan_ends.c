@@ -59,30 +59,30 @@ static void unit_ends(const struct ends *e, const struct unit *u) {
         widen_rows(k.right, width, right + (row + t) * wide, wide, n, n_s);
         for (int64_t h = u->h0; h < u->h1; h++) {
             const int at = (int)(h - u->h0);
-            float weight[BLOCK], by[LANES], *state = states + at * rows * width;
+            float weight[BLOCK], *state = states + at * rows * width;
             struct paces *p = &k.paces;
             paces_find(p, &constants[at], &documents, e->dt + (row + t) * e->lddt + h, e->lddt);
             const float carried = (float)exp(sum[at]);
             for (int i = 0; i < BLOCK; i++)
                 weight[i] = e->dy ? carried * p->before[i] : p->after[i] * p->delta[i];
-            store_real(by, vf_all(e->dy ? 1 : p->whole));
+            const float by = e->dy ? 1 : p->whole;
             sum[at] += (double)p->high[n - 1] + (double)p->low[n - 1];
             if (e->dy)
                 widen_rows(k.left, rows, e->dy + ((row + t) * H + h) * P + u->p0, H * P, n, n_p);
             else widen_rows(k.left, rows, e->u + (row + t) * wide + h * P + u->p0, wide, n, n_p);
             scale_rows(k.scaled, k.left, weight, n, rows);
-            product(&(struct product){.rows = rows,
-                                      .vecs = width / LANES,
-                                      .depth = n,
-                                      .a = k.scaled,
-                                      .a_row = 1,
-                                      .a_step = rows,
-                                      .b = k.right,
-                                      .b_row = width,
-                                      .c = state,
-                                      .c_row = width,
-                                      .from = begun[at] ? state : NULL,
-                                      .by = by});
+            product_of_float_columns(&(struct product){.c = state,
+                                                       .a = k.scaled,
+                                                       .b = k.right,
+                                                       .factor = &by,
+                                                       .ldc = width,
+                                                       .lda = rows,
+                                                       .ldb = width,
+                                                       .rows = rows,
+                                                       .depth = n,
+                                                       .vectors = width / LANES,
+                                                       .begin = begun[at] ? FADED : FRESH,
+                                                       .from = state});
             begun[at] = true;
         }
         more = e->dy ? documents.last < 0 : true;

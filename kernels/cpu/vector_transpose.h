@@ -1,5 +1,5 @@
 /* vector_transpose: LANES vectors turned around in registers: lane i of vector j becomes lane j of
- * vector i. */
+ * vector i; and whole blocks of floats, so many at a time. */
 #ifndef KERNELS_CPU_VECTOR_TRANSPOSE_H
 #define KERNELS_CPU_VECTOR_TRANSPOSE_H
 
@@ -50,5 +50,24 @@ INLINE void transpose(vf v[LANES]) {
 #undef EACH_LANE
 #undef FOUR
 #undef PICK
+
+/* r = LANES rows from `from`, as columns. */
+INLINE void transpose_rows(vf r[LANES], const float *from, int64_t row) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) r[i] = load_real(from + i * row);
+    transpose(r);
+}
+
+/* to[n,m] = from[m,n], both multiples of LANES. */
+static inline void transpose_all(float *to, int64_t to_row, const float *from, int64_t from_row,
+                                 int64_t m, int64_t n) {
+    for (int64_t i = 0; i < m; i += LANES)
+        for (int64_t j = 0; j < n; j += LANES) {
+            vf r[LANES];
+            transpose_rows(r, from + i * from_row + j, from_row);
+#pragma GCC unroll 16
+            for (int k = 0; k < LANES; k++) store_real(to + (j + k) * to_row + i, r[k]);
+        }
+}
 
 #endif
