@@ -24,6 +24,7 @@ void tape_free(struct tape *t) {
     free(t->note);
     free(t->waiting);
     free(t->kept);
+    free(t->remembered);
     memset(t, 0, sizeof *t);
 }
 
@@ -176,6 +177,14 @@ void *scratch_take(struct tape *t, size_t bytes, struct piece **piece) {
 
 void scratch_give(struct tape *t, struct piece *piece) {
     arena_give(t->scratch, piece);
+}
+
+void *tape_remember(struct tape *t, size_t bytes) {
+    if (t->n_remembered == t->max_remembered) {
+        t->max_remembered = t->max_remembered ? 2 * t->max_remembered : 64;
+        t->remembered = die_realloc(t->remembered, t->max_remembered * sizeof *t->remembered);
+    }
+    return t->remembered[t->n_remembered++] = die_alloc(bytes);
 }
 
 /* ---- notes ---- */
@@ -462,7 +471,8 @@ void tape_clear(struct tape *t) {
         tensor_drop(t, t->tensor[i]);
         grad_drop(t->tensor[i]);
     }
-    t->n_notes = t->n_waiting = t->n_kept = t->n_tensors = 0;
+    for (int i = 0; i < t->n_remembered; i++) free(t->remembered[i]);
+    t->n_notes = t->n_waiting = t->n_kept = t->n_tensors = t->n_remembered = 0;
 }
 
 /* ---- segments ---- */

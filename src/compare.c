@@ -146,6 +146,7 @@ struct work {
     struct host_batch *batch;
     int64_t first, rows; /* this rank's sequences */
     int64_t counted;     /* targets of all ranks */
+    int64_t tokens;      /* of all micro-batches */
 };
 
 static void fill_row(const struct reference *r, int64_t row, struct host_batch *b, int64_t at,
@@ -164,7 +165,8 @@ static void fill_row(const struct reference *r, int64_t row, struct host_batch *
 }
 
 /* Sequences are dealt out in blocks; a rank without any computes the first one without counting it,
- * so that every rank uses every parameter. */
+ * so that every rank uses every parameter; and where tokens travel between data ranks all of them go
+ * as many times. */
 static struct work make_work(const struct reference *r, const struct engine *e) {
     struct work w = {0};
     int64_t micro = e->deck->train.micro_batch, length = r->length;
@@ -172,20 +174,29 @@ static struct work make_work(const struct reference *r, const struct engine *e) 
     w.rows = part_begin(r->rows, e->shape.data, e->parallel.at.data + 1, 1) - w.first;
     for (int64_t b = 0; b < r->rows; b++)
         for (int64_t t = 1; t < length; t++) w.counted += r->labels[b * length + t] != -100;
-    w.n = w.rows ? (int)((w.rows + micro - 1) / micro) : 1;
+    int64_t most = (r->rows + e->shape.data - 1) / e->shape.data,
+            real = (w.rows + micro - 1) / micro;
+    w.n = (int)(e->shape.expert * e->shape.expert_tensor > e->shape.tensor
+                    ? (most + micro - 1) / micro
+                : real ? real
+                       : 1);
     w.batch = die_alloc(w.n * sizeof *w.batch);
     for (int i = 0; i < w.n; i++) {
         struct host_batch *b = &w.batch[i];
         int64_t done = i * micro;
-        *b = (struct host_batch){
-            .rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1, .length = length};
+        bool any = i < real;
+        *b = (struct host_batch){.rows = !any                    ? 1
+                                         : w.rows - done < micro ? w.rows - done
+                                                                 : micro,
+                                 .length = length};
+        w.tokens += b->rows * length;
         int64_t n = b->rows * length;
         b->ids = die_alloc(n * sizeof(int32_t));
         b->start = die_alloc(n * sizeof(int32_t));
         b->target = die_alloc(n * sizeof(int32_t));
         b->weight = die_alloc(n * sizeof(double));
         for (int64_t k = 0; k < b->rows; k++)
-            fill_row(r, w.rows ? w.first + done + k : 0, b, k * length, w.rows > 0);
+            fill_row(r, any ? w.first + done + k : 0, b, k * length, any);
     }
     return w;
 }
@@ -246,9 +257,9 @@ static struct box logits_box(const struct reference *r, const struct engine *e,
     return b;
 }
 
-static void *compute_logits(struct engine *e, const struct reference *r, const struct work *w) {
-    int64_t words = e->model.words->rows, tokens = (w->rows > 0 ? w->rows : 1) * r->length;
-    char *logits = engine_has_head(e) ? die_alloc(tokens * words * dtype_size(e->real) + 1) : NULL;
+static void *compute_logits(struct engine *e, const struct work *w) {
+    size_t bytes = (size_t)(w->tokens * e->model.words->rows) * dtype_size(e->real) + 1;
+    char *logits = engine_has_head(e) ? die_alloc(bytes) : NULL;
     engine_logits(e, w->n, w->batch, logits);
     return logits;
 }
@@ -430,7 +441,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     struct worst worst = {0};
     double difference = 0, largest = 0, loss, theirs = NAN;
     bool dumping = *d->compare.dump;
-    void *logits = r->logits || dumping ? compute_logits(e, r, &w) : NULL;
+    void *logits = r->logits || dumping ? compute_logits(e, &w) : NULL;
     loss = engine_gradients(e, w.n, w.batch, w.counted, false);
     int bad = r->logits ? compare_logits(e, c, r, &w, logits, &difference, &largest, m) : 0;
     if (!bad && r->n_gradients) bad = compare_gradients(e, c, r, &worst, m);

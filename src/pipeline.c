@@ -14,7 +14,7 @@
 #include "src/lastwords.h"
 #include "src/trace.h"
 
-enum { IDS, START, TARGET, WEIGHT, LOADED };
+enum { IDS, START, TARGET, WEIGHT, COUNTED, LOADED };
 
 struct flight {
     struct flight *next; /* spare */
@@ -97,6 +97,8 @@ static struct flight *flight_of(struct pipeline *p, int stage, int micro_batch) 
     *f = (struct flight){.tape = tape};
     f->tape.learning = p->pass.what == PASS_GRADIENTS;
     f->pass.count_experts = p->pass.count_experts;
+    f->pass.experts.evenly = e->experts.evenly;
+    if (p->pass.what == PASS_GRADIENTS) f->pass.experts = e->experts;
     return *at = f;
 }
 
@@ -120,6 +122,31 @@ static void *load(struct engine *e, struct flight *f, int i, const void *host, s
     return to;
 }
 
+/* 0 for tokens of documents none of whose targets count: padding. A document of a row is known by its
+ * start. malloc'd. */
+static int32_t *counted_tokens(const struct host_batch *h) {
+    int32_t *counted = die_alloc((size_t)(h->rows * h->length) * sizeof *counted);
+    for (int64_t from = 0, end; from < h->rows * h->length; from = end) {
+        int32_t any = 0;
+        int64_t row_end = (from / h->length + 1) * h->length;
+        for (end = from; end < row_end && h->start[end] == h->start[from]; end++)
+            any |= h->weight[end] > 0;
+        for (int64_t t = from; t < end; t++) counted[t] = any;
+    }
+    return counted;
+}
+
+static void load_counted(struct engine *e, struct flight *f, const struct stage *s,
+                         const struct host_batch *h) {
+    const struct balancing *b = &f->pass.experts.balancing;
+    bool experts = memchr(e->config->kinds + s->first, 'E', (size_t)(s->end - s->first)) != NULL;
+    if (!experts || !(f->pass.count_experts || b->even > 0 || b->square > 0)) return;
+    int32_t *counted = e->device.dry ? NULL : counted_tokens(h);
+    f->pass.counted = load(e, f, COUNTED, counted, (size_t)(h->rows * h->length) * sizeof *counted,
+                           "counted tokens");
+    free(counted);
+}
+
 /* Of a micro-batch's tokens, what the stage reads. */
 static void load_batch(struct engine *e, struct flight *f, const struct stage *s,
                        const struct host_batch *h) {
@@ -128,6 +155,7 @@ static void load_batch(struct engine *e, struct flight *f, const struct stage *s
     f->batch = (struct micro_batch){.rows = h->rows, .length = h->length};
     if (s->embeds) f->batch.ids = load(e, f, IDS, h->ids, ints, "ids");
     f->batch.start = load(e, f, START, h->start, ints, "document starts");
+    load_counted(e, f, s, h);
     if (!s->heads) return;
     void *weight = e->device.dry ? NULL : die_alloc(reals);
     if (weight) dtype_convert(weight, e->real, h->weight, F64, n);

@@ -54,15 +54,16 @@ static double step_seconds(const struct plan *p) {
 static void print_memory(FILE *f, const struct plan *p) {
     const double mib = 1048576;
     fprintf(f, "memory in MiB\n%6s %8s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
-            "pipeline", "data", "tensor", "parameters", "gradients", "moments", "states", "activations", "scratch",
-            "all");
+            "pipeline", "data", "tensor", "parameters", "gradients", "moments", "states",
+            "activations", "scratch", "all");
     for (int r = 0; r < p->ranks; r++) {
         const struct rank_plan *k = &p->rank[r];
         struct mesh_coords c = mesh_coords(p->shape, r);
         fprintf(f, "%6d %8d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", r,
-                c.pipeline, c.data, c.tensor, (double)k->parameters / mib, (double)k->gradients / mib,
-                (double)k->moments / mib, (double)k->states / mib, (double)k->activations / mib,
-                (double)k->scratch / mib, (double)plan_bytes(k) / mib);
+                c.pipeline, c.data, c.tensor, (double)k->parameters / mib,
+                (double)k->gradients / mib, (double)k->moments / mib, (double)k->states / mib,
+                (double)k->activations / mib, (double)k->scratch / mib,
+                (double)plan_bytes(k) / mib);
     }
 }
 
@@ -124,8 +125,24 @@ static void print_groups(FILE *f, const struct plan *p) {
                 (long long)c->group[i].calls, 1e-6 * (double)c->group[i].bytes);
 }
 
+/* How many rows each rank's experts get is known before the run if they are taken in turn. */
+static bool learned_routes(const struct plan *p) {
+    bool home = p->shape->expert == 1 && p->shape->expert_tensor == p->shape->tensor;
+    return strchr(p->config->kinds, 'E') && !home && strcmp(p->deck->moe.balance, "forced");
+}
+
+static void print_assumption(FILE *f, const struct plan *p) {
+    if (learned_routes(p))
+        fprintf(
+            f,
+            "\nassumed: every expert gets as many tokens as with moe.balance: forced. A rank whose "
+            "experts get more\nneeds more memory and time; summary.yaml has the imbalance of a "
+            "run.\n");
+}
+
 static void print_text(FILE *f, const struct plan *p) {
     print_memory(f, p);
+    print_assumption(f, p);
     if (!p->trains) return;
     print_step(f, p);
     print_ops(f, p);
@@ -138,12 +155,15 @@ static void print_text(FILE *f, const struct plan *p) {
 static void print_json_rank(FILE *f, const struct plan *p, int r) {
     const struct rank_plan *k = &p->rank[r];
     struct mesh_coords c = mesh_coords(p->shape, r);
-    fprintf(f,
-            "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
-            "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
-            "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
-            r, c.pipeline, c.data, c.tensor, (long)plan_bytes(k), (long)k->parameters, (long)k->gradients,
-            (long)k->moments, (long)k->states, (long)k->activations, (long)k->scratch);
+    fprintf(
+        f,
+        "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"tensor\": %d, \"expert_data\": %d, "
+        "\"expert\": %d, \"expert_tensor\": %d, \"arena_bytes\": %ld, "
+        "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
+        "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
+        r, c.pipeline, c.data, c.tensor, c.expert_data, c.expert, c.expert_tensor,
+        (long)plan_bytes(k), (long)k->parameters, (long)k->gradients, (long)k->moments,
+        (long)k->states, (long)k->activations, (long)k->scratch);
     if (p->trains) {
         fprintf(f, ", \"model_work\": %.0f, \"least_seconds\": %.6g, \"step\": ", k->work,
                 seconds_of(p, r));
@@ -156,7 +176,7 @@ static void print_json(FILE *f, const struct plan *p) {
     bool first = true;
     fprintf(f, "{\n  \"ranks\": [\n");
     for (int r = 0; r < p->ranks; r++) print_json_rank(f, p, r);
-    fprintf(f, "  ]");
+    fprintf(f, "  ],\n  \"routes\": \"%s\"", learned_routes(p) ? "assumed even" : "known");
     if (p->trains) {
         fprintf(f,
                 ",\n  \"step_seconds\": %.6g,\n  \"machine\": {\"peak_fp32\": %.4g, "
