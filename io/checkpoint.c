@@ -8,8 +8,8 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 enum { TEXT_LIMIT = 100000000, CONFIG_LIMIT = 1 << 24, NAMED = 8, BLOCK_UNIT = 64 };
 
@@ -149,8 +149,8 @@ static int index_complete(const struct checkpoint *c, const char *path, const js
     for (int i = 0; i < c->n; i++) {
         char name[SHOWN_BYTES];
         if (json_object_get(map, c->tensor[i].name) || bad++ >= NAMED) continue;
-        mistake(m, path, 0, "does not name tensor %s, which %s holds", shown(c->tensor[i].name, name),
-                file_name(&c->file[c->tensor[i].file]));
+        mistake(m, path, 0, "does not name tensor %s, which %s holds",
+                shown(c->tensor[i].name, name), file_name(&c->file[c->tensor[i].file]));
     }
     if (bad > NAMED) mistake(m, path, 0, "and %d more such tensors", bad - NAMED);
     return bad ? -1 : 0;
@@ -195,6 +195,11 @@ static void folder_explain(const char *folder, struct mistakes *m) {
             strcmp(e->d_name, "latest_checkpointed_iteration.txt") == 0)
             megatron++;
         if (strcmp(end, ".safetensors") == 0 && other++ == 0) shown(e->d_name, found);
+        if (strcmp(e->d_name, "model.safetensors") == 0) {
+            mistake(m, folder, 0, "its model.safetensors is a link to a file that is not there");
+            closedir(d);
+            return;
+        }
     }
     closedir(d);
     if (other)

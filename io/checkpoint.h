@@ -91,10 +91,12 @@ struct new_file { /* a small file beside the tensors: config.json, tokenizer fil
  * written, leaving at most the temporary folder `path`.tmp behind, never touching an older folder.
  * An existing `path` is replaced at the last moment; what else lay in an older folder is kept in
  * `path`.old. A folder that is not empty and holds no checkpoint is not replaced: the run dies
- * before anything is written. The bytes written do not depend on the group. */
+ * before anything is written. The bytes written do not depend on the group. like: a checkpoint
+ * whose files' __metadata__ every new file gets, or NULL. */
 void checkpoint_write(const char *path, struct group *g, int n_tensors,
                       const struct new_tensor *tensors, int n_boxes, const struct box *boxes,
-                      int n_files, const struct new_file *files, int64_t shard_bytes);
+                      int n_files, const struct new_file *files, int64_t shard_bytes,
+                      const struct checkpoint *like);
 
 /* Bytes first to first + n of a stored tensor, verified where checksums are known; on one rank.
  * Zero the cache before the first call, free its bytes after the last. -1 after telling m. */

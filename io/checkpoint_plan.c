@@ -28,7 +28,8 @@ static int by_width(const void *a, const void *b) {
     return x->file - y->file; /* still the caller's number */
 }
 
-static void file_plan(struct planned_file *f, int first, int n, const struct new_tensor *tensors) {
+static void file_plan(struct planned_file *f, int first, int n, const struct new_tensor *tensors,
+                      const json_t *metadata) {
     *f = (struct planned_file){.n = n};
     f->tensor = die_alloc((unsigned long)n * sizeof *f->tensor);
     f->given = die_alloc((unsigned long)n * sizeof *f->given);
@@ -43,7 +44,7 @@ static void file_plan(struct planned_file *f, int first, int n, const struct new
     }
     if (n) qsort(f->tensor, (size_t)n, sizeof *f->tensor, by_width);
     for (int i = 0; i < n; i++) f->given[i] = f->tensor[i].file;
-    f->header = safetensors_header(n, f->tensor, &f->header_bytes);
+    f->header = safetensors_header(n, f->tensor, metadata, &f->header_bytes);
     f->size = n ? f->tensor[n - 1].begin + f->tensor[n - 1].bytes : f->header_bytes;
 }
 
@@ -56,7 +57,8 @@ static void names_check(int n, const struct new_tensor *tensors) {
     json_decref(seen);
 }
 
-void plan_make(struct plan *p, int n, const struct new_tensor *tensors, int64_t shard_bytes) {
+void plan_make(struct plan *p, int n, const struct new_tensor *tensors, int64_t shard_bytes,
+               const json_t *metadata) {
     *p = (struct plan){.n = n};
     names_check(n, tensors);
     p->place = die_alloc((unsigned long)n * sizeof *p->place);
@@ -67,7 +69,7 @@ void plan_make(struct plan *p, int n, const struct new_tensor *tensors, int64_t 
         bool full = shard_bytes > 0 && i > first && in_file > shard_bytes - bytes;
         if (i == n || full) {
             p->file = die_realloc(p->file, ((unsigned long)p->n_files + 1) * sizeof *p->file);
-            file_plan(&p->file[p->n_files++], first, i - first, tensors);
+            file_plan(&p->file[p->n_files++], first, i - first, tensors, metadata);
             first = i;
             in_file = 0;
         }

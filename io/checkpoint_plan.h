@@ -26,7 +26,9 @@ struct plan {
     int64_t total_bytes;          /* of all tensors */
 };
 
-void plan_make(struct plan *p, int n, const struct new_tensor *tensors, int64_t shard_bytes);
+/* metadata: texts that every file's header gets as its __metadata__; NULL: none of ours. */
+void plan_make(struct plan *p, int n, const struct new_tensor *tensors, int64_t shard_bytes,
+               const json_t *metadata);
 void plan_free(struct plan *p);
 
 /* A number that differs where two ranks plan differently. */

@@ -6,8 +6,8 @@
 #include "io/checkpoint.h"
 #include "io/exchange.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 
 enum { MOST_TOLD = 20 }; /* damaged blocks that one rank names */

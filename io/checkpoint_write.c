@@ -11,8 +11,8 @@
 #include "io/checkpoint_plan.h"
 #include "io/exchange.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 
 int64_t checkpoint_block_bytes = 8 << 20;
@@ -338,14 +338,25 @@ static void writer_check(const struct writer *w, int n, const struct new_file *f
             bug("%s cannot be a file beside the tensors", files[i].name);
 }
 
-static void writer_init(struct writer *w, const char *path, int64_t shard_bytes) {
+/* The __metadata__ of all files; what the first says counts. NULL without. */
+static json_t *metadata_of(const struct checkpoint *like) {
+    json_t *all = like ? json_object() : NULL;
+    for (int f = 0; like && f < like->n_files; f++)
+        json_object_update_missing(all, like->file[f].metadata);
+    return all;
+}
+
+static void writer_init(struct writer *w, const char *path, int64_t shard_bytes,
+                        const struct checkpoint *like) {
     /* Through a link, so that what it points to is replaced and not the link. */
     w->path = realpath(path, NULL);
     if (!w->path) w->path = die_strdup(path);
     for (size_t k = strlen(w->path); k > 1 && w->path[k - 1] == '/';) w->path[--k] = 0;
     w->temporary = die_format("%s.tmp", w->path);
     w->single = ends_with(w->path, ".safetensors");
-    plan_make(&w->plan, w->n_tensors, w->tensors, w->single ? 0 : shard_bytes);
+    json_t *metadata = metadata_of(like);
+    plan_make(&w->plan, w->n_tensors, w->tensors, w->single ? 0 : shard_bytes, metadata);
+    json_decref(metadata);
     cut_init(&w->cut, w->plan.n_files);
     w->fd = die_alloc((unsigned long)w->plan.n_files * sizeof *w->fd);
     for (int f = 0; f < w->plan.n_files; f++) {
@@ -362,9 +373,10 @@ static void writer_init(struct writer *w, const char *path, int64_t shard_bytes)
 
 void checkpoint_write(const char *path, struct group *g, int n_tensors,
                       const struct new_tensor *tensors, int n_boxes, const struct box *boxes,
-                      int n_files, const struct new_file *files, int64_t shard_bytes) {
+                      int n_files, const struct new_file *files, int64_t shard_bytes,
+                      const struct checkpoint *like) {
     struct writer w = {.g = g, .n_tensors = n_tensors, .tensors = tensors};
-    writer_init(&w, path, shard_bytes);
+    writer_init(&w, path, shard_bytes, like);
     writer_check(&w, n_files, files);
     if (g->rank == 0) {
         target_check(&w, n_files, files);

@@ -9,8 +9,8 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 
 enum { HEADER_LIMIT = 100000000, LENGTH_BYTES = 8, MISTAKES_OF_A_FILE = 20, DATA_ALIGNMENT = 64 };
 
@@ -182,9 +182,10 @@ static int tensor_read(struct reading *r, struct stored_tensor *t, const json_t 
     return offsets_read(r, t, json_object_get(entry, "data_offsets"));
 }
 
-static void metadata_check(struct reading *r, json_t *metadata) {
+static void metadata_read(struct reading *r, json_t *metadata) {
     const char *key;
     json_t *value;
+    r->s->metadata = json_incref(metadata);
     if (!json_is_object(metadata)) wrong(r, NULL, "its __metadata__ is not an object of texts");
     json_object_foreach(metadata, key, value) {
         char buf[SHOWN_BYTES];
@@ -227,7 +228,7 @@ static void tensors_read(struct reading *r, json_t *root) {
     json_t *entry;
     json_object_foreach(root, name, entry) {
         if (strcmp(name, "__metadata__") == 0) {
-            metadata_check(r, entry);
+            metadata_read(r, entry);
             continue;
         }
         struct stored_tensor *t = &s->tensor[s->n];
@@ -265,6 +266,7 @@ void safetensors_close(struct safetensors *s) {
     free(s->tensor);
     if (s->path && s->fd >= 0) close(s->fd);
     free(s->path);
+    json_decref(s->metadata);
     memset(s, 0, sizeof *s);
     s->fd = -1;
 }
@@ -290,10 +292,13 @@ static json_t *entry_new(struct stored_tensor *t, int64_t *at) {
     return entry;
 }
 
-char *safetensors_header(int n, struct stored_tensor *tensor, int64_t *length) {
-    json_t *root = json_object();
+char *safetensors_header(int n, struct stored_tensor *tensor, const json_t *metadata,
+                         int64_t *length) {
+    json_t *root = json_object(),
+           *about = metadata ? json_copy((json_t *)(uintptr_t)metadata) : json_object();
     /* transformers refuses a file that does not say which framework's tensors it holds. */
-    json_object_set_new(root, "__metadata__", json_pack("{s:s}", "format", "pt"));
+    json_object_set_new(about, "format", json_string("pt"));
+    json_object_set_new(root, "__metadata__", about);
     int64_t at = 0;
     for (int i = 0; i < n; i++) {
         json_t *entry = entry_new(&tensor[i], &at);

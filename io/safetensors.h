@@ -7,6 +7,7 @@
 #ifndef IO_SAFETENSORS_H
 #define IO_SAFETENSORS_H
 
+#include <jansson.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -33,6 +34,7 @@ struct safetensors {
     int64_t data_begin;
     int n;
     struct stored_tensor *tensor; /* in the order of their bytes */
+    json_t *metadata;             /* its __metadata__, texts by name; NULL without */
 };
 
 /* Opens and checks one file. Returns -1 after telling m; s is then closed. */
@@ -40,8 +42,9 @@ int safetensors_open(struct safetensors *s, const char *path, struct mistakes *m
 void safetensors_close(struct safetensors *s);
 
 /* The header text (8 length bytes included, padded so that data begins at a multiple of 64) for
- * these tensors, whose `begin` are filled in, one after the other. malloc'd; *length gets its
- * bytes. */
-char *safetensors_header(int n, struct stored_tensor *tensor, int64_t *length);
+ * these tensors, whose `begin` are filled in, one after the other. metadata: texts by name, or
+ * NULL. malloc'd; *length gets its bytes. */
+char *safetensors_header(int n, struct stored_tensor *tensor, const json_t *metadata,
+                         int64_t *length);
 
 #endif

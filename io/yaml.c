@@ -97,10 +97,10 @@ static void clean(struct reading *r) {
         unsigned char c = (unsigned char)r->text[i];
         size_t n = utf8_length((unsigned char *)r->text + i, r->bytes - i);
         const char *what = NULL;
-        if (c == '#' && (i == 0 || strchr(" \n", r->text[i - 1]))) comment = true;
+        if (c == '#' && (i == 0 || memchr(" \n", r->text[i - 1], 2))) comment = true;
         if (!n) what = "is not UTF-8 text";
         else if (c == '\t' && !comment) what = "holds a tab; use spaces";
-        else if ((c < ' ' && !strchr("\n\r\t", c)) || c == 127) what = "holds a control character";
+        else if ((c < ' ' && !memchr("\n\r\t", c, 3)) || c == 127) what = "holds a control character";
         if (what && bad_line != line)
             mistake(r->m, r->y->name, bad_line = line, "the line %s", what);
         if (c == '\t' && indent) memset(r->text + i, ' ', line_end(r, i) - i);

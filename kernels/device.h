@@ -97,6 +97,10 @@ struct device {
     bool timed; /* measures every call */
     bool plain; /* use the plain definitions even where a faster version exists */
     int level;  /* which of the faster versions: kernels/cpu/table.h */
+    /* If set, runs in place of every kernel: for devices that are like one and are none, such as one
+     * that sleeps as long as another computes. */
+    void (*instead)(void *context, enum op op, enum dtype stored, const void *args);
+    void *context;
 };
 
 /* A device that computes on `threads` host threads. debug: see above. */

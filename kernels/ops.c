@@ -1,4 +1,5 @@
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
 
 #include <stddef.h>
 
@@ -46,7 +47,7 @@ static void add_adjoint(struct tape *t, struct note *n, unsigned mask) {
     tape_grad_pass(t, n, 0, 0, mask);
     tape_grad_pass(t, n, 0, 1, mask);
 }
-static const struct tape_op op_add = {"add", add_adjoint, 0, 0, 0};
+static const struct tape_op op_add = {"add", add_adjoint, 0, 0, 0, 0};
 
 struct tensor *add(struct tape *t, struct tensor *a, struct tensor *b) {
     op_require(layout_equal(&a->layout, &b->layout) && a->dtype == b->dtype, "add", b,
@@ -74,7 +75,8 @@ static void add_bias_adjoint(struct tape *t, struct note *n, unsigned mask) {
                    .db = db, .db_add = more, .T = n->out[0]->rows, .W = n->out[0]->width);
     tape_grad_pass(t, n, 0, 0, mask);
 }
-static const struct tape_op op_add_bias = {"add_bias", add_bias_adjoint, 0, 0, BIT(1)};
+static const struct tape_op op_add_bias = {"add_bias", add_bias_adjoint, 0,
+                                           0,          BIT(1),           AGAIN(add_bias)};
 
 struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias) {
     struct tensor *b = tape_use_real(t, bias, x), *y;
@@ -89,8 +91,8 @@ struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias) {
         y->missing = true;
     } else {
         y = tensor_new_of(t, x->dtype, "biased", x->rows, x->width, &l);
-        DEVICE_RUN(t->device, add_bias, x->dtype, .x = x->data, .b = b->data, .y = y->data,
-                   .T = x->rows, .W = x->width);
+        TAPE_RUN(t, add_bias, x->dtype, .x = x->data, .b = b->data, .y = y->data, .T = x->rows,
+                 .W = x->width);
     }
     tape_note(t, &op_add_bias, 2, (struct tensor *[]){x, b}, 1, &y);
     return y;
@@ -106,13 +108,13 @@ static void relu2_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dy = tape_grad_out(n, 0), .dx = dx, .dx_add = more,
                    .n = tensor_elements(n->in[0]));
 }
-static const struct tape_op op_relu2 = {"relu2", relu2_backward, BIT(0), 0, 0};
+static const struct tape_op op_relu2 = {"relu2", relu2_backward, BIT(0), 0, 0, AGAIN(relu2)};
 
 struct tensor *relu2(struct tape *t, struct tensor *x) {
     struct layout l = layout_join("relu2", 1, &x);
     op_require(x->stride == x->width, "relu2", x, "is a view");
     struct tensor *y = tensor_new_of(t, x->dtype, "relu2", x->rows, x->width, &l);
-    DEVICE_RUN(t->device, relu2, x->dtype, .x = x->data, .y = y->data, .n = tensor_elements(x));
+    TAPE_RUN(t, relu2, x->dtype, .x = x->data, .y = y->data, .n = tensor_elements(x));
     tape_note(t, &op_relu2, 1, &x, 1, &y);
     return y;
 }
@@ -127,14 +129,14 @@ static void widen_backward(struct tape *t, struct note *n, unsigned mask) {
         DEVICE_RUN(t->device, narrow, x->dtype, .x = tape_grad_out(n, 0), .y = dx, .y_add = more,
                    .n = tensor_elements(x));
 }
-static const struct tape_op op_widen = {"widen", widen_backward, 0, 0, 0};
+static const struct tape_op op_widen = {"widen", widen_backward, 0, 0, 0, AGAIN(widen)};
 
 struct tensor *as_real(struct tape *t, struct tensor *x) {
     if (x->dtype == t->real) return x;
     struct layout l = layout_join("widen", 1, &x);
     op_require(x->stride == x->width, "widen", x, "is a view");
     struct tensor *y = tensor_new_real(t, "widened", x->rows, x->width, &l);
-    DEVICE_RUN(t->device, widen, x->dtype, .x = x->data, .y = y->data, .n = tensor_elements(x));
+    TAPE_RUN(t, widen, x->dtype, .x = x->data, .y = y->data, .n = tensor_elements(x));
     tape_note(t, &op_widen, 1, &x, 1, &y);
     return y;
 }
@@ -151,7 +153,7 @@ static void rms_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dw = dw, .dw_add = dw_add, .T = x->rows, .H = x->width);
 }
 static const struct tape_op op_rms_norm = {"rms_norm", rms_norm_backward, BIT(0) | BIT(1) | BIT(2),
-                                           0, BIT(1) | TOGETHER};
+                                           0,          BIT(1) | TOGETHER, AGAIN(rms_norm)};
 
 struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, double eps) {
     struct tensor *w = tape_use_real(t, weight, x);
@@ -163,8 +165,8 @@ struct tensor *rms_norm(struct tape *t, struct tensor *x, struct param *weight, 
                "has not the weight's width");
     struct tensor *y = tensor_new_of(t, x->dtype, "norm", x->rows, x->width, &l),
                   *rstd = tensor_new_real(t, "rstd", x->rows, 1, &l);
-    DEVICE_RUN(t->device, rms_norm, x->dtype, .x = x->data, .w = w->data, .y = y->data,
-               .rstd = rstd->data, .T = x->rows, .H = x->width, .eps = eps);
+    TAPE_RUN(t, rms_norm, x->dtype, .x = x->data, .w = w->data, .y = y->data, .rstd = rstd->data,
+             .T = x->rows, .H = x->width, .eps = eps);
     tape_note(t, &op_rms_norm, 3, (struct tensor *[]){x, w, rstd}, 1, &y);
     tensor_drop(t, rstd);
     return y;
@@ -186,7 +188,8 @@ static void linear_backward(struct tape *t, struct note *n, unsigned mask) {
                    .c_add = add, .M = y->width, .N = x->width, .K = x->rows, .lda = y->stride,
                    .ldb = x->stride, .ldc = w->stride);
 }
-static const struct tape_op op_linear = {"linear", linear_backward, BIT(0) | BIT(1), 0, BIT(1)};
+static const struct tape_op op_linear = {"linear", linear_backward, BIT(0) | BIT(1),
+                                         0,        BIT(1),          AGAIN(linear)};
 
 struct tensor *linear(struct tape *t, struct tensor *x, struct param *weight) {
     struct tensor *w = tape_use(t, weight, x);
@@ -194,9 +197,9 @@ struct tensor *linear(struct tape *t, struct tensor *x, struct param *weight) {
     op_require(w->dtype == x->dtype, "linear", x, "is of another format than the weight");
     op_require(x->width == weight->width, "linear", x, "has not the weight's width");
     struct tensor *y = tensor_new_of(t, x->dtype, weight->name, x->rows, weight->rows, &l);
-    DEVICE_RUN(t->device, matmul, x->dtype, .a = x->data, .b = w->data, .tb = 1, .c = y->data,
-               .M = x->rows, .N = weight->rows, .K = x->width, .lda = x->stride, .ldb = w->stride,
-               .ldc = y->stride);
+    TAPE_RUN(t, matmul, x->dtype, .a = x->data, .b = w->data, .tb = 1, .c = y->data, .M = x->rows,
+             .N = weight->rows, .K = x->width, .lda = x->stride, .ldb = w->stride,
+             .ldc = y->stride);
     tape_note(t, &op_linear, 2, (struct tensor *[]){x, w}, 1, &y);
     return y;
 }
@@ -229,8 +232,8 @@ static void grouped_backward(struct tape *t, struct note *n, unsigned mask) {
                    .offset = n->in[2]->data, .dw = dw, .dw_add = add, .S = x->rows, .N = y->width,
                    .K = x->width, .E = experts);
 }
-static const struct tape_op op_grouped = {"grouped_linear", grouped_backward,
-                                          BIT(0) | BIT(1) | BIT(2), 0, BIT(1)};
+static const struct tape_op op_grouped = {
+    "grouped_linear", grouped_backward, BIT(0) | BIT(1) | BIT(2), 0, BIT(1), AGAIN(grouped_linear)};
 
 struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight,
                               int64_t experts, struct tensor *offset) {
@@ -241,9 +244,8 @@ struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *we
                "has not the weight's width");
     int64_t width = experts ? weight->rows / experts : 0;
     struct tensor *y = tensor_new_of(t, x->dtype, weight->name, x->rows, width, &l);
-    DEVICE_RUN(t->device, grouped_matmul, x->dtype, .x = x->data, .w = w->data,
-               .offset = offset->data, .y = y->data, .S = x->rows, .N = width, .K = x->width,
-               .E = experts, .tb = 1);
+    TAPE_RUN(t, grouped_matmul, x->dtype, .x = x->data, .w = w->data, .offset = offset->data,
+             .y = y->data, .S = x->rows, .N = width, .K = x->width, .E = experts, .tb = 1);
     struct note *n = tape_note(t, &op_grouped, 3, (struct tensor *[]){x, w, offset}, 1, &y);
     if (n) n->size[0] = experts;
     return y;
@@ -260,7 +262,8 @@ static void embedding_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dy = tape_grad_out(n, 0), .dw = dw, .dw_add = add, .T = y->rows, .H = y->width,
                    .V = w->rows, .first = n->size[0]);
 }
-static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT(0), 0, BIT(1)};
+static const struct tape_op op_embedding = {"embedding", embedding_backward, BIT(0),
+                                            0,           BIT(1) | TOGETHER,  0};
 
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first) {
     struct tensor *w = tape_use(t, table, ids);

@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
 
 enum { Q, K, V, START, K_PAST, V_PAST, LSE };
 
@@ -51,7 +52,8 @@ static void attention_backward(struct tape *t, struct note *n, unsigned mask) {
                .ldk = k->stride, .ldv = v->stride, .ldp = n->size[6], .C = C, .scale = n->real[0]);
     scratch_give(t, piece);
 }
-static const struct tape_op op_attention = {"attention", attention_backward, 127, 1, 0};
+static const struct tape_op op_attention = {"attention", attention_backward, 127, 1,
+                                            0,           AGAIN(attention)};
 
 struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k,
                          struct tensor *v, int64_t head_dim, struct tensor *k_past,
@@ -79,11 +81,11 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
     const size_t needed = forward_scratch(b->rows, b->length, heads, kv, head_dim, C);
     struct piece *piece = NULL;
     void *scratch = needed ? scratch_take(t, needed * dtype_size(t->real), &piece) : NULL;
-    DEVICE_RUN(t->device, attention, q->dtype, .q = q->data, .k = k->data, .v = v->data,
-               .start = b->start->data, .k_past = data_of(k_past), .v_past = data_of(v_past),
-               .o = o->data, .lse = lse->data, .scratch = scratch, .B = b->rows, .L = b->length,
-               .P = past, .H = heads, .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride,
-               .ldv = v->stride, .ldp = ldp, .C = C, .scale = scale);
+    TAPE_RUN(t, attention, q->dtype, .q = q->data, .k = k->data, .v = v->data,
+             .start = b->start->data, .k_past = data_of(k_past), .v_past = data_of(v_past),
+             .o = o->data, .lse = lse->data, .scratch = scratch, .B = b->rows, .L = b->length,
+             .P = past, .H = heads, .G = kv, .D = head_dim, .ldq = q->stride, .ldk = k->stride,
+             .ldv = v->stride, .ldp = ldp, .C = C, .scale = scale);
     if (piece) scratch_give(t, piece);
     struct note *n = tape_note(t, &op_attention, 7,
                                (struct tensor *[]){q, k, v, b->start, k_past, v_past, lse}, 1, &o);

@@ -1,6 +1,8 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/tape_again.h"
+#include "kernels/tape_segment.h"
 
 #define BIT(i) (1u << (i))
 
@@ -16,7 +18,7 @@ static void route_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dlogits_add = add, .T = logits->rows, .E = logits->width, .K = index->width,
                    .normalise = n->size[0], .scale = n->real[0]);
 }
-static const struct tape_op op_route = {"route", route_backward, BIT(0) | BIT(1), 0, 0};
+static const struct tape_op op_route = {"route", route_backward, BIT(0) | BIT(1), 0, 0, 0};
 
 struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r,
                      struct tensor **index) {
@@ -116,7 +118,7 @@ static void balance_backward(struct tape *t, struct note *n, unsigned mask) {
     scratch_give(t, piece[0]);
 }
 static const struct tape_op op_balance = {"balance_loss", balance_backward,
-                                          BIT(1) | BIT(2) | BIT(3), 0, 0};
+                                          BIT(1) | BIT(2) | BIT(3), 0, 0, 0};
 
 static void add_losses(struct tape *t, struct tensor *logits, int64_t chosen, struct tensor *count,
                        const struct token_range *tokens, struct tensor *counted,
@@ -166,7 +168,8 @@ static void gather_backward(struct tape *t, struct note *n, unsigned mask) {
                    .position = n->in[1]->data, .dx = dx, .dx_add = add, .T = x->rows,
                    .K = n->size[0], .W = x->width);
 }
-static const struct tape_op op_gather = {"gather_rows", gather_backward, BIT(1), 0, 0};
+static const struct tape_op op_gather = {"gather_rows",     gather_backward, BIT(1), 0, 0,
+                                         AGAIN(gather_rows)};
 
 struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order,
                            struct tensor *position, int64_t chosen) {
@@ -174,9 +177,9 @@ struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *orde
     op_require(x->stride == x->width, "gather_rows", x, "is a view");
     struct tensor *y =
         tensor_new_of(t, x->dtype, "rows for experts", x->rows * chosen, x->width, &l);
-    DEVICE_RUN(t->device, gather_rows, x->dtype, .x = x->data, .order = order->data, .y = y->data,
-               .T = x->rows, .K = chosen, .W = x->width);
-    struct note *n = tape_note(t, &op_gather, 2, (struct tensor *[]){x, position}, 1, &y);
+    TAPE_RUN(t, gather_rows, x->dtype, .x = x->data, .order = order->data, .y = y->data,
+             .T = x->rows, .K = chosen, .W = x->width);
+    struct note *n = tape_note(t, &op_gather, 3, (struct tensor *[]){x, position, order}, 1, &y);
     if (n) n->size[0] = chosen;
     return y;
 }
@@ -190,8 +193,8 @@ static void combine_backward(struct tape *t, struct note *n, unsigned mask) {
                    .position = n->in[2]->data, .go = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add,
                    .dweight = dw, .dweight_add = w_add, .T = w->rows, .K = w->width, .W = y->width);
 }
-static const struct tape_op op_combine = {"combine_rows", combine_backward,
-                                          BIT(0) | BIT(1) | BIT(2), 0, 0};
+static const struct tape_op op_combine = {
+    "combine_rows", combine_backward, BIT(0) | BIT(1) | BIT(2), 0, 0, AGAIN(combine_rows)};
 
 /* Linear in y, so y may be partial; then the weights' gradient is a part too, and they must have
  * been entered. */
@@ -214,9 +217,9 @@ struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *wei
     op_require(y->rows == tensor_elements(weight), "combine_rows", y,
                "has not a row for each choice");
     struct tensor *o = tensor_new_of(t, y->dtype, "experts' sum", weight->rows, y->width, &l);
-    DEVICE_RUN(t->device, combine_rows, y->dtype, .y = y->data, .weight = weight->data,
-               .position = position->data, .o = o->data, .T = weight->rows, .K = weight->width,
-               .W = y->width);
+    TAPE_RUN(t, combine_rows, y->dtype, .y = y->data, .weight = weight->data,
+             .position = position->data, .o = o->data, .T = weight->rows, .K = weight->width,
+             .W = y->width);
     tape_note(t, &op_combine, 3, (struct tensor *[]){y, weight, position}, 1, &o);
     return o;
 }

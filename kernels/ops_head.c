@@ -30,8 +30,8 @@ static void head_backward(struct tape *t, struct note *n, unsigned mask) {
                .C = chunk);
     scratch_give(t, piece);
 }
-static const struct tape_op op_head = {"head", head_backward, BIT(X) | BIT(W) | BIT(TARGET), 1,
-                                       BIT(W) | TOGETHER};
+static const struct tape_op op_head = {"head", head_backward,     BIT(X) | BIT(W) | BIT(TARGET),
+                                       1,      BIT(W) | TOGETHER, 0};
 
 void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
           struct tensor *target, struct tensor **lse, struct tensor **picked) {
@@ -74,7 +74,8 @@ static void word_loss_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dlse = dl, .dlse_add = l_add, .dpicked = dp, .dpicked_add = p_add,
                    .T = lse->width, .R = lse->rows);
 }
-static const struct tape_op op_word_loss = {"word_loss", word_loss_backward, BIT(0) | BIT(1), 0, 0};
+static const struct tape_op op_word_loss = {
+    "word_loss", word_loss_backward, BIT(0) | BIT(1), 0, 0, 0};
 
 struct tensor *word_loss(struct tape *t, struct tensor *lse, struct tensor *picked, void *weight) {
     struct layout l = layout_join("word_loss", 2, (struct tensor *[]){lse, picked});

@@ -2,6 +2,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/scan_split.h"
+#include "kernels/tape_again.h"
 
 #define BIT(i) (1u << (i))
 /* The most tokens from one saved state to the next: with more the adjoint's scratch leaves the
@@ -56,8 +57,8 @@ static void conv_backward(struct tape *t, struct note *n, unsigned mask) {
     if (zeros) scratch_give(t, zeros);
     scratch_give(t, sums);
 }
-static const struct tape_op op_conv = {"conv", conv_backward, 31, 0,
-                                       BIT(CONV_W) | BIT(CONV_B) | TOGETHER};
+static const struct tape_op op_conv = {
+    "conv", conv_backward, 31, 0, BIT(CONV_W) | BIT(CONV_B) | TOGETHER, AGAIN(conv)};
 
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out) {
@@ -69,10 +70,10 @@ struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, str
     if (state_out)
         s = state_to(t, x->dtype, "conv state", b->rows, (weight->width - 1) * x->width, &l,
                      *state_out);
-    DEVICE_RUN(t->device, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
-               .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
-               .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
-               .K = weight->width, .ldx = x->stride);
+    TAPE_RUN(t, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
+             .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
+             .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
+             .K = weight->width, .ldx = x->stride);
     struct note *n = tape_note(t, &op_conv, 5, (struct tensor *[]){x, w, c, b->start, state_in}, 2,
                                (struct tensor *[]){u, s});
     if (n) n->size[0] = b->rows, n->size[1] = b->length;
@@ -124,8 +125,9 @@ static void scan_backward(struct tape *t, struct note *n, unsigned mask) {
     scratch_give(t, piece);
     if (zeros) scratch_give(t, zeros);
 }
-static const struct tape_op op_scan = {"scan", scan_backward, 127, 0,
-                                       BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER};
+static const struct tape_op op_scan = {
+    "scan",     scan_backward, 127, 0, BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER,
+    AGAIN(scan)};
 
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
@@ -148,12 +150,11 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
     if (t->learning)
         states = tensor_new_real(t, "scan states", b->rows * ((b->length + q - 1) / q), state, &l);
     if (state_out) out = state_to(t, t->real, "scan state", b->rows, state, &l, *state_out);
-    DEVICE_RUN(t->device, scan, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data,
-               .d = skip->data, .dt_bias = bias->data, .start = b->start->data,
-               .state_in = data_of(state_in), .y = y->data, .states = data_of(states),
-               .state_out = data_of(out), .B = b->rows, .L = b->length, .H = s->heads,
-               .P = s->head_dim, .G = s->groups, .S = s->state, .Q = q, .lddt = dt->stride,
-               .dt_min = s->dt_min, .dt_max = s->dt_max);
+    TAPE_RUN(t, scan, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data, .d = skip->data,
+             .dt_bias = bias->data, .start = b->start->data, .state_in = data_of(state_in),
+             .y = y->data, .states = data_of(states), .state_out = data_of(out), .B = b->rows,
+             .L = b->length, .H = s->heads, .P = s->head_dim, .G = s->groups, .S = s->state, .Q = q,
+             .lddt = dt->stride, .dt_min = s->dt_min, .dt_max = s->dt_max);
     struct note *n = tape_note(
         t, &op_scan, 8, (struct tensor *[]){u, dt, a, skip, bias, b->start, states, state_in}, 2,
         (struct tensor *[]){y, out});
@@ -179,7 +180,8 @@ static void squares_backward(struct tape *t, struct note *n, unsigned mask) {
                    .ds = tape_grad_out(n, 0), .dy = dy, .dy_add = y_add, .dz = dz, .dz_add = z_add,
                    .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride);
 }
-static const struct tape_op op_squares = {"gate_squares", squares_backward, BIT(0) | BIT(1), 0, 0};
+static const struct tape_op op_squares = {
+    "gate_squares", squares_backward, BIT(0) | BIT(1), 0, 0, AGAIN(gate_squares)};
 
 struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, int64_t groups,
                             int share) {
@@ -190,8 +192,8 @@ struct tensor *gate_squares(struct tape *t, struct tensor *y, struct tensor *z, 
     l.n_segments = 1;
     l.segment[0] = (struct segment){groups, share};
     struct tensor *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gate_squares, y->dtype, .y = y->data, .z = z->data, .s = s->data,
-               .T = y->rows, .W = y->width, .G = groups, .ldz = z->stride);
+    TAPE_RUN(t, gate_squares, y->dtype, .y = y->data, .z = z->data, .s = s->data, .T = y->rows,
+             .W = y->width, .G = groups, .ldz = z->stride);
     tape_note(t, &op_squares, 2, (struct tensor *[]){y, z}, 1, &s);
     return s;
 }
@@ -208,8 +210,8 @@ static void gate_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                    .dw_add = add[3], .T = y->rows, .W = y->width, .G = s->width, .ldz = z->stride,
                    .width = n->size[0], .eps = n->real[0]);
 }
-static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15, 0,
-                                            BIT(3) | TOGETHER};
+static const struct tape_op op_gate_norm = {"gate_norm", gate_norm_backward, 15,
+                                            0,           BIT(3) | TOGETHER,  AGAIN(gate_norm)};
 
 struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, struct tensor *squares,
                          struct param *weight, int64_t width, double eps) {
@@ -221,9 +223,9 @@ struct tensor *gate_norm(struct tape *t, struct tensor *y, struct tensor *z, str
         op_require(squares->layout.segment[i].share == 1, "gate_norm", squares,
                    "is a part of a shared group's sum: see share_sum");
     struct tensor *o = tensor_new_of(t, y->dtype, "gate norm", y->rows, y->width, &l);
-    DEVICE_RUN(t->device, gate_norm, y->dtype, .y = y->data, .z = z->data, .s = squares->data,
-               .w = w->data, .o = o->data, .T = y->rows, .W = y->width, .G = squares->width,
-               .ldz = z->stride, .width = width, .eps = eps);
+    TAPE_RUN(t, gate_norm, y->dtype, .y = y->data, .z = z->data, .s = squares->data, .w = w->data,
+             .o = o->data, .T = y->rows, .W = y->width, .G = squares->width, .ldz = z->stride,
+             .width = width, .eps = eps);
     struct note *n = tape_note(t, &op_gate_norm, 4, (struct tensor *[]){y, z, squares, w}, 1, &o);
     if (n) n->size[0] = width, n->real[0] = eps;
     return o;
@@ -245,8 +247,8 @@ static void gated_norm_backward(struct tape *t, struct note *n, unsigned mask) {
                .eps = n->real[0]);
     scratch_give(t, sums);
 }
-static const struct tape_op op_gated_norm = {"gated_norm", gated_norm_backward, 15, 0,
-                                             BIT(2) | TOGETHER};
+static const struct tape_op op_gated_norm = {"gated_norm",      gated_norm_backward, 15, 0,
+                                             BIT(2) | TOGETHER, AGAIN(gated_norm)};
 
 struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, struct param *weight,
                           int64_t groups, double eps) {
@@ -258,9 +260,8 @@ struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, st
                "has not the weight's width");
     struct tensor *o = tensor_new_of(t, y->dtype, "gated norm", y->rows, y->width, &l),
                   *s = tensor_new_real(t, "gate squares", y->rows, groups, &l);
-    DEVICE_RUN(t->device, gated_norm, y->dtype, .y = y->data, .z = z->data, .w = w->data,
-               .o = o->data, .s = s->data, .T = y->rows, .W = y->width, .G = groups,
-               .ldz = z->stride, .eps = eps);
+    TAPE_RUN(t, gated_norm, y->dtype, .y = y->data, .z = z->data, .w = w->data, .o = o->data,
+             .s = s->data, .T = y->rows, .W = y->width, .G = groups, .ldz = z->stride, .eps = eps);
     struct note *n = tape_note(t, &op_gated_norm, 4, (struct tensor *[]){y, z, w, s}, 1, &o);
     if (n) n->real[0] = eps;
     tensor_drop(t, s);

@@ -15,9 +15,8 @@
  * An op runs in the format of the tensor that carries its stored operands; a gradient has the
  * format of its tensor, that of a parameter is real. Where both are the same, none of this shows.
  *
- * Segments: tape_segment keeps a layer's input instead of its inside and replays the layer in
- * backward. A replay has no side effects, takes what must not be decided twice (routing) from the
- * first time, and skips the layer's last exchange, whose result nobody reads.
+ * Less memory for more work: layers that are replayed (tape_segment.h), or single ops that are run
+ * again (tape_again.h).
  *
  * Split backward: with MASK_INPUT the adjoints of inputs run and those of weights wait, holding
  * their two operands, until tape_backward_weights, which runs them in the order they came. Where an
@@ -26,7 +25,7 @@
 #define KERNELS_TAPE_H
 
 #include "kernels/device.h"
-#include "kernels/tensor.h"
+#include "kernels/layout.h"
 
 enum { NOTE_IN = 10, NOTE_OUT = 4, NOTE_SIZES = 10, NOTE_REALS = 4 };
 enum { MASK_INPUT = 1, MASK_WEIGHT = 2, MASK_ALL = 3 };
@@ -55,8 +54,9 @@ struct tape_op {
     void (*adjoint)(struct tape *t, struct note *n, unsigned mask);
     unsigned reads_in, reads_out; /* bit i: the adjoint reads the value of input / output i */
     unsigned
-        weights; /* bit i: input i is a weight, whose half may run later; TOGETHER: it does not,
+        weights;    /* bit i: input i is a weight, whose half may run later; TOGETHER: it does not,
                        * for the adjoint would compute nearly all of it twice */
+    unsigned again; /* its bit in tape.again; 0: it is never run again */
 };
 
 struct note {
@@ -65,11 +65,9 @@ struct note {
     struct tensor *in[NOTE_IN], *out[NOTE_OUT];
     int64_t size[NOTE_SIZES];
     double real[NOTE_REALS];
-    const void *own; /* the op's own */
+    const void *own;   /* the op's own */
+    unsigned holds_in; /* bit i: input i's value stays until this note is walked */
 };
-
-/* The inside of a replayed layer: y = f(context, x). */
-typedef struct tensor *(*segment_fn)(struct tape *t, void *context, struct tensor *x);
 
 struct tape {
     struct device *device;
@@ -90,8 +88,12 @@ struct tape {
     int n_tensors, max_tensors;
     struct tensor **kept; /* decisions of segments, in order; see tape_keep */
     int n_kept, max_kept, next_kept;
-    bool keeping;                   /* inside a segment's first run */
-    void **remembered; /* host memory of ops */
+    bool keeping;    /* inside a segment's first run */
+    unsigned again;  /* ops that are run again instead of kept: tape_again.h */
+    struct run *run; /* how */
+    int n_runs, max_runs;
+    bool ran;                       /* one more is written down, whose note is not made yet */
+    void **remembered;              /* host memory of ops */
     int n_remembered, max_remembered;
     void (*between)(void *context); /* called now and then in long walks; or NULL */
     void *context;
@@ -120,6 +122,8 @@ struct tensor *tape_input(struct tape *t, const char *label, int64_t rows, int64
 struct tensor *tape_input_from(struct tape *t, struct tensor *y);
 /* The gradient of such an x of another tape, as a value on this one. */
 struct tensor *tape_gradient_of(struct tape *t, const struct tensor *x);
+/* Nobody will read the gradient of such an x again. */
+void tape_gradient_drop(struct tensor *x);
 /* A tensor over memory that is not the tape's (tokens, a state kept between calls). */
 struct tensor *tensor_over(struct tape *t, const char *label, void *data, enum dtype dtype,
                            int64_t rows, int64_t width, const struct layout *l);
@@ -150,17 +154,6 @@ void tape_scope_end(struct tape *t, int scope, struct tensor *keep);
 struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struct tensor *const *in,
                        int n_out, struct tensor *const *out);
 
-/* Runs f on x, keeping only x (and what it keeps by tape_keep), and notes it as one op. f must not
- * drop x, must find the same in `context` when it is replayed (t->pass is put back), and must not
- * begin a segment itself. */
-struct tensor *tape_segment(struct tape *t, segment_fn f, void *context, struct tensor *x);
-/* Inside f: x holds a decision. The first run keeps it, a replay returns the kept one instead.
- * Integers only. */
-struct tensor *tape_keep(struct tape *t, struct tensor *x);
-/* Inside a replay: the decision that the first run kept at this place, or NULL if this is no
- * replay. */
-struct tensor *tape_kept(struct tape *t);
-
 /* Walks back from y with gradient `seed` in every element. Every parameter's gradient is added to.
  */
 void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask);
@@ -188,14 +181,10 @@ void *tape_remember(struct tape *t, size_t bytes);
 void *scratch_take(struct tape *t, size_t bytes, struct piece **piece);
 void scratch_give(struct tape *t, struct piece *piece);
 
-/* For ops: joins the layouts of inputs under the rule of ops that work token by token or feature by
- * feature: whole meets only whole; split and entered meet; partial is refused. The first input that
- * is split gives where. */
-struct layout layout_join(const char *op, int n, struct tensor *const *in);
-/* The same for inputs whose values will not be read (sums beside one that is missing from a
- * replay). */
-struct layout layout_join_unread(const char *op, int n, struct tensor *const *in);
-/* A bug unless cond, naming op and tensor. */
-void op_require(bool cond, const char *op, const struct tensor *x, const char *what);
+/* For tape*.c: a note whatever its inputs need; input i's value stays for it; back to a note. */
+struct note *note_add(struct tape *t, const struct tape_op *op, bool needs, int n_in,
+                      struct tensor *const *in, int n_out, struct tensor *const *out);
+void note_hold(struct note *n, int i);
+void tape_walk(struct tape *t, int down_to, unsigned mask);
 
 #endif

@@ -4,9 +4,11 @@
  * tensor can stand in four relations to what its neighbours along an axis hold:
  *
  *     whole      the same on every rank, and so is its gradient
- *     entered    the same on every rank; each rank's gradient is a part, the sum over the ranks is
- * the gradient split      each rank holds its part; gradients are split alike partial    each rank
- * holds a term, the sum over the ranks is the tensor; its gradient is whole
+ *     entered    the same on every rank; each rank's gradient is a part, and the sum over the
+ *                ranks is the gradient
+ *     split      each rank holds its part; gradients are split alike
+ *     partial    each rank holds a term, and the sum over the ranks is the tensor; its gradient
+ *                is whole
  *
  * A missing sum keeps a loss right and makes gradients wrong, so each op checks the states of its
  * inputs and refuses those it cannot be right for: whole and entered never meet, and partial enters
@@ -74,7 +76,7 @@ struct buffer {
 struct tensor {
     const char *label;
     int64_t rows, width, stride; /* stride: numbers between rows; width unless a view */
-    enum dtype dtype;            /* F32, F64, I32 */
+    enum dtype dtype;            /* F32, F64, BF16, I32 */
     void *data;                  /* device address; NULL once nobody will read it */
     struct buffer *buffer;       /* NULL: not the tape's memory (parameters, tokens) */
     void *grad;                  /* same shape and stride as data */
@@ -88,6 +90,8 @@ struct tensor {
     struct layout layout;
     struct tensor *of; /* a view of these columns of another tensor */
     int64_t of_column;
+    struct tensor *same; /* shares that tensor's numbers, unchanged; or NULL */
+    int run; /* made by that run of an op that can be run again (tape_again.h), from 1 */
     struct param *param; /* a parameter in use */
 };
 

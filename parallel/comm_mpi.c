@@ -4,8 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/transport.h"
 
 /* Blocking calls spin in some MPIs, and where ranks outnumber cores each then costs whole slices of

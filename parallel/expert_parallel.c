@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "kernels/tape_segment.h"
 #include "parallel/groups.h"
 
 /* Between dispatch and return. Rows are in three orders: as they left (`sent` of `slots`, by expert), as
@@ -277,11 +278,12 @@ static void back_wait(struct tape *t, struct journey *j) {
 static void home_adjoint(struct tape *t, struct note *n, unsigned mask) {
     tape_grad_pass(t, n, 0, 0, mask);
 }
-static const struct tape_op op_home = {"dispatch", home_adjoint, 0, 0, 0};
+static const struct tape_op op_home = {"dispatch", home_adjoint, 0, 0, 0, 0};
 
 /* The same rows on the other axes. */
 static struct tensor *refactored(struct tape *t, struct tensor *x, const struct layout *l) {
     struct tensor *y = tensor_alias(t, x, l);
+    y->same = x;
     tape_note(t, &op_home, 1, &x, 1, &y);
     return y;
 }
@@ -294,7 +296,7 @@ static void dispatch_start_adjoint(struct tape *t, struct note *n, unsigned mask
     back_wait(t, j);
     tape_grad_pass(t, n, 0, 0, mask);
 }
-static const struct tape_op op_dispatch_start = {"dispatch", dispatch_start_adjoint, 0, 0, 0};
+static const struct tape_op op_dispatch_start = {"dispatch", dispatch_start_adjoint, 0, 0, 0, 0};
 
 /* in: those two, and the order. out: the rows by expert. */
 static void dispatch_wait_adjoint(struct tape *t, struct note *n, unsigned mask) {
@@ -303,7 +305,8 @@ static void dispatch_wait_adjoint(struct tape *t, struct note *n, unsigned mask)
     void *home = tape_grad_in(t, n, 0, mask, NULL);
     back_start(t, j, j->order ? tape_grad_out(n, 0) : n->in[1]->grad, home);
 }
-static const struct tape_op op_dispatch_wait = {"dispatch wait", dispatch_wait_adjoint, 0xc, 0, 0};
+static const struct tape_op op_dispatch_wait = {
+    "dispatch wait", dispatch_wait_adjoint, 0xc, 0, 0, 0};
 
 struct journey *expert_dispatch_start(struct tape *t, struct tensor *x, struct tensor *offset,
                                       const struct travel *v) {
@@ -369,7 +372,7 @@ static void return_start_adjoint(struct tape *t, struct note *n, unsigned mask) 
     (void)mask;
     there_wait(t, j, n->in[0]->grad);
 }
-static const struct tape_op op_return_start = {"return", return_start_adjoint, 0, 0, 0};
+static const struct tape_op op_return_start = {"return", return_start_adjoint, 0, 0, 0, 0};
 
 /* in: what is in flight; the result, whose gradient arrives there; the order. out: the rows at home. */
 static void return_wait_adjoint(struct tape *t, struct note *n, unsigned mask) {
@@ -380,7 +383,7 @@ static void return_wait_adjoint(struct tape *t, struct note *n, unsigned mask) {
     op_require(!add, "return", n->in[1], "is used otherwise too");
     there_start(t, j, n->in[0]->grad, to);
 }
-static const struct tape_op op_return_wait = {"return wait", return_wait_adjoint, 0xc, 0, 0};
+static const struct tape_op op_return_wait = {"return wait", return_wait_adjoint, 0xc, 0, 0, 0};
 
 void expert_return_start(struct tape *t, struct journey *j, struct tensor *y) {
     op_require(y->layout.factoring == EXPERT, "return", y, "is not on the experts' axes");

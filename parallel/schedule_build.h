@@ -3,7 +3,7 @@
  * 1. schedule_order: each rank's forwards and backwards in the order of the published schedule.
  * 2. schedule_weight (zero-bubble, zbv): backwards are input halves, and the weight halves, which
  *    nobody waits for, go where the rank would have been idle, without holding more than the plain
- *    schedule holds on its most burdened rank.
+ *    schedule holds on its most burdened rank (a 32nd more, where sizes are that fine).
  * 3. schedule_transfer: what crosses ranks is received ahead of its use, far enough to hide the
  *    transfer; sent at once; and the send is waited for when, by the costs, it is over.
  * Where the papers leave a choice, a few candidates are timed and the shortest is taken, of equals

@@ -4,6 +4,10 @@
 
 #include "kernels/die.h"
 
+/* Stages differ by what embedding and head hold beside their layers; a bubble is too much to pay for
+ * such a share of the limit. */
+enum { SLACK = 32 };
+
 struct placing {
     struct schedule *out;
     const struct schedule *order;
@@ -119,12 +123,13 @@ struct weight_result schedule_weight(struct schedule *out, const struct schedule
     unsigned long P = (unsigned long)shape->ranks;
     unsigned long cells =
         (unsigned long)schedule_stages(shape) * (unsigned long)shape->micro_batches;
+    const int64_t plain = plain_most_held(order, sizes);
     struct placing p = {out,
                         order,
                         costs,
                         sizes,
                         choice,
-                        plain_most_held(order, sizes),
+                        plain + (sizes ? plain / SLACK : 0),
                         .clock = die_alloc(3 * P * sizeof *p.clock)};
     p.held = p.clock + P;
     p.most = p.held + P;

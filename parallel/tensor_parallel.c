@@ -101,7 +101,7 @@ static void enter_adjoint(struct tape *t, struct note *n, unsigned mask) {
     }
     if (piece) scratch_give(t, piece);
 }
-static const struct tape_op op_enter = {"enter", enter_adjoint, 0, 0, 0};
+static const struct tape_op op_enter = {"enter", enter_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
     enum state s = x->layout.state[AXIS_TENSOR];
@@ -120,6 +120,7 @@ struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows) {
         gather_rows_over(t, tensor_group(t), x->data, y->data, rows, x->width, x->dtype);
     } else {
         y = tensor_alias(t, x, &l);
+        y->same = x;
     }
     tape_note(t, &op_enter, 1, &x, 1, &y);
     return y;
@@ -142,7 +143,7 @@ static void leave_adjoint(struct tape *t, struct note *n, unsigned mask) {
     if (add) copy(t, x->dtype, all, dx, tensor_elements(x), 1);
     if (piece) scratch_give(t, piece);
 }
-static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0};
+static const struct tape_op op_leave = {"leave", leave_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_leave(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == PARTIAL && !x->missing && x->stride == x->width,
@@ -184,7 +185,7 @@ static void gather_adjoint(struct tape *t, struct note *n, unsigned mask) {
     size_t skip = (size_t)(tensor_group(t)->rank * own) * dtype_size(d);
     if (dx) copy(t, d, (char *)tape_grad_out(n, 0) + skip, dx, own, add);
 }
-static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0};
+static const struct tape_op op_gather_ranks = {"gather", gather_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_gather(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == SPLIT && x->layout.by[AXIS_TENSOR] == BY_COLUMNS &&
@@ -222,7 +223,7 @@ static void share_sum_adjoint(struct tape *t, struct note *n, unsigned mask) {
     copy(t, x->dtype, sum, dx, tensor_elements(x), add);
     scratch_give(t, piece);
 }
-static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0};
+static const struct tape_op op_share_sum = {"share_sum", share_sum_adjoint, 0, 0, 0, 0};
 
 struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     if (share == 1) return x;
@@ -256,7 +257,7 @@ static void own_adjoint(struct tape *t, struct note *n, unsigned mask) {
                    .W = rows[i] * x->width, .ld = rows[i] * x->width, .value = 0);
     copy(t, x->dtype, tape_grad_out(n, 0), from_row(dx, x, first), tensor_elements(y), add);
 }
-static const struct tape_op op_own = {"own", own_adjoint, 0, 0, 0};
+static const struct tape_op op_own = {"own", own_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_own(struct tape *t, struct tensor *x) {
     op_require(x->layout.state[AXIS_TENSOR] == ENTERED && x->layout.factoring == DENSE, "own", x,
@@ -282,7 +283,7 @@ static void add_own_adjoint(struct tape *t, struct note *n, unsigned mask) {
              add);
     tape_grad_pass(t, n, 0, 0, mask);
 }
-static const struct tape_op op_add_own = {"add_own", add_own_adjoint, 0, 0, 0};
+static const struct tape_op op_add_own = {"add_own", add_own_adjoint, 0, 0, 0, 0};
 
 struct tensor *tensor_add_own(struct tape *t, struct tensor *sums, struct tensor *own) {
     op_require(sums->layout.state[AXIS_TENSOR] == PARTIAL && sums->layout.factoring == DENSE,

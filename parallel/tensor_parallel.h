@@ -4,11 +4,15 @@
  * here and nowhere else. The pairs, each the other's adjoint (Shoeybi et al. 2019,
  * arXiv:1909.08053; by tokens: Korthikanti et al. 2022, arXiv:2205.05198):
  *
- *                   the stream whole                        the stream split by tokens
- * (parallel.sequence) enter         nothing; backward adds over the ranks    all-gather; backward
- * reduce-scatter leave         adds over the ranks; backward nothing    reduce-scatter; backward
- * all-gather gather        split -> whole: all-gather; backward takes this rank's part share_sum
- * sums over the neighbours that share a block, forward and backward
+ *                 the stream whole                    the stream split by tokens
+ *                                                     (parallel.sequence)
+ *     enter       nothing;                            all-gather;
+ *                 backward adds over the ranks        backward reduce-scatter
+ *     leave       adds over the ranks;                reduce-scatter;
+ *                 backward nothing                    backward all-gather
+ *
+ *     gather      split -> whole: all-gather; backward takes this rank's part
+ *     share_sum   sums over the neighbours that share a block, forward and backward
  *
  * All sums are in rank order (parallel/comm.h). Ops of a tape: collective over the tensor group
  * (share_sum: over the sub-group), in the same order on all its ranks; the tape's `parallel` says
@@ -20,12 +24,12 @@
 
 struct group;
 
-/* Stream (whole, or split by tokens) -> entered. rows: the tokens of the micro-batch, all of them.
- */
+/* Stream (whole, or split by tokens) -> entered. rows: the tokens of the micro-batch, all of
+ * them. */
 struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows);
 
-/* Partial -> the stream's state. In a replay nothing is exchanged and the result must not be read.
- */
+/* Partial -> the stream's state. In a replay nothing is exchanged and the result must not be
+ * read. */
 struct tensor *tensor_leave(struct tape *t, struct tensor *x);
 
 /* [tokens, 1], split by features -> [ranks, tokens], whole. */

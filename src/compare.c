@@ -405,7 +405,7 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
                                         .memory = &loss,
                                         .stride = 1,
                                         .dtype = F64};
-    checkpoint_write(e->deck->compare.dump, c->world, n, tensors, n_boxes, boxes, 0, NULL, 0);
+    checkpoint_write(e->deck->compare.dump, c->world, n, tensors, n_boxes, boxes, 0, NULL, 0, NULL);
     for (int i = 0; i < s->n_tensors; i++) free(names[i]);
     free(names);
     free(number);

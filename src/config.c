@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config_json.h"
 #include "src/deck_table.h"
 #include "src/pattern.h"

@@ -10,8 +10,8 @@
 #include <sys/stat.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/deck_table.h"
 #include "src/pattern.h"

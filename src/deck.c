@@ -6,10 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "kernels/mistakes.h"
 #include "io/files.h"
 #include "io/yaml.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/deck_table.h"
 
 enum { DEEPEST = 16, MOST_FILES = 64 };
@@ -52,7 +52,10 @@ static char *read_spelled(struct deck *d, int row, const char *text) {
     char *deck = die_format("a:\n  b: %s\n", text), *problem = NULL;
     yaml_deck_read_text(&y, "", deck, strlen(deck), &m);
     if (m.n || y.n != 2 || !y.entry[1].list)
-        problem = die_format("'%.60s' is not a list such as [a, b]", text);
+        problem = die_format("'%.60s' is not a list such as [a, b]%s", text,
+                             strpbrk(text, "*&!%@`|>") ? "; what begins with a sign needs quotes "
+                                                         "of its own: '[\"*.weight\"]'"
+                                                       : "");
     else
         problem =
             deck_value_read(k, d, y.entry[1].n, y.entry[1].value, y.entry[1].quoted, true, to);

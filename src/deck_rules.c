@@ -10,6 +10,7 @@
 #include "parallel/mesh.h"
 #include "src/deck.h"
 #include "src/deck_table.h"
+#include "src/recompute.h"
 #include "src/stop.h"
 #include "src/text.h"
 
@@ -84,6 +85,7 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "'%.60s' is no time; write hours:minutes:seconds (minutes and seconds up to 59), or "
          "days-hours:minutes:seconds",
          d->run.walltime);
+    recompute_check(d, m);
     check_place(d, m, "run.output", d->run.output);
     RULE("run.output", file_exists(d->run.output) && !file_is_folder(d->run.output),
          "is there, and is no folder");

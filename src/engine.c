@@ -11,6 +11,7 @@
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/init.h"
+#include "src/recompute.h"
 #include "src/trace.h"
 
 enum { MOST_THREADS = 4096 };
@@ -121,8 +122,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     e->stored = stored_format(d);
     e->real = dtype_real(e->stored);
     staging_init(&e->stages, d, e->config, shape);
-    model_init(&e->model, e->config, shape, comm->rank, &e->stages,
-               !strcmp(d->memory.recompute, "full"));
+    model_init(&e->model, e->config, shape, comm->rank, &e->stages, recompute_layers(d));
+    e->model.again = recompute_ops(d);
     stored_formats(e);
     if (e->has_weights) weights_match(&e->weights, &e->model.params, m);
     if (m->n > before) return -1;

@@ -31,10 +31,10 @@ struct measured_loss evaluate_loss(struct engine *e, struct feed *f, struct stop
 /* What was measured of an evaluation that had to stop is told, but is no result. */
 static int end_early(const struct output *o, struct run *r, const struct feed *f,
                      const struct measured_loss *l, const struct stop *stop) {
-    char number[32], *why = die_format("early, by %s; the same command starts over",
-                                       stop_reason(l->wish));
-    say(o, "loss so far %s, after %ld of %ld rounds", number_text(l->loss, number),
-        (long)l->rounds, (long)feed_rounds(f));
+    char number[32],
+        *why = die_format("early, by %s; the same command starts over", stop_reason(l->wish));
+    say(o, "loss so far %s, after %ld of %ld rounds", number_text(l->loss, number), (long)l->rounds,
+        (long)feed_rounds(f));
     say(o, "stopped %s; there is no evaluation.json", why);
     output_summary(o, r->comm, why, 3, engine_peak_bytes(r->engine), NULL);
     if (o->speaks) stop_clear(stop);

@@ -47,11 +47,12 @@ int feed_fits(const struct deck *d, const struct mesh_shape *shape, struct comm 
     int64_t memory = machine_memory();
     char need[UNIT_TEXT], have[UNIT_TEXT];
     if (!comm_max(c->world, bytes > (double)memory)) return 0;
-    deck_mistake(d, m, "train.global_batch",
-                 "%ld sequences of %ld tokens: the tokens of a step alone take %s on this host, which "
-                 "has %s; a smaller batch or more hosts would do",
-                 (long)d->train.global_batch, (long)d->train.sequence_length,
-                 bytes_text(bytes, need), bytes_text((double)memory, have));
+    deck_mistake(
+        d, m, "train.global_batch",
+        "%ld sequences of %ld tokens: the tokens of a step alone take %s on this host, which "
+        "has %s; a smaller batch or more hosts would do",
+        (long)d->train.global_batch, (long)d->train.sequence_length, bytes_text(bytes, need),
+        bytes_text((double)memory, have));
     return -1;
 }
 

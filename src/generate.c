@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/stop.h"
@@ -364,15 +364,14 @@ static int say_end(const struct output *o, struct comm *c, const struct work *w,
            made = per_second((double)(p->new_tokens + p->not_finite - p->begun), p->decode);
     int code = w->wish ? 3 : p->not_finite ? 4 : 0;
     char a[32], b[32],
-        *why = w->wish ? die_format("early, by %s; the same command starts over",
-                                    stop_reason(w->wish))
-                       : die_strdup(code ? "some logits were not finite" : "finished"),
-        *more =
-            die_format("prompts: %ld\nprompt_tokens: %ld\nnew_tokens: %ld\nprefill_seconds: "
-                       "%.6f\ndecode_seconds: %.6f\n"
-                       "prefill_tokens_per_second: %s\ndecode_tokens_per_second: %s\n",
-                       (long)g->prompts.n, (long)p->prompt_tokens, (long)p->new_tokens, p->prefill,
-                       p->decode, number_text(read, a), number_text(made, b));
+        *why = w->wish
+                   ? die_format("early, by %s; the same command starts over", stop_reason(w->wish))
+                   : die_strdup(code ? "some logits were not finite" : "finished"),
+        *more = die_format("prompts: %ld\nprompt_tokens: %ld\nnew_tokens: %ld\nprefill_seconds: "
+                           "%.6f\ndecode_seconds: %.6f\n"
+                           "prefill_tokens_per_second: %s\ndecode_tokens_per_second: %s\n",
+                           (long)g->prompts.n, (long)p->prompt_tokens, (long)p->new_tokens,
+                           p->prefill, p->decode, number_text(read, a), number_text(made, b));
     output_summary(o, c, why, code, engine_peak_bytes(g->engine), more);
     if (p->not_finite)
         say(o,

@@ -2,16 +2,24 @@
  *
  * A layer kind is one file: a table of parameter rows, and a forward function that computes y from
  * the stream x, where the model then adds y to x. Backward, sharding, initial values, optimiser,
- * checkpoints, counts and plans follow from these two. To add a kind: src/layer_<kind>.c   the
- * table and the function, ending in a struct layer_kind with the letter src/layer.c          its
- * name in the list src/pattern.c        the letter and the words that config.json has for it;
- * src/config.h and deck.def list the letters too src/deck.def         keys for sizes it needs (they
- * are config.json's); src/config.c: which kinds read them, their rules, and the estimate of the
- * model's size; src/params.{h,c}: names for sizes, conditions and first values that no other kind
- * has src/deck_rules.c     what must divide by the tensor ranks, if it splits heads; src/params.c,
- * params_shares, if some share src/weights.c        weights_settle, if it has biases that a
- * folder's tensors decide about A kind with more than LAYER_ROWS rows raises that. Everything else
- * walks the rows.
+ * checkpoints, counts and plans follow from these two. To add a kind:
+ *
+ *     src/layer_<kind>.c      the table and the functions, ending in a struct layer_kind with the
+ *                             letter
+ *     src/layer.c             its name in the list
+ *     src/pattern.c           the letter, and the words that config.json has for it; src/config.h
+ *                             and deck.def list the letters too
+ *     src/deck.def            keys for sizes it needs (they are config.json's)
+ *     src/config.c            which kinds read them, their rules, and the estimate of the model's
+ *                             size
+ *     src/params.{h,c}        names for sizes, conditions and first values that no other kind has;
+ *                             params_shares, if tensor ranks share some of its heads
+ *     src/deck_rules.c        what must divide by the tensor ranks, if it splits heads
+ *     src/weights.c           weights_settle, if it has biases that a folder's tensors decide about
+ *     kernels/ops.def         an operation that no device has yet, and kernels/ops.h what calls it
+ *
+ * A kind with more than LAYER_ROWS rows raises that, and more than COUNTED_KINDS kinds
+ * (src/staging_count.h) that. Everything else walks the rows.
  *
  * A forward function takes x in the stream's state (whole, or split by tokens), enters the parallel
  * part (tensor_enter), leaves it once at its end (tensor_leave), and adds biases of its last
@@ -45,11 +53,12 @@ struct pass {
     struct batch batch;
     struct expert_rules experts;
     bool count_experts; /* add each expert's tokens to the layer's load */
-    void *counted;  /* device integers, a token each: 0 where it is padding, which is not counted;
-                           NULL: none is */
+    void *
+        counted; /* device integers, a token each: 0 where it is padding, which is not counted; NULL:
+                      none is */
     bool ends_only; /* logits of each row's last token only */
-    struct layer_state
-        *state; /* of each layer; NULL: every row begins here and nothing is remembered */
+    /* Of each layer; NULL: every row begins here and nothing is remembered. */
+    struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
 };
 
@@ -67,6 +76,8 @@ struct layer {
 struct layer_kind {
     char letter;
     const char *name; /* for the log */
+    /* The sizes of such a layer in a few words, "36 wide"; malloc'd. */
+    char *(*describe)(const struct deck_model *keys);
     const struct param_row *rows;
     int n_rows;
     struct tensor *(*forward)(struct tape *t, struct layer *l, struct tensor *x);

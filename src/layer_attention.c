@@ -4,6 +4,7 @@
  *
  * q, k and v are one stored block and one product. Query heads are split over the tensor ranks;
  * where the ranks outnumber the key heads, neighbours hold the same one. */
+#include "kernels/die.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -61,5 +62,15 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[O_BIAS]);
 }
 
-const struct layer_kind layer_attention = {'*',     "attention", rows, sizeof rows / sizeof *rows,
-                                           forward, state_size,  0};
+static char *describe(const struct deck_model *k) {
+    return die_format("%ld heads of %ld, %ld of keys", (long)k->num_attention_heads,
+                      (long)k->head_dim, (long)k->num_key_value_heads);
+}
+
+const struct layer_kind layer_attention = {.letter = '*',
+                                           .name = "attention",
+                                           .describe = describe,
+                                           .rows = rows,
+                                           .n_rows = sizeof rows / sizeof *rows,
+                                           .forward = forward,
+                                           .state_size = state_size};

@@ -13,6 +13,7 @@
  * tokens: so a token travels once, and nothing more is exchanged over the tensor ranks. */
 #include <stddef.h>
 
+#include "kernels/die.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
@@ -109,5 +110,16 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[SHARED_DOWN_BIAS]);
 }
 
-const struct layer_kind layer_experts = {'E',     "experts", rows, sizeof rows / sizeof *rows,
-                                         forward, NULL,      0};
+static char *describe(const struct deck_model *k) {
+    return die_format("%ld of %ld, %ld wide", (long)k->num_experts_per_tok,
+                      (long)k->n_routed_experts, (long)k->moe_intermediate_size);
+}
+
+const struct layer_kind layer_experts = {
+    .letter = 'E',
+    .name = "experts",
+    .describe = describe,
+    .rows = rows,
+    .n_rows = sizeof rows / sizeof *rows,
+    .forward = forward,
+};

@@ -5,6 +5,7 @@
  *
  * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups,
  * neighbours hold the same B and C, and the norm of a group is finished by a sum over them. */
+#include "kernels/die.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -103,5 +104,16 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, out, l->p[OUT_BIAS]);
 }
 
-const struct layer_kind layer_mamba = {
-    'M', "mamba", rows, sizeof rows / sizeof *rows, forward, state_size, 1u << SCAN_STATE};
+static char *describe(const struct deck_model *k) {
+    return die_format("%ld heads of %ld, state %ld", (long)k->mamba_num_heads,
+                      (long)k->mamba_head_dim, (long)k->ssm_state_size);
+}
+
+const struct layer_kind layer_mamba = {.letter = 'M',
+                                       .name = "mamba",
+                                       .describe = describe,
+                                       .rows = rows,
+                                       .n_rows = sizeof rows / sizeof *rows,
+                                       .forward = forward,
+                                       .state_size = state_size,
+                                       .real_states = 1u << SCAN_STATE};

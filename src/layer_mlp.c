@@ -1,4 +1,5 @@
 /* mlp: y = down(relu(up(norm(x)))^2), one '-' of the pattern. */
+#include "kernels/die.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -27,5 +28,15 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     return add_after(t, y, l->p[DOWN_BIAS]);
 }
 
-const struct layer_kind layer_mlp = {'-',     "mlp", rows, sizeof rows / sizeof *rows,
-                                     forward, NULL,  0};
+static char *describe(const struct deck_model *k) {
+    return die_format("%ld wide", (long)k->intermediate_size);
+}
+
+const struct layer_kind layer_mlp = {
+    .letter = '-',
+    .name = "mlp",
+    .describe = describe,
+    .rows = rows,
+    .n_rows = sizeof rows / sizeof *rows,
+    .forward = forward,
+};

@@ -102,7 +102,9 @@ static void refuse(const struct machine *h, const struct deck *d, const struct m
             "shorter train.sequence_length, more hosts. mestar plan shows what it is needed for",
             n, n == 1 ? "" : "s", f->name, n == 1 ? "s" : "", bytes_text((double)bytes, need),
             bytes_text((double)f->memory, have),
-            strcmp(d->memory.recompute, "full") ? " memory.recompute: full," : "",
+            !strcmp(d->memory.recompute, "none")        ? " memory.recompute: selective or full,"
+            : !strcmp(d->memory.recompute, "selective") ? " memory.recompute: full,"
+                                                        : "",
             d->train.micro_batch > 1 ? " a smaller train.micro_batch," : "",
             shape->data > 1 ? " a larger parallel.tensor or parallel.pipeline," : "");
 }

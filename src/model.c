@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "kernels/tape_segment.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 
@@ -129,7 +130,9 @@ static struct layout token_layout(void) {
 static struct tensor *embed(struct model *m, struct tape *t, const struct micro_batch *b) {
     struct layout l = token_layout();
     struct tensor *ids = tensor_over(t, "ids", b->ids, I32, b->rows * b->length, 1, &l);
-    struct tensor *x = tensor_leave(t, embedding(t, ids, m->embeddings, m->first_word));
+    struct tensor *rows = embedding(t, ids, m->embeddings, m->first_word),
+                  *x = tensor_leave(t, rows);
+    tensor_drop(t, rows);
     if (m->after_layer) m->after_layer(m->watcher, -1, x);
     return x;
 }
@@ -153,11 +156,13 @@ static struct tensor *finish(struct model *m, struct tape *t, const struct micro
     struct tensor *n = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon), *lse, *picked;
     tensor_drop(t, x);
     struct tensor *h = tensor_enter(t, n, tokens);
+    tensor_drop(t, n);
     if (end == END_LOGITS)
         return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
     struct tensor *target = tensor_over(t, "targets", b->target, I32, tokens, 1, &l);
     head(t, h, m->words, m->first_word, target, &lse, &picked);
+    tensor_drop(t, h);
     return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
 }
 
@@ -166,6 +171,7 @@ struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *
                            enum model_end end) {
     struct layout l = token_layout();
     t->pass = pass;
+    t->again = m->again;
     pass->batch = (struct batch){
         b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
     if (s->embeds) x = embed(m, t, b);

@@ -17,7 +17,8 @@ struct model {
     struct layer *layer;
     struct param *embeddings, *norm_f, *words; /* words: the head; the embeddings where tied */
     int64_t first_word;                        /* of this rank's words */
-    bool recompute;
+    bool recompute;                            /* whole layers */
+    unsigned again;                            /* single ops: tape.again */
     void (*after_layer)(
         void *watcher, int layer,
         const struct tensor *x); /* told of the stream, -1: the embedding; or NULL */

@@ -5,7 +5,9 @@
  *
  *   tensors   every tensor of the checkpoint, by name, with its global shape; the same on all ranks
  *   blocks    what a rank stores: one piece of memory that ops use, which may hold several rows
- * (q, k and v as one product) or a whole family of them (the experts of a layer: %e in the name).
+ *             (q, k and v as one product) or a whole family of them (the experts of a layer: %e in
+ *             the name)
+ *
  * Blocks of other pipeline stages are in the table too, so that all ranks agree on what is trained,
  * saved and how; but they are not `here` and have no memory.
  *

@@ -66,8 +66,7 @@ static void make_schedule(struct pipeline *p, int n) {
     const struct staging *s = p->stages;
     if (p->schedule.rank && p->schedule.shape.micro_batches == n) return;
     forget_schedule(p);
-    struct schedule_wish wish = {.shape = s->shape, .costs = s->work ? &s->costs : NULL};
-    wish.shape.micro_batches = n;
+    struct schedule_wish wish = staging_wish(s, n);
     schedule_build(&p->schedule, &wish);
     int slots = p->schedule.rank[p->engine->parallel.at.pipeline].slots;
     p->request = die_alloc(((unsigned long)slots + 1) * sizeof *p->request);
@@ -225,6 +224,7 @@ static void backward(struct pipeline *p, int stage, int i, unsigned mask) {
     } else if (held_here(p, stage + 1)) {
         struct flight *behind = flight_of(p, stage + 1, i);
         f->given = tape_gradient_of(&f->tape, behind->in);
+        tape_gradient_drop(behind->in);
         behind->handed_over = true;
         land(p, stage + 1, i);
         tape_backward_given(&f->tape, f->out, f->given, mask);
@@ -275,7 +275,10 @@ static void finish(struct pipeline *p, const struct action *a, int stage) {
         tensor_drop(&f->tape, f->out);
         if (!f->tape.learning) f->handed_over = true;
     }
-    if (a->kind == ACTION_WAIT_SEND_GRADIENT) f->handed_over = true;
+    if (a->kind == ACTION_WAIT_SEND_GRADIENT) {
+        tape_gradient_drop(f->in);
+        f->handed_over = true;
+    }
     land(p, stage, a->micro_batch);
 }
 

@@ -26,8 +26,8 @@ static bool view_init(struct view *v, const struct deck *d, const struct config 
         staging_free(&v->stages);
         return false;
     }
-    struct schedule_wish wish = {.shape = v->stages.shape, .costs = &v->stages.costs};
-    wish.shape.micro_batches = (int)(d->train.global_batch / (d->train.micro_batch * shape->data));
+    int64_t of_rank = d->train.global_batch / (d->train.micro_batch * shape->data);
+    struct schedule_wish wish = staging_wish(&v->stages, (int)of_rank);
     schedule_build(&v->schedule, &wish);
     schedule_time(&v->times, &v->schedule, &v->stages.costs, NULL);
     return true;

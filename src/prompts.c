@@ -6,8 +6,8 @@
 
 #include "io/files.h"
 #include "io/json.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
 #include "src/text.h"

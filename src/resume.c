@@ -208,7 +208,7 @@ static void write_extras(struct engine *e, const char *path, int64_t step, uint6
     fclose(f);
     const struct new_file files[] = {{"state.json", state, (int64_t)strlen(state)},
                                      {"used.yaml", used, (int64_t)bytes}};
-    checkpoint_write(path, e->comm->world, n, tensors, n_boxes, boxes, 2, files, 0);
+    checkpoint_write(path, e->comm->world, n, tensors, n_boxes, boxes, 2, files, 0, NULL);
     for (int i = 0; i < n; i++) free((char *)tensors[i].name);
     free(tensors);
     free(number);

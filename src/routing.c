@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stddef.h>
 
+#include "kernels/tape_segment.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"

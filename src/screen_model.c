@@ -8,6 +8,7 @@
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/plan_pipeline.h"
+#include "src/recompute.h"
 #include "src/screen.h"
 #include "src/units.h"
 
@@ -53,26 +54,35 @@ static void say_sizes(const struct output *o, const char *letter, const char *ki
         n->here ? count_text((double)n->here, here) : "-");
 }
 
-static char *kind_text(const struct config *c, char letter) {
-    const struct deck_model *k = &c->keys;
-    switch (letter) {
-    case 'M':
-        return die_format("mamba, %ld heads of %ld, state %ld", (long)k->mamba_num_heads,
-                          (long)k->mamba_head_dim, (long)k->ssm_state_size);
-    case '*':
-        return die_format("attention, %ld heads of %ld, %ld of keys", (long)k->num_attention_heads,
-                          (long)k->head_dim, (long)k->num_key_value_heads);
-    case '-': return die_format("mlp, %ld wide", (long)k->intermediate_size);
-    default:
-        return die_format("experts, %ld of %ld, %ld wide", (long)k->num_experts_per_tok,
-                          (long)k->n_routed_experts, (long)k->moe_intermediate_size);
+/* What a letter of the table stands for, malloc'd. */
+static char *part_text(const struct config *c, char letter) {
+    const struct layer_kind *kind = layer_kind(letter);
+    if (kind) {
+        char *sizes = kind->describe(&c->keys), *text = die_format("%s, %s", kind->name, sizes);
+        free(sizes);
+        return text;
     }
+    if (letter == 'e')
+        return die_format("embedding, %ld words x %ld", (long)c->keys.vocab_size,
+                          (long)c->keys.hidden_size);
+    if (letter == 'p') return die_strdup("multi-token prediction, only counted");
+    return die_format("norm and head%s", c->keys.tie_word_embeddings ? " (tied)" : "");
+}
+
+/* The line of a part of the model, if it has any, which is added to the total. */
+static void say_part(const struct output *o, const struct config *c, const struct params *s,
+                     char letter, struct sizes *total) {
+    const struct sizes n = sizes_of(c, s, letter);
+    if (!n.all) return;
+    char *text = part_text(c, letter);
+    say_sizes(o, layer_kind(letter) ? (char[]){letter, 0} : "", text, config_count(c, letter), &n);
+    *total = (struct sizes){total->all + n.all, total->active + n.active, total->here + n.here};
+    free(text);
 }
 
 void screen_model(const struct output *o, const struct run *r) {
     const struct config *c = r->engine->config;
     const struct deck *d = r->engine->deck;
-    static const char letters[] = "eM*-Ehp";
     struct model model;
     struct staging stages;
     struct sizes total = {0};
@@ -83,21 +93,11 @@ void screen_model(const struct output *o, const struct run *r) {
     char *title = die_format("Model  %s%s%.40s%s", from, *from ? ": " : "", c->kinds,
                              strlen(c->kinds) > 40 ? "..." : "");
     say(o, "\n%-44s %6s %12s %12s %12s", title, "layers", "parameters", "active", "on rank 0");
-    for (const char *l = letters; *l; l++) {
-        struct sizes n = sizes_of(c, &model.params, *l);
-        int layers = config_count(c, *l);
-        bool layer = *l != 'e' && *l != 'h' && *l != 'p';
-        if (!n.all) continue;
-        char *kind = layer       ? kind_text(c, *l)
-                     : *l == 'e' ? die_format("embedding, %ld words x %ld",
-                                              (long)c->keys.vocab_size, (long)c->keys.hidden_size)
-                     : *l == 'p' ? die_strdup("multi-token prediction, only counted")
-                                 : die_format("norm and head%s",
-                                              c->keys.tie_word_embeddings ? " (tied)" : "");
-        say_sizes(o, layer ? (char[]){*l, 0} : "", kind, layer ? layers : 0, &n);
-        total = (struct sizes){total.all + n.all, total.active + n.active, total.here + n.here};
-        free(kind);
-    }
+    say_part(o, c, &model.params, 'e', &total);
+    for (int i = 0; layer_kind_at(i); i++)
+        say_part(o, c, &model.params, layer_kind_at(i)->letter, &total);
+    say_part(o, c, &model.params, 'h', &total);
+    say_part(o, c, &model.params, 'p', &total);
     say_sizes(o, "", "all", c->n_layers, &total);
     free(title);
     model_free(&model);
@@ -178,10 +178,12 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
     char *experts = away && strchr(r->engine->config->kinds, 'E')
                         ? die_format(", expert %d x %d", s->expert, s->expert_tensor)
                         : die_strdup("");
-    char *title = die_format(
-        "Layout  %s%sdata %d x tensor %d%s%s%s", stages ? stages : "", stages ? " x " : "", s->data,
-        s->tensor, r->engine->deck->parallel.sequence ? ", sequence" : "", experts,
-        strcmp(r->engine->deck->memory.recompute, "full") ? "" : ", recompute");
+    char *title = die_format("Layout  %s%sdata %d x tensor %d%s%s%s", stages ? stages : "",
+                             stages ? " x " : "", s->data, s->tensor,
+                             r->engine->deck->parallel.sequence ? ", sequence" : "", experts,
+                             recompute_layers(r->engine->deck) ? ", recompute"
+                             : recompute_ops(r->engine->deck)  ? ", recompute chosen"
+                                                               : "");
     say(o, "\n%-32s %10s %10s %9s %11s %8s %9s", title, "parameters", "gradients", "moments",
         "activations", "scratch", gib ? "sum GiB" : "sum MiB");
     say_groups(o, h, gib ? 1073741824.0 : 1048576.0);

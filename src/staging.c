@@ -29,6 +29,8 @@ static void add_work(struct stage_work *to, const struct stage_work *w) {
     to->forward += w->forward;
     to->input += w->input;
     to->weight += w->weight;
+    to->kept += w->kept;
+    to->between += w->between;
 }
 
 /* Largest sum of a part, so that ticks of all sizes are in proportion to it. */
@@ -102,16 +104,27 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
         if (g.heads) add_work(&s->work[i], &k->head);
     }
     double tick = largest(s) / TICKS;
-    int64_t **to[3] = {&s->forward, &s->input, &s->weight};
-    for (int p = 0; p < 3; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
+    int64_t **to[5] = {&s->forward, &s->input, &s->weight, &s->kept, &s->between};
+    for (int p = 0; p < 5; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
     for (int i = 0; i < s->n; i++) {
         s->forward[i] = (int64_t)(s->work[i].forward / tick);
         s->input[i] = (int64_t)(s->work[i].input / tick);
         s->weight[i] = (int64_t)(s->work[i].weight / tick);
+        s->kept[i] = s->work[i].kept;
+        s->between[i] = s->work[i].between;
     }
     /* A tick for a message says nothing of how long it takes, but has its receive started before the
      * rank computes what comes before it, and not when it stands and waits. */
     s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 1};
+    s->sizes = (struct schedule_sizes){s->kept, s->between};
+}
+
+struct schedule_wish staging_wish(const struct staging *s, int micro_batches) {
+    struct schedule_wish w = {.shape = s->shape,
+                              .costs = s->work ? &s->costs : NULL,
+                              .sizes = s->work ? &s->sizes : NULL};
+    w.shape.micro_batches = micro_batches;
+    return w;
 }
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,
@@ -141,6 +154,8 @@ void staging_free(struct staging *s) {
     free(s->forward);
     free(s->input);
     free(s->weight);
+    free(s->kept);
+    free(s->between);
     memset(s, 0, sizeof *s);
 }
 

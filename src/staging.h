@@ -8,7 +8,7 @@
 #ifndef SRC_STAGING_H
 #define SRC_STAGING_H
 
-#include "parallel/schedule.h"
+#include "parallel/schedule_build.h"
 
 struct config;
 struct deck;
@@ -20,9 +20,11 @@ struct stage {
     bool embeds, heads;
 };
 
-/* Work of a part of the model on one micro-batch: multiply-adds as two. */
+/* Work of a part of the model on one micro-batch, multiply-adds as two; and bytes that it holds from
+ * the forward to the backward, and from the input half to the weight half. */
 struct stage_work {
     double forward, input, weight;
+    int64_t kept, between;
 };
 
 struct staging {
@@ -32,10 +34,15 @@ struct staging {
     struct stage_work *work;           /* [n]; NULL where there is one stage */
     int64_t *forward, *input, *weight; /* [n] the same in ticks, a part of the slowest stage's */
     struct schedule_costs costs;       /* of these three */
+    int64_t *kept, *between;           /* [n] bytes of a micro-batch */
+    struct schedule_sizes sizes;       /* of these two */
 };
 
 /* How many stages a rank has, and the schedule, as the deck says. */
 struct schedule_shape staging_shape(const struct deck *d, int pipeline);
+
+/* The schedule that these stages ask for. */
+struct schedule_wish staging_wish(const struct staging *s, int micro_batches);
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,
                   const struct mesh_shape *shape);

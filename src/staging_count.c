@@ -7,6 +7,7 @@
 #include "parallel/tensor_parallel.h"
 #include "src/deck.h"
 #include "src/model.h"
+#include "src/recompute.h"
 
 const struct stage_work *counted_layer(const struct counted *k, char kind) {
     return &k->layer[strchr(k->kinds, kind) - k->kinds];
@@ -40,7 +41,8 @@ static void room_init(struct room *r, const struct deck *d, const struct config 
     device_dry(&r->device);
     struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
     for (int i = 0; i < 4; i++) arena_init(all[i], "counted", &r->device);
-    model_init(&r->model, c, shape, 0, NULL, !strcmp(d->memory.recompute, "full"));
+    model_init(&r->model, c, shape, 0, NULL, recompute_layers(d));
+    r->model.again = recompute_ops(d);
     model_allocate(&r->model, &r->device, &r->values, &r->grads, NULL, stored);
     void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight};
     r->batch.rows = d->train.micro_batch;
@@ -69,12 +71,17 @@ static struct stage_work run_stage(struct room *r, const struct stage *s, unsign
     double before = 0;
     int64_t rows = stream_rows(t, b->rows * b->length), width = r->model.config->keys.hidden_size;
     struct tensor *x = s->embeds ? NULL : tape_input(t, "stream", rows, width, &l);
+    int64_t stream = (int64_t)arena_round((size_t)(rows * width) * dtype_size(t->stored));
     since(&r->device, &before);
     struct tensor *y = model_stage(&r->model, t, s, b, &pass, x, END_LOSSES);
     w.forward = since(&r->device, &before);
+    w.kept = (int64_t)r->work.live - (s->heads ? 0 : stream); /* what it made is the next one's */
+    if (!s->heads) tensor_drop(t, y);
     if (s->heads) tape_backward(t, y, 1, mask);
     else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), mask);
     w.input = since(&r->device, &before);
+    if (x) tape_gradient_drop(x);
+    w.between = (int64_t)r->work.live;
     tape_backward_weights(t);
     w.weight = since(&r->device, &before);
     tape_clear(t);

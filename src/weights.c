@@ -292,7 +292,8 @@ void weights_write(const char *folder, const struct weights *w, const struct par
         boxes[i].tensor = to->tensor;
         boxes[i].first = to->first;
     }
-    checkpoint_write(folder, g, p.n, p.tensor, n, boxes, n_files, files, shard_bytes);
+    checkpoint_write(folder, g, p.n, p.tensor, n, boxes, n_files, files, shard_bytes,
+                     w ? &w->checkpoint : NULL);
     for (int i = 0; i < n_files; i++) free((char *)files[i].text);
     for (int i = 0; i < p.n; i++) free(p.name[i]);
     free(p.tensor);

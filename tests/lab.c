@@ -84,17 +84,21 @@ double *lab_grads(struct lab *l, const struct param_block *b) {
     return device_host(&l->e.device, b->p.grad);
 }
 
-void lab_read(struct lab *l, const char *text, int n, char **overrides) {
+void lab_read_for(struct lab *l, const char *text, int ranks, int n, char **overrides) {
     char path[300];
     memset(l, 0, sizeof *l);
     place_file(path, sizeof path, "model", text, strlen(text));
     deck_read(&l->deck, path, n, overrides, &l->m);
     config_settle(&l->config, &l->deck, &l->m);
     deck_check(&l->deck, &l->m);
-    deck_mesh(&l->deck, 1, &l->shape, &l->m);
+    deck_mesh(&l->deck, ranks, &l->shape, &l->m);
     unlink(path);
     mistakes_print(&l->m, stderr);
     assert_int_equal(l->m.n, 0);
+}
+
+void lab_read(struct lab *l, const char *text, int n, char **overrides) {
+    lab_read_for(l, text, 1, n, overrides);
 }
 
 void lab_start(struct lab *l, bool dry) {

@@ -31,6 +31,7 @@ double *lab_grads(struct lab *l, const struct param_block *b);
 
 /* The deck with n overrides, checked; the engine after it; both, and every parameter moved. */
 void lab_read(struct lab *l, const char *text, int n, char **overrides);
+void lab_read_for(struct lab *l, const char *text, int ranks, int n, char **overrides);
 void lab_start(struct lab *l, bool dry);
 void lab_open(struct lab *l, const char *text, int n, char **overrides);
 void lab_close(struct lab *l);

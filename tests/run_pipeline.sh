@@ -63,7 +63,7 @@ while [ $i -lt "$draws" ]; do
     [ $kind != interleaved ] || { pick 1 2 3; v=$picked; }
     [ $kind != zbv ] || v=2
     pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
-    pick none none full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
+    pick none selective full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
     name=$(printf '%02d' $i)-$kind-p$p-v$v-t$t-d$d-m$m-$recipe-$recompute$([ $tied = false ] || echo -tied)
     dk=$(echo "$pattern" | tr '*-' 'sd')-$tied; deck "$dk" "$pattern" $tied
     set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute run.debug=$debug

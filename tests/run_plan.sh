@@ -37,7 +37,7 @@ try() {
 for d in dense threes; do
     try "$TMP/$d.yaml" 1
     try "$TMP/$d.yaml" 1 memory.recompute=full train.micro_batch=4
-    try "$TMP/$d.yaml" 2 train.micro_batch=2
+    try "$TMP/$d.yaml" 2 train.micro_batch=2 memory.recompute=selective
 done
 try "$TMP/dense.yaml" 2 parallel.tensor=2
 try "$TMP/dense.yaml" 4 parallel.tensor=2 parallel.sequence=true
@@ -46,6 +46,7 @@ try "$TMP/dense.yaml" 8 parallel.tensor=8
 try "$TMP/threes.yaml" 3 parallel.tensor=3 parallel.sequence=true
 try "$TMP/threes.yaml" 6 parallel.tensor=6 run.debug=true
 try "$TMP/moe.yaml" 1
+try "$TMP/moe.yaml" 2 parallel.tensor=2 parallel.sequence=true memory.recompute=selective memory.recompute_ops='[scan, attention, linear, grouped_linear]'
 try "$TMP/moe.yaml" 4 parallel.tensor=2 parallel.sequence=true moe.balance=bias
 
 # What share of the peak a step reached: work of the model over what the ranks could have done meanwhile.

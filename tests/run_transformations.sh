@@ -26,12 +26,14 @@ go base 0 1 "$deck" run.threads=1 || finish
 [ "$(exact "$TMP/base" | wc -l)" = 6 ] && ok six-lines || fail six-lines "$(wc -l <"$TMP/base/metrics.jsonl") lines of metrics, want 6"
 go again 0 1 "$deck" run.threads=1 && same again base
 go recompute 0 1 "$deck" run.threads=1 memory.recompute=full && same recompute base
+go selective 0 1 "$deck" run.threads=2 memory.recompute=selective && same selective base
 go threads2 0 1 "$deck" run.threads=2 && same threads2 base
 go threads3 0 1 "$deck" run.threads=3 memory.recompute=full && same threads3 base
 go debug 0 1 "$deck" run.threads=1 run.debug=true && same debug base
 go debug-recompute 0 1 "$deck" run.threads=2 run.debug=true memory.recompute=full && same debug-recompute base
 go mesh 0 4 "$deck" parallel.tensor=2 parallel.sequence=true &&
-    go mesh-recompute 0 4 "$deck" parallel.tensor=2 parallel.sequence=true memory.recompute=full run.debug=true && same mesh-recompute mesh
+    go mesh-recompute 0 4 "$deck" parallel.tensor=2 parallel.sequence=true memory.recompute=full run.debug=true && same mesh-recompute mesh &&
+    go mesh-selective 0 4 "$deck" parallel.tensor=2 parallel.sequence=true memory.recompute=selective run.debug=true && same mesh-selective mesh
 go used 0 1 "$TMP/base/used.yaml" && same used base
 for n in 2 4; do
     go "micro$n" 0 1 "$deck" train.micro_batch=$n || continue

@@ -30,6 +30,7 @@ count() {
 
 for t in "$@"; do
     case $t in
+    test_asleep_ranks) ranks="4 8" ;;
     test_comm | test_*_ranks) ranks="1 2 3 4 8" ;;
     *) ranks=0 ;;
     esac

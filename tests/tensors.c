@@ -6,7 +6,9 @@
  * order and files tensors close A B LOGITS LOSS GRADIENTS        the largest differences, relative
  * to each tensor's largest entry (for grad.* at least 1e-6 of the largest gradient of all);
  * positions that B's attention_mask hides do not count; only grad.*, logits, loss A and B are files
- * or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */
+ * or folders.
+ *   tensors moments A B BOUND                      the same of the first moments (after one step: of the
+ * gradients) in two folders  Exit code 0 yes, 1 no, 2 the files cannot be read. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -179,6 +181,28 @@ static int near(const struct file_set *a, const struct file_set *b, char **toler
     return bad;
 }
 
+static bool is_moment(const struct entry *e) {
+    size_t n = strlen(e->name);
+    return n > 8 && !strcmp(e->name + n - 8, ".moment1");
+}
+
+static int near_moments(const struct file_set *a, const struct file_set *b, double bound) {
+    double all = 0, worst = 0;
+    const char *where = "";
+    int n = 0;
+    for (int i = 0; i < b->n; i++)
+        if (is_moment(&b->e[i])) n++, all = fmax(all, largest(&b->e[i]));
+    for (int i = 0; i < b->n; i++) {
+        const struct entry *y = &b->e[i], *x = find(a, y->name);
+        if (!is_moment(y)) continue;
+        bool like = x && x->size == y->size && !strcmp(x->dtype, "F32") && !strcmp(y->dtype, "F32");
+        double d = like ? distance(x, y, NULL, fmax(largest(y), 1e-6 * all)) : INFINITY;
+        if (!(d <= worst)) worst = d, where = y->name;
+    }
+    printf("%d moments, %.1e at %s\n", n, worst, where);
+    return !n || !(worst <= bound);
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "list")) {
         struct file_set a = read_all(argv[2]);
@@ -193,6 +217,14 @@ int main(int argc, char **argv) {
         forget(&b);
         return no;
     }
-    fprintf(stderr, "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS\n");
+    if (argc == 5 && !strcmp(argv[1], "moments")) {
+        struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
+        int no = near_moments(&a, &b, atof(argv[4]));
+        forget(&a);
+        forget(&b);
+        return no;
+    }
+    fprintf(stderr,
+            "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS | moments A B BOUND\n");
     return 2;
 }

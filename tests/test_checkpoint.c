@@ -19,8 +19,8 @@
 
 #include "io/checkpoint.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "tests/place.h"
 
@@ -57,7 +57,7 @@ static void put_tensors(const char *path, int n, const char *const *names) {
     for (int i = 0; i < n; i++)
         t[i] = (struct stored_tensor){.name = die_strdup(names[i]), .dtype = F32};
     int64_t length;
-    char *header = safetensors_header(n, t, &length);
+    char *header = safetensors_header(n, t, NULL, &length);
     FILE *f = fopen(path, "wb");
     if (!f) die("cannot write %s", path);
     fwrite(header, 1, (size_t)length, f);
@@ -133,9 +133,8 @@ static void test_shards(void **unused) {
         "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"one.safetensors\","
         "\"b\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
     refused(folder, "does not name tensor kept, which two.safetensors holds");
-    put(in(index_name),
-        "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
-        "\"c\":\"two.safetensors\",\"kept\":\"two.safetensors\"}}");
+    put(in(index_name), "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
+                        "\"c\":\"two.safetensors\",\"kept\":\"two.safetensors\"}}");
     struct checkpoint c = accepted(folder);
     assert_int_equal(c.n, 4);
     assert_int_equal(c.n_files, 2);
@@ -259,7 +258,7 @@ static const struct box boxes[] = {{0, 0, 3, 0, 1, 0, 3, numbers, 3, F32},
 static const struct new_file config = {"config.json", "{}\n", 3};
 
 static void save(const char *path, int n_boxes, const struct box *b) {
-    checkpoint_write(path, comm.world, 2, two, n_boxes, b, 1, &config, 0);
+    checkpoint_write(path, comm.world, 2, two, n_boxes, b, 1, &config, 0, NULL);
 }
 
 static bool there(const char *name) {
@@ -437,11 +436,11 @@ static void save_outside(void) {
 }
 static void save_reserved(void) {
     const struct new_file file = {"checksums.json", "", 0};
-    checkpoint_write(in("m"), comm.world, 2, two, 2, boxes, 1, &file, 0);
+    checkpoint_write(in("m"), comm.world, 2, two, 2, boxes, 1, &file, 0, NULL);
 }
 static void save_name_twice(void) {
     const struct new_tensor t[] = {two[0], two[0]};
-    checkpoint_write(in("m"), comm.world, 2, t, 2, boxes, 0, NULL, 0);
+    checkpoint_write(in("m"), comm.world, 2, t, 2, boxes, 0, NULL, 0, NULL);
 }
 
 static void test_our_own_mistakes(void **unused) {
@@ -459,7 +458,7 @@ static void copy_damaged(void) {
     struct mistakes m = {0};
     if (checkpoint_open(&c, in("m"), &m) != 0) die("not opened");
     struct new_tensor t = {"b", F32, 2, {2, 3}, &c, 1};
-    checkpoint_write(in("copy"), comm.world, 1, &t, 0, NULL, 0, NULL, 0);
+    checkpoint_write(in("copy"), comm.world, 1, &t, 0, NULL, 0, NULL, 0, NULL);
 }
 
 /* A damaged tensor is not copied and given a new, right checksum. */
@@ -475,6 +474,36 @@ static void test_copy_verifies(void **unused) {
     fclose(f);
     dies(copy_damaged, "do not have the checksum they were written with");
     assert_false(there("copy"));
+}
+
+/* What a folder's files say of themselves is said by what is written from it. */
+static void test_metadata(void **unused) {
+    (void)unused;
+    json_t *said_first = json_pack("{s:s,s:s}", "made by", "a friend", "format", "np");
+    json_t *said_second = json_pack("{s:s,s:s}", "made by", "another", "licence", "free");
+    PUT(in("model.safetensors"), "a");
+    struct checkpoint like = accepted(folder);
+    like.file = die_realloc(like.file, 2 * sizeof *like.file);
+    json_decref(like.file[0].metadata);
+    like.file[0].metadata = said_first;
+    like.file[1] = (struct safetensors){.fd = -1, .metadata = said_second};
+    like.n_files = 2;
+    checkpoint_write(in("m"), comm.world, 2, two, 2, boxes, 0, NULL, 0, &like);
+    struct checkpoint c = accepted(in("m"));
+    json_t *want =
+        json_pack("{s:s,s:s,s:s}", "made by", "a friend", "licence", "free", "format", "pt");
+    assert_true(json_equal(c.file[0].metadata, want));
+    json_decref(want);
+    checkpoint_close(&c);
+    json_decref(said_second);
+    like.n_files = 1;
+    checkpoint_close(&like);
+}
+
+static void test_link_to_nowhere(void **unused) {
+    (void)unused;
+    assert_int_equal(symlink("/nowhere/blob", in("model.safetensors")), 0);
+    refused(folder, "is a link to a file that is not there");
 }
 
 int main(void) {
@@ -494,6 +523,8 @@ int main(void) {
         cmocka_unit_test_setup(test_no_room, begin),
         cmocka_unit_test_setup(test_our_own_mistakes, begin),
         cmocka_unit_test_setup(test_copy_verifies, begin),
+        cmocka_unit_test_setup(test_metadata, begin),
+        cmocka_unit_test_setup(test_link_to_nowhere, begin),
     };
     int result = cmocka_run_group_tests(tests, NULL, NULL);
     folder_remove(top);

@@ -15,8 +15,8 @@
 #include "io/checkpoint.h"
 #include "io/exchange.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "tests/place.h"
 
@@ -235,7 +235,7 @@ static void write_by(struct group *g, const char *path, int64_t shard_bytes,
     }
     held_fill();
     held_boxes(boxes);
-    checkpoint_write(path, g, TENSORS, t, n_held, boxes, 1, &config, shard_bytes);
+    checkpoint_write(path, g, TENSORS, t, n_held, boxes, 1, &config, shard_bytes, NULL);
     held_free();
 }
 

@@ -15,6 +15,7 @@
 
 #include "kernels/die.h"
 #include "kernels/ops.h"
+#include "kernels/tape_segment.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
@@ -81,7 +82,7 @@ static void experts_adjoint(struct tape *t, struct note *n, unsigned mask) {
     assert_true(dx && !add);
     if (!t->device->dry) multiply(t, n->in[1], tape_grad_out(n, 0), dx);
 }
-static const struct tape_op op_experts = {"experts", experts_adjoint, 2, 0, 0};
+static const struct tape_op op_experts = {"experts", experts_adjoint, 2, 0, 0, 0};
 
 static struct tensor *experts(struct tape *t, struct tensor *x, struct tensor *offset) {
     struct layout l = x->layout;
@@ -147,7 +148,7 @@ static struct tensor *visit_experts(struct tape *t, void *context, struct tensor
 static void go(struct room *r, const struct setting *s, double *out, double *grad) {
     struct tape *t = &r->t;
     const struct mesh_coords *at = &r->parallel.at;
-    struct layout l = {.state = {SPLIT, SPLIT, SPLIT}};
+    struct layout l = {.state = {SPLIT, SPLIT, experts_at_home(&r->parallel) ? ENTERED : SPLIT}};
     int64_t first = own_first(t, s->tokens), n = stream_rows(t, s->tokens);
     double *x = die_alloc((size_t)(n * WIDTH) * sizeof *x + 1);
     int32_t *index = die_alloc((size_t)(n * CHOSEN) * sizeof *index + 1);

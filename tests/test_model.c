@@ -260,17 +260,22 @@ static void exact_loss(void **state) {
     lab_close(&l);
 }
 
+/* Every op that can be run again; and the tests of it: */
+#define EVERY_OP                                                                                   \
+    "memory.recompute_ops=[rms_norm, relu2, conv, gate_squares, gate_norm, gated_norm, "           \
+    "gather_rows, combine_rows, add_bias, widen, scan, attention, linear, grouped_linear]"
+
 /* All micro-batches forward, then the inputs' halves, then the weights': not a bit changes. */
 static void split_backward(void **state) {
     (void)state;
     enum { N = 3, LENGTH = 5 };
-    for (int i = 0; i < 2 * LAB_MODELS; i++) {
-        char *full[] = {"memory.recompute=full"};
+    for (int i = 0; i < 3 * LAB_MODELS; i++) {
+        char *full[] = {i % 3 == 1 ? "memory.recompute=full" : "memory.recompute=selective"};
         struct lab l;
         struct by_hand r[N];
         struct host_batch b[N];
         int64_t n;
-        lab_open(&l, lab_models[i / 2], i % 2, full);
+        lab_open(&l, lab_models[i / 3], i % 3 > 0, full);
         for (int k = 0; k < N; k++) b[k] = lab_batch(2, LENGTH, 6 + (uint64_t)k);
         lab_gradients(&l, N, b, N * 2 * LENGTH);
         double *g = lab_all_gradients(&l, &n);
@@ -336,15 +341,18 @@ static void replays_of_several(void **state) {
 static void not_a_bit(void **state) {
     (void)state;
     static char *const ways[][3] = {{"memory.recompute=full", NULL, NULL},
+                                    {"memory.recompute=selective", NULL, NULL},
+                                    {"memory.recompute=selective", EVERY_OP, NULL},
+                                    {"parallel.sequence=true", "memory.recompute=selective", NULL},
                                     {"parallel.sequence=true", NULL, NULL},
                                     {"parallel.sequence=true", "memory.recompute=full", NULL},
                                     {"run.threads=1", "run.debug=false", "memory.recompute=none"}};
-    enum { SEQUENCES = 2, LENGTH = 9, N = 2 };
+    enum { SEQUENCES = 2, LENGTH = 9, N = 2, WAYS = 8 };
     for (int i = 0; i < LAB_RECIPES * LAB_MODELS; i++) {
-        static double grad[5][20000];
-        static int64_t load[5][16];
-        double loss[5];
-        for (int way = 0; way < 5; way++) {
+        static double grad[WAYS][20000];
+        static int64_t load[WAYS][16];
+        double loss[WAYS];
+        for (int way = 0; way < WAYS; way++) {
             char *overrides[4] = {lab_recipes[i % LAB_RECIPES]};
             struct lab l;
             struct host_batch b[N] = {lab_batch(SEQUENCES, LENGTH, 1), lab_batch(1, LENGTH, 2)};

@@ -15,10 +15,10 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
-#include "tests/place.h"
 #include "io/safetensors.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
+#include "tests/place.h"
 
 static char folder[256];
 
@@ -182,7 +182,7 @@ static void test_every_dtype(void **unused) {
             .name = names[d], .dtype = (enum dtype)d, .n_dims = 2, .dim = {3, 5}};
     }
     int64_t length;
-    char *header = safetensors_header(N_DTYPES, t, &length);
+    char *header = safetensors_header(N_DTYPES, t, NULL, &length);
     assert_int_equal(length % 64, 0);
     const char *path = scratch("dtypes");
     FILE *f = fopen(path, "wb");

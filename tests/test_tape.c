@@ -11,6 +11,7 @@
 
 #include "kernels/die.h"
 #include "kernels/ops.h"
+#include "kernels/tape_segment.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/tensor_parallel.h"
 #include "tests/taping.h"
@@ -189,7 +190,7 @@ static struct small_layer make_layer(struct bench *b) {
 
 static struct tensor *layer_forward(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5, false, {0, 1}};
     struct tensor *h = rms_norm(t, x, l->norm, 1e-5), *index, *order, *position, *offset;
     struct tensor *weight = route(t, linear(t, h, l->gate), l->bias->value, &r, &index);
     weight = tensor_enter(t, weight, TOKENS);
@@ -358,7 +359,7 @@ static void kept_routing(void **state) {
 
 static struct tensor *choose(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1, false, {0, 1}};
     struct tensor *index;
     return route(t, linear(t, x, l->gate), l->bias->value, &r, &index);
 }
