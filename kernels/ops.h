@@ -85,10 +85,13 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
 void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past,
                  int64_t tokens, int64_t stride);
 
-/* ops_experts.c. Which tokens of a micro-batch a rank's rows are: number `first` on, of sequences of
- * `length` tokens each. */
+/* ops_experts.c. Which tokens of a micro-batch a rank's rows are: number `first` on, each sequence of
+ * which has `length` tokens here. */
 struct token_range {
     int64_t first, length;
+    int64_t piece,
+        begin[2]; /* their places in the sequence: of the first `piece` from begin[0] on, of
+                                the others from begin[1] on */
 };
 struct routing {
     int64_t experts, chosen; /* of all; per token */

@@ -34,7 +34,8 @@ struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const st
         if (r->evenly)
             DEVICE_RUN(t->device, route_evenly, logits->dtype, .index = chosen->data,
                        .T = logits->rows, .E = r->experts, .K = r->chosen, .first = r->tokens.first,
-                       .L = r->tokens.length);
+                       .L = r->tokens.length, .piece = r->tokens.piece, .low = r->tokens.begin[0],
+                       .high = r->tokens.begin[1]);
         else
             DEVICE_RUN(t->device, route, logits->dtype, .logits = logits->data, .bias = bias,
                        .index = chosen->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
@@ -117,8 +118,8 @@ static void balance_backward(struct tape *t, struct note *n, unsigned mask) {
     scratch_give(t, piece[1]);
     scratch_give(t, piece[0]);
 }
-static const struct tape_op op_balance = {"balance_loss", balance_backward,
-                                          BIT(1) | BIT(2) | BIT(3), 0, 0, 0};
+static const struct tape_op op_balance = {
+    "balance_loss", balance_backward, BIT(1) | BIT(2) | BIT(3), 0, 0, 0};
 
 static void add_losses(struct tape *t, struct tensor *logits, int64_t chosen, struct tensor *count,
                        const struct token_range *tokens, struct tensor *counted,

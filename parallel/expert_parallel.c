@@ -32,13 +32,26 @@ bool experts_at_home(const struct parallel *p) {
     return p->shape.expert == 1 && p->shape.expert_tensor == p->shape.tensor;
 }
 
-void even_choices(const struct travel *v, int64_t first, int64_t tokens, int64_t from, int64_t n,
-                  int64_t *choices) {
+struct token_range own_tokens(const struct mesh_shape *s, const struct mesh_coords *at,
+                              const struct travel *v, bool split) {
+    int64_t pieces = s->context > 1 ? 2 : 1, piece = v->length / pieces;
+    return (struct token_range){
+        .first = split ? part_begin(v->tokens, s->tensor, at->tensor, 1) : 0,
+        .length = v->length,
+        .piece = piece,
+        .begin = {at->context * piece, (2 * s->context - 1 - at->context) * piece},
+    };
+}
+
+void even_choices(const struct travel *v, const struct token_range *r, int64_t tokens, int64_t from,
+                  int64_t n, int64_t *choices) {
     for (int64_t e = 0; e < n; e++) choices[e] = 0;
-    for (int64_t t = first, end; t < first + tokens; t = end) { /* choices in turn, row by row */
-        end = (t / v->length + 1) * v->length;
-        if (end > first + tokens) end = first + tokens;
-        int64_t a = t % v->length * v->chosen, b = a + (end - t) * v->chosen;
+    for (int64_t t = r->first, end; t < r->first + tokens; t = end) { /* in turn, piece by piece */
+        int64_t at = t % r->length, second = at >= r->piece,
+                place = second ? r->begin[1] + at - r->piece : r->begin[0] + at;
+        end = t - at + (second ? r->length : r->piece);
+        if (end > r->first + tokens) end = r->first + tokens;
+        int64_t a = place * v->chosen, b = a + (end - t) * v->chosen;
         for (int64_t e = 0; e < n; e++) /* numbers in [a, b) that leave from + e */
             choices[e] += (b + v->experts - 1 - from - e) / v->experts -
                           (a + v->experts - 1 - from - e) / v->experts;
@@ -51,9 +64,9 @@ void even_choices(const struct travel *v, int64_t first, int64_t tokens, int64_t
 static void planned_choices(const struct parallel *p, const struct travel *v, int rank,
                             int64_t from, int64_t n, int64_t *choices) {
     struct mesh_coords at = mesh_coords(&p->shape, rank);
-    int64_t first = part_begin(v->tokens, p->shape.tensor, at.tensor, 1),
-            end = part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1);
-    even_choices(v, first, end - first, from, n, choices);
+    struct token_range r = own_tokens(&p->shape, &at, v, true);
+    even_choices(v, &r, part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first, from, n,
+                 choices);
 }
 
 static int32_t *read_ints(struct tape *t, const struct tensor *x) {

@@ -22,17 +22,23 @@
 #ifndef PARALLEL_EXPERT_PARALLEL_H
 #define PARALLEL_EXPERT_PARALLEL_H
 
-#include "kernels/tape.h"
+#include "kernels/ops.h"
+#include "parallel/mesh.h"
 
 struct journey; /* one dispatch and its return; lives until the tape is cleared */
 
 bool experts_at_home(const struct parallel *p);
 
-/* What rows are sent: of a micro-batch of `tokens` tokens, in sequences of `length`, each to `chosen`
- * of `experts` experts. */
+/* What rows are sent: of a micro-batch of `tokens` tokens on the ranks of a tensor group, `length` of each
+ * sequence, each to `chosen` of `experts` experts. */
 struct travel {
     int64_t experts, chosen, tokens, length;
 };
+
+/* Which of these are a rank's own, with tensor ranks that split them or not (then all). Along context a
+ * sequence is cut in 2C pieces, of which rank c has number c and number 2C - 1 - c. */
+struct token_range own_tokens(const struct mesh_shape *s, const struct mesh_coords *at,
+                              const struct travel *v, bool split);
 
 /* Sends x, a row for each choice, sorted by expert; offset[experts + 1]: where each expert's begin.
  * Rows beyond the last are nobody's. The layouts: entered along tensor where experts are at home, else
@@ -47,9 +53,9 @@ struct tensor *expert_dispatch_wait(struct tape *t, struct journey *j, struct te
 void expert_return_start(struct tape *t, struct journey *j, struct tensor *y);
 struct tensor *expert_return_wait(struct tape *t, struct journey *j);
 
-/* Choices of experts from .. from+n-1, each on its own, by tokens first .. first+tokens-1, if experts
- * are taken in turn. */
-void even_choices(const struct travel *v, int64_t first, int64_t tokens, int64_t from, int64_t n,
-                  int64_t *choices);
+/* Choices of experts from .. from+n-1, each on its own, by `tokens` tokens of this range, if experts are
+ * taken in turn. */
+void even_choices(const struct travel *v, const struct token_range *r, int64_t tokens, int64_t from,
+                  int64_t n, int64_t *choices);
 
 #endif

@@ -54,11 +54,12 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-/* What the shared expert does while tokens travel, there and back. */
+/* What the shared expert does while tokens travel; they need to be seen to now and then. */
 static struct tensor *shared_inner(struct tape *t, struct layer *l, struct tensor *h) {
     struct tensor *u = add_after(t, linear(t, h, l->p[SHARED_UP]), l->p[SHARED_UP_BIAS]),
                   *a = relu2(t, u);
     tensor_drop(t, u);
+    if (t->between) t->between(t->context);
     return a;
 }
 
@@ -67,9 +68,8 @@ static struct tensor *shared_inner(struct tape *t, struct layer *l, struct tenso
 static struct tensor *visit(struct tape *t, struct layer *l, struct tensor *in,
                             const struct routed *r, struct tensor *full, struct tensor **shared) {
     const struct deck_model *c = &l->config->keys;
-    const struct batch *b = &l->pass->batch;
     int64_t here = c->n_routed_experts / l->mesh->expert;
-    struct travel v = {c->n_routed_experts, c->num_experts_per_tok, b->rows * b->length, b->length};
+    struct travel v = tokens_to_route(l);
     struct tensor *order, *position, *offset;
     sort_experts(t, r->index, c->n_routed_experts, &order, &position, &offset);
     struct journey *j = expert_dispatch_start(

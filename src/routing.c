@@ -12,15 +12,22 @@
 struct decision {
     const struct layer *l;
     const struct expert_rules *rules;
+    struct travel travel;
     int64_t tokens; /* of the micro-batch */
     bool home;
     struct token_range all, own; /* of all tokens; of those in h */
 };
 
+/* With context ranks a sequence is two rows of the batch: its two pieces. */
+struct travel tokens_to_route(const struct layer *l) {
+    const struct batch *b = &l->pass->batch;
+    return (struct travel){l->config->keys.n_routed_experts, l->config->keys.num_experts_per_tok,
+                           b->rows * b->length, b->length * (l->mesh->context > 1 ? 2 : 1)};
+}
+
 /* Sequences whose loads are counted apart; all tokens of the micro-batch together count as one. */
 static int64_t groups_of(const struct decision *d, struct token_range *range) {
-    const struct batch *b = &d->l->pass->batch;
-    if (!d->rules->whole_batch) return b->rows;
+    if (!d->rules->whole_batch) return d->tokens / range->length;
     range->length = d->tokens;
     return 1;
 }
@@ -57,7 +64,7 @@ static struct tensor *balanced(struct tape *t, const struct decision *d, struct 
     struct balancing b = d->rules->balancing;
     struct token_range range = d->own;
     groups_of(d, &range);
-    if (d->rules->whole_batch) b.share *= (double)d->l->pass->batch.rows;
+    if (d->rules->whole_batch) b.share *= (double)(d->tokens / d->own.length);
     bool twice = logits->layout.state[AXIS_TENSOR] == WHOLE && t->parallel->at.tensor > 0;
     if (twice) b.even_sum = b.square_sum = NULL; /* every tensor rank has the same */
     struct tensor *counted = NULL;
@@ -69,7 +76,7 @@ static struct tensor *balanced(struct tape *t, const struct decision *d, struct 
 /* Drops what is beyond the room that each expert has for a sequence. That takes all its tokens. */
 static struct tensor *dropped(struct tape *t, const struct decision *d, struct routed *r) {
     const struct deck_model *k = &d->l->config->keys;
-    int64_t length = d->l->pass->batch.length;
+    int64_t length = d->travel.length;
     struct tensor *kept = tape_kept(t), *index = r->index, *weight = r->weight;
     if (kept) return kept;
     if (!d->home) {
@@ -91,14 +98,12 @@ struct routed route_tokens(struct tape *t, const struct layer *l, const struct r
                            struct tensor *h) {
     const struct deck_model *k = &l->config->keys;
     const struct pass *pass = l->pass;
-    int64_t tokens = pass->batch.rows * pass->batch.length;
-    struct decision d = {.l = l,
-                         .rules = &pass->experts,
-                         .tokens = tokens,
-                         .home = experts_at_home(t->parallel),
-                         .all = {0, pass->batch.length}};
-    bool split = h->layout.state[AXIS_TENSOR] == SPLIT;
-    d.own = (struct token_range){split ? own_first(t, tokens) : 0, pass->batch.length};
+    const struct parallel *p = t->parallel;
+    struct decision d = {
+        .l = l, .rules = &pass->experts, .travel = tokens_to_route(l), .home = experts_at_home(p)};
+    int64_t tokens = d.tokens = d.travel.tokens;
+    d.all = own_tokens(&p->shape, &p->at, &d.travel, false);
+    d.own = own_tokens(&p->shape, &p->at, &d.travel, h->layout.state[AXIS_TENSOR] == SPLIT);
     struct routing how = {.experts = k->n_routed_experts,
                           .chosen = k->num_experts_per_tok,
                           .groups = k->n_group,

@@ -7,6 +7,7 @@
 #ifndef SRC_ROUTING_H
 #define SRC_ROUTING_H
 
+#include "parallel/expert_parallel.h"
 #include "src/layer.h"
 
 /* What of a layer's parameters routing uses. */
@@ -20,6 +21,9 @@ struct router {
 struct routed {
     struct tensor *weight, *index;
 };
+/* The tokens that are routed, by layer. */
+struct travel tokens_to_route(const struct layer *l);
+
 struct routed route_tokens(struct tape *t, const struct layer *l, const struct router *r,
                            struct tensor *h);
 

@@ -101,7 +101,7 @@ static const struct bench_row {
     ONE("", route_weight, ROUTE, .normalise = 1, .scale = 2.5),
     ONE("", route_weight_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
     ONE("", sort_experts, ROUTE),
-    ONE("", route_evenly, ROUTE, .L = T),
+    ONE("", route_evenly, ROUTE, .L = T, .piece = T),
     ONE("", count_choices, ROUTE, .G = 1, .L = T),
     ONE("", count_experts, .G = 1, .E = EXPERTS),
     ONE("", drop_choices, ROUTE, .L = T, .limit = T / 8),

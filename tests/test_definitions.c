@@ -361,10 +361,13 @@ static void loads(void **state) {
     const int32_t counted[T] = {1, 0, 1, 1, 1, 1, 0, 7, 1};
     int32_t index[T * K], count[G * (E + 1)], order[T * K], kept[T * K];
     int64_t load[E] = {1, 1, 1, 1};
-    RUN(route_evenly, .index = index, .T = T, .E = E, .K = K, .first = FIRST, .L = L);
+    RUN(route_evenly, .index = index, .T = T, .E = E, .K = K, .first = FIRST, .L = L,
+        .piece = L - 1, .low = 5, .high = 11);
     for (int t = 0; t < T; t++)
-        for (int k = 0; k < K; k++)
-            assert_int_equal(index[t * K + k], ((t + FIRST) % L * K + k) % E);
+        for (int k = 0; k < K; k++) {
+            const int at = (t + FIRST) % L, place = at < L - 1 ? 5 + at : 11;
+            assert_int_equal(index[t * K + k], (place * K + k) % E);
+        }
     for (int i = 0; i < T * K; i++) index[i] = (i * i + i / 5) % E;
     RUN(count_choices, .index = index, .counted = counted, .count = count, .T = T, .K = K, .E = E,
         .G = G, .first = FIRST, .L = L);

@@ -267,18 +267,22 @@ static void every_mesh(void **state) {
     assert_true(tried > 0);
 }
 
-/* Shares of experts taken in turn, against counting. */
+/* Shares of experts taken in turn, against counting; sequences of two pieces too. */
 static void in_turn(void **state) {
     (void)state;
     for (int64_t i = 0; i < 300; i++) {
         struct travel v = {1 + i % 7, 1 + i % 3, 40, 1 + i % 11};
-        int64_t first = i % 17, tokens = i % 13, found[8], want[8] = {0};
-        even_choices(&v, first, tokens, 0, v.experts, found);
-        for (int64_t t = first; t < first + tokens; t++)
-            for (int64_t k = 0; k < v.chosen; k++)
-                want[(t % v.length * v.chosen + k) % v.experts]++;
+        struct token_range r = {i % 17, v.length, i % 2 ? v.length : v.length / 2, {i % 5, i % 19}};
+        int64_t tokens = i % 13, found[8], want[8] = {0};
+        even_choices(&v, &r, tokens, 0, v.experts, found);
+        for (int64_t t = r.first; t < r.first + tokens; t++)
+            for (int64_t k = 0; k < v.chosen; k++) {
+                int64_t at = t % r.length,
+                        place = at < r.piece ? r.begin[0] + at : r.begin[1] + at - r.piece;
+                want[(place * v.chosen + k) % v.experts]++;
+            }
         for (int64_t e = 0; e < v.experts; e++) assert_int_equal(found[e], want[e]);
-        even_choices(&v, first, tokens, v.experts - 1, 1, found);
+        even_choices(&v, &r, tokens, v.experts - 1, 1, found);
         assert_int_equal(found[0], want[v.experts - 1]);
     }
 }

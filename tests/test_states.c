@@ -89,7 +89,7 @@ static struct tensor *op_attention(struct bench *b, const char *const *in) {
                      NULL);
 }
 
-static const struct routing small_routing = {3, 2, 1, 1, true, 1, false, {0, 1}};
+static const struct routing small_routing = {3, 2, 1, 1, true, 1, false, {0, 1, 1, {0, 0}}};
 
 static struct tensor *op_route(struct bench *b, const char *const *in) {
     struct tensor *index;

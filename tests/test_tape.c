@@ -190,7 +190,7 @@ static struct small_layer make_layer(struct bench *b) {
 
 static struct tensor *layer_forward(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5, false, {0, 1}};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5, false, {0, 1, 1, {0, 0}}};
     struct tensor *h = rms_norm(t, x, l->norm, 1e-5), *index, *order, *position, *offset;
     struct tensor *weight = route(t, linear(t, h, l->gate), l->bias->value, &r, &index);
     weight = tensor_enter(t, weight, TOKENS);
@@ -199,7 +199,7 @@ static struct tensor *layer_forward(struct tape *t, void *context, struct tensor
     sort_experts(t, index, EXPERTS, &order, &position, &offset);
     if (!t->replaying) {
         struct tensor *count =
-            count_choices(t, index, EXPERTS, 1, &(struct token_range){0, TOKENS}, NULL);
+            count_choices(t, index, EXPERTS, 1, &(struct token_range){.length = TOKENS}, NULL);
         count_experts(t, count, l->load);
         tensor_drop(t, count);
     }
@@ -359,7 +359,7 @@ static void kept_routing(void **state) {
 
 static struct tensor *choose(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1, false, {0, 1}};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1, false, {0, 1, 1, {0, 0}}};
     struct tensor *index;
     return route(t, linear(t, x, l->gate), l->bias->value, &r, &index);
 }

@@ -6,7 +6,8 @@
 
 KERNEL(route_evenly) {
     for (int64_t t = 0; t < a->T; t++) {
-        const int64_t place = (a->first + t) % a->L;
+        const int64_t at = (a->first + t) % a->L,
+                      place = at < a->piece ? a->low + at : a->high + at - a->piece;
         for (int64_t k = 0; k < a->K; k++)
             a->index[t * a->K + k] = (int32_t)((place * a->K + k) % a->E);
     }
