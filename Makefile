@@ -50,17 +50,23 @@ endif
 FLAGS = -std=c11 -D_GNU_SOURCE -g $(OPTIMISE) -fno-math-errno $(if $(MARCH),-march=$(MARCH)) $(WARNINGS) -fopenmp \
         -I. -I$(B) $(HAVE) $(CFLAGS)
 
+# What the machine has is looked up once and kept in found.mk. The goals that may have to install something first call make again
+# for their second half, so that the look-up comes after.
+INSTALL_FIRST := run test test-long test-reference bench bench-compare packages help clean format uninstall
+ifneq ($(filter-out $(INSTALL_FIRST),$(or $(MAKECMDGOALS),all)),)
+include $(B)/found.mk
+endif
+
 # ------------------------------------------------------------------------------------------- the files
 # The plain definitions of the cpu room are compiled twice, in float and in double (kernels/cpu/kernel.h).
 # Kernels by a library (fast_*.c) are compiled for stored numbers in F32 and in BF16, those by vectors (vector_*.c) for every level
-# of the processor that kernels/cpu/table.c chooses from when the program starts.
+# of the processor that kernels/cpu/table.c chooses from when the program starts (ROOMS, found below).
 CPU     := kernels/cpu
 VECTOR  := $(wildcard $(CPU)/vector_*.c)
 LIBRARY := $(wildcard $(CPU)/fast_*.c)
 SINGLE  := $(CPU)/table.c $(CPU)/workspace.c $(CPU)/dnnl_tile.c
 PLAIN   := $(filter-out $(SINGLE) $(VECTOR) $(LIBRARY),$(wildcard $(CPU)/*.c))
 ONCE    := $(wildcard src/*.c parallel/*.c io/*.c kernels/*.c kernels/dry/*.c) $(SINGLE)
-ROOMS   := $(if $(shell echo __x86_64__ | $(CC) -E -P - | grep 1),v3_f32 v4_f32 v3_bf16 v4_bf16 v4bf16_bf16,native_f32 native_bf16)
 OBJECTS := $(ONCE:%.c=$(B)/%.o) $(PLAIN:%.c=$(B)/%_f32.o) $(PLAIN:%.c=$(B)/%_f64.o) \
            $(LIBRARY:%.c=$(B)/%_library_f32.o) $(LIBRARY:%.c=$(B)/%_library_bf16.o) \
            $(foreach r,$(ROOMS),$(VECTOR:%.c=$(B)/%_$(r).o))
@@ -75,13 +81,6 @@ PRESETS := $(sort $(wildcard inputs/models/*.yaml))
 .SECONDARY:
 
 all: found $(PROGRAM)
-
-# What the machine has is looked up once and kept in found.mk. The goals that may have to install something first call make again
-# for their second half, so that the look-up comes after.
-INSTALL_FIRST := run test test-long test-reference bench bench-compare packages help clean format uninstall
-ifneq ($(filter-out $(INSTALL_FIRST),$(or $(MAKECMDGOALS),all)),)
-include $(B)/found.mk
-endif
 
 # -------------------------------------------------------------------------------------- what is there
 # Shell text: sets MPICC, MPIRUN, ... and prints them as make variables. A library counts when its header compiles and it links.
@@ -127,6 +126,11 @@ if [ "$(SANITIZE)" != thread ]; then
         products="oneDNN $$(value dnnl.h DNNL_VERSION_MAJOR).$$(value dnnl.h DNNL_VERSION_MINOR).$$(value dnnl.h DNNL_VERSION_PATCH)"
     elif has cblas.h -lopenblas; then HAVE=-DHAVE_OPENBLAS; LIBS="$$LIBS -lopenblas"; products=OpenBLAS; fi
 fi
+case $$(echo __x86_64__ | $(CC) $(CFLAGS) -E -P -) in
+1) rooms="v3_f32 v4_f32 v3_bf16 v4_bf16 v4bf16_bf16" ;;
+*) rooms="native_f32 native_bf16" ;;
+esac
+echo "ROOMS := $$rooms"
 echo "MPICC := $$MPICC"
 echo "MPIRUN := $$MPIRUN"
 echo "MPI_KIND := $$kind"

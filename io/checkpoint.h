@@ -69,7 +69,8 @@ int checkpoint_read(const struct checkpoint *c, struct group *g, int n, const st
                     struct mistakes *m);
 
 /* What is to be written: a global tensor, whose numbers come from the boxes of one rank each
- * (together they cover it exactly once), or byte for byte from an open checkpoint. */
+ * (together they cover it exactly once), or from an open checkpoint: byte for byte, or real numbers
+ * in another real format. */
 struct new_tensor {
     const char *name;
     enum dtype dtype;

@@ -16,7 +16,10 @@ static int64_t tensor_bytes(const struct new_tensor *t) {
             bug("tensor %s is too large", t->name);
     if (!t->from) return bytes;
     const struct stored_tensor *s = &t->from->tensor[t->from_tensor];
-    if (s->dtype != t->dtype || s->bytes != bytes)
+    const bool other = s->dtype != t->dtype;
+    if (other && !(dtype_is_real(s->dtype) && dtype_is_real(t->dtype)))
+        bug("tensor %s cannot be converted from what it is copied from", t->name);
+    if (s->elements != bytes / (int64_t)dtype_size(t->dtype))
         bug("tensor %s is not the size of what it is copied from", t->name);
     return bytes;
 }

@@ -186,6 +186,23 @@ static void supply(struct writer *w, struct block b, int64_t at, int64_t n) {
     memset(w->seen + at, 1, (size_t)n);
 }
 
+/* n bytes, from byte `first` on, of a new tensor that is copied. No number lies in two blocks: they
+ * are cut, and tensors begin, at multiples of its size. */
+static void tensor_copy(struct writer *w, const struct new_tensor *t, int64_t first, int64_t n,
+                        void *to) {
+    const struct stored_tensor *from = &t->from->tensor[t->from_tensor];
+    const int64_t size = (int64_t)dtype_size(t->dtype), stored = (int64_t)dtype_size(from->dtype);
+    const bool same = from->dtype == t->dtype;
+    struct mistakes m = {0};
+    void *as_stored = same ? to : die_alloc((unsigned long)(n / size * stored));
+    if (checkpoint_copy(t->from, from, first / size * stored, n / size * stored, as_stored,
+                        &w->cache, &m) != 0)
+        die("%s. Nothing older was touched", m.text[0]);
+    if (same) return;
+    dtype_convert(to, t->dtype, as_stored, from->dtype, (size_t)(n / size));
+    free(as_stored);
+}
+
 /* What the block's own rank knows: the header, and tensors that are copied from another checkpoint.
  */
 static void block_begin(struct writer *w, struct block b) {
@@ -202,7 +219,6 @@ static void block_begin(struct writer *w, struct block b) {
         if (file->tensor[mid].begin + file->tensor[mid].bytes > b.begin) hi = mid;
         else lo = mid + 1;
     }
-    struct mistakes m = {0};
     for (int i = lo; i < file->n && file->tensor[i].begin < b.end; i++) {
         const struct stored_tensor *t = &file->tensor[i];
         const struct new_tensor *given = &w->tensors[file->given[i]];
@@ -211,9 +227,7 @@ static void block_begin(struct writer *w, struct block b) {
         int64_t end = t->begin + t->bytes < b.end ? t->begin + t->bytes : b.end;
         if (begin >= end) continue;
         supply(w, b, begin - b.begin, end - begin);
-        if (checkpoint_copy(given->from, &given->from->tensor[given->from_tensor], begin - t->begin,
-                            end - begin, w->bytes + (begin - b.begin), &w->cache, &m) != 0)
-            die("%s. Nothing older was touched", m.text[0]);
+        tensor_copy(w, given, begin - t->begin, end - begin, w->bytes + (begin - b.begin));
     }
 }
 

@@ -3,10 +3,10 @@
  * Each row of ops.def is one operation: a struct of arguments (made here from the row), a kernel
  * per room, and its operand counts, work and tolerance as data. Two rooms: `cpu` computes, by a
  * plain definition of every operation in float and in double and by faster versions where there are
- * any (kernels/cpu/table.h); `dry` computes nothing and counts everything, so that the real program can be planned.
- * Callers fill the struct and call device_run; they never follow a pointer into device memory
- * themselves. To make sure of that, a debug device hands out addresses that fault when the host
- * reads them, and checks what kernels leave behind. */
+ * any (kernels/cpu/table.h); `dry` computes nothing and counts everything, so that the real program
+ * can be planned. Callers fill the struct and call device_run; they never follow a pointer into
+ * device memory themselves. To make sure of that, a debug device hands out addresses that fault
+ * when the host reads them, and checks what kernels leave behind. */
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 

@@ -24,12 +24,16 @@ void mistake(struct mistakes *m, const char *where, int line, const char *fmt, .
     /* What is quoted from a file must not steer the terminal or break the line. */
     for (char *c = what; *c; c++)
         if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
+    unsigned hash = 5381;
+    for (const char *c = what; *c; c++) hash = hash * 33 + (unsigned char)*c;
     for (int i = 0; i < m->n; i++) {
-        if (strcmp(m->text[i], what)) continue;
+        if (m->hash[i] != hash || strcmp(m->text[i], what)) continue;
         free(what);
         return;
     }
     m->text = die_realloc(m->text, (unsigned long)(m->n + 1) * sizeof *m->text);
+    m->hash = die_realloc(m->hash, (unsigned long)(m->n + 1) * sizeof *m->hash);
+    m->hash[m->n] = hash;
     m->text[m->n++] = what;
 }
 
@@ -41,8 +45,8 @@ void mistakes_print(const struct mistakes *m, FILE *to) {
 void mistakes_free(struct mistakes *m) {
     for (int i = 0; i < m->n; i++) free(m->text[i]);
     free(m->text);
-    m->text = NULL;
-    m->n = 0;
+    free(m->hash);
+    *m = (struct mistakes){0};
 }
 
 static int least(int a, int b) {

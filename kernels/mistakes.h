@@ -10,7 +10,8 @@
 
 struct mistakes {
     int n;
-    char **text; /* owned; complete lines without the newline */
+    char **text;    /* owned; complete lines without the newline */
+    unsigned *hash; /* of each: there may be as many as a model has tensors */
 };
 
 /* Adds "where:line: <text>", "where: <text>" if line is 0, or "<text>" if where is NULL. The same

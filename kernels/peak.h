@@ -15,8 +15,8 @@
  * processor has them, else what F32 gives. */
 double peak_flops(int threads, enum dtype d);
 
-/* Bytes a second, read and written, over arrays of so many bytes together: arrays that fit in a cache
- * give the cache's speed. */
+/* Bytes a second, read and written, over arrays of so many bytes together: arrays that fit in a
+ * cache give the cache's speed. */
 double peak_memory(int threads, size_t bytes);
 
 /* All of it, memory by arrays that no cache holds. */

@@ -114,8 +114,8 @@ struct tensor *tensor_new_real(struct tape *t, const char *label, int64_t rows, 
                                const struct layout *l);
 struct tensor *tensor_new_ints(struct tape *t, const char *label, int64_t rows, int64_t width,
                                const struct layout *l);
-/* What another rank computed, or will send: like tensor_new, and with a gradient to give back, which
- * stays until the tape is cleared. */
+/* What another rank computed, or will send: like tensor_new, and with a gradient to give back,
+ * which stays until the tape is cleared. */
 struct tensor *tape_input(struct tape *t, const char *label, int64_t rows, int64_t width,
                           const struct layout *l);
 /* The same where tape `from` of this rank made it: shares y's memory, which `from` may drop. */
@@ -157,8 +157,8 @@ struct note *tape_note(struct tape *t, const struct tape_op *op, int n_in, struc
 /* Walks back from y with gradient `seed` in every element. Every parameter's gradient is added to.
  */
 void tape_backward(struct tape *t, struct tensor *y, double seed, unsigned mask);
-/* The same from a gradient that comes from elsewhere: `given` has y's shape and holds it as its values;
- * it may be on no tape but this one, and is dropped. Nothing happens if y needs none. */
+/* The same from a gradient that comes from elsewhere: `given` has y's shape and holds it as its
+ * values; it may be on no tape but this one, and is dropped. Nothing happens if y needs none. */
 void tape_backward_given(struct tape *t, struct tensor *y, struct tensor *given, unsigned mask);
 /* Runs the weight halves that wait. */
 void tape_backward_weights(struct tape *t);

@@ -126,8 +126,8 @@ void comm_exchange_start(struct group *g, const void *send, const int64_t *send_
 /* One message: from member 0 of a group of two to member 1. Both start it; their k-th ones meet. */
 void comm_pass_start(struct group *g, void *buf, size_t bytes, struct request *r);
 
-/* Moves everything that was started on, without waiting: an MPI may do so inside its calls alone, and
- * a message would else stand still while its ranks compute. */
+/* Moves everything that was started on, without waiting: an MPI may do so inside its calls alone,
+ * and a message would else stand still while its ranks compute. */
 void comm_progress(struct comm *c);
 
 /* Small agreements; these return when done. */

@@ -33,8 +33,8 @@ void neighbours_free(struct neighbours *n);
 void neighbours_send(struct neighbours *n, int at, void *buf, size_t bytes, struct request *r);
 void neighbours_receive(struct neighbours *n, int at, void *buf, size_t bytes, struct request *r);
 
-/* What was sent on each of the groups: parallel_traffic, continued. Returns how many of at most `most`
- * were filled. */
+/* What was sent on each of the groups: parallel_traffic, continued. Returns how many of at most
+ * `most` were filled. */
 int neighbours_traffic(const struct neighbours *n, struct traffic *t, int most);
 
 #endif

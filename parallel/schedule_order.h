@@ -13,11 +13,11 @@
  *
  * zero-bubble (ZB-H1, Qi et al. 2023, arXiv:2401.10241): the order of 1f1b.
  *
- * zbv (ZB-V, the same paper, and Qi et al. 2024, arXiv:2405.15362): rank r does 2(P-r)-1 forwards of chunk 0; r
- * times a forward of each chunk; P-r times forward and backward of chunk 1; then forward and
- * backward of either chunk in turn; at the end backwards, 2r of both chunks in turn and the rest
- * of chunk 0. A step of fewer than 2P-1 micro-batches is that order with the missing ones left
- * out. */
+ * zbv (ZB-V, the same paper, and Qi et al. 2024, arXiv:2405.15362): rank r does 2(P-r)-1 forwards
+ * of chunk 0; r times a forward of each chunk; P-r times forward and backward of chunk 1; then
+ * forward and backward of either chunk in turn; at the end backwards, 2r of both chunks in turn and
+ * the rest of chunk 0. A step of fewer than 2P-1 micro-batches is that order with the missing ones
+ * left out. */
 #ifndef PARALLEL_SCHEDULE_ORDER_H
 #define PARALLEL_SCHEDULE_ORDER_H
 

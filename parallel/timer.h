@@ -8,8 +8,8 @@
  *
  * Waiting for other ranks is noted beside: each wait in comm (parallel/comm.h) adds to `waited` of
  * the range it happens in. A wait inside forward or backward is an exchange of the tensor axis and
- * has the clock as such; waiting for another stage is `pipeline`. One timer a process, for its main thread; costs two looks at the clock a
- * range. */
+ * has the clock as such; waiting for another stage is `pipeline`. One timer a process, for its main
+ * thread; costs two looks at the clock a range. */
 #ifndef PARALLEL_TIMER_H
 #define PARALLEL_TIMER_H
 

@@ -245,6 +245,7 @@ static void one_bar(FILE *f, const struct bars *b, int i, double y, double scale
 }
 
 void bars_write(FILE *f, const struct bars *b) {
+    if (b->n_parts > COLORS) bug("more parts than colours");
     enum { WIDE = 1000, NAMES = 150, VALUES = 100, PITCH = 26 };
     double most = widest(b);
     fputs("<p class=\"key\">", f);

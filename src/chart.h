@@ -10,9 +10,11 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+enum { COLORS = 11 };
+
 struct curve {
     const char *name;
-    int color; /* 1 .. 9: --c1 .. --c9 of the page */
+    int color; /* 1 .. COLORS: --c1, --c2, ... of the page */
     int n;
     const double *x, *y; /* y may hold numbers that are not finite: gaps */
     bool dots;           /* each point is marked, and joined thinly */

@@ -10,15 +10,18 @@
 #include "src/modes.h"
 #include "src/output.h"
 
-/* Weights take the format asked for; correction biases keep theirs (fp32). */
+/* Weights take the format asked for, those that are only kept too; correction biases keep theirs
+ * (fp32). */
 static void set_formats(struct engine *e) {
     const char *to = e->deck->convert.dtype;
     if (!strcmp(to, "same")) return;
     bool bf16 = !strcmp(to, "bf16"), fp16 = !strcmp(to, "fp16");
+    const enum dtype format = bf16 ? BF16 : fp16 ? F16 : F32;
     e->config->dtype = bf16 ? "bfloat16" : fp16 ? "float16" : "float32";
+    e->weights.kept_as = format;
     for (int i = 0; i < e->model.params.n_tensors; i++) {
         struct param_tensor *t = &e->model.params.tensor[i];
-        if (!(t->row->may & BUFFER)) t->stored = bf16 ? BF16 : fp16 ? F16 : F32;
+        if (!(t->row->may & BUFFER)) t->stored = format;
     }
 }
 

@@ -8,6 +8,7 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/mesh.h"
+#include "src/choose_context.h"
 #include "src/deck.h"
 #include "src/deck_table.h"
 #include "src/recompute.h"
@@ -180,6 +181,35 @@ static bool same_layers(const char *stages, const char *layers) {
     return !*layers;
 }
 
+/* Heads across context ranks: what is left of them after tensor is split again. */
+static void check_context(const struct deck *d, struct mistakes *m) {
+    const struct deck_parallel *p = &d->parallel;
+    const char *mode = d->run.mode;
+    int64_t pieces = 2 * p->context, length = d->train.sequence_length,
+            below = length / pieces * pieces;
+    bool cuts = is(mode, "train") || is(mode, "evaluate") || is(mode, "bench");
+    char hint[64];
+    if (p->context == 1) return;
+    if (below) snprintf(hint, sizeof hint, "%" N " or %" N, below, below + pieces);
+    else snprintf(hint, sizeof hint, "%" N, pieces);
+    RULE("parallel.context", is(mode, "generate"),
+         "%" N ": generation is not built for sequences on several ranks; 1 would do, and "
+         "parallel.tensor splits the model",
+         p->context);
+    RULE("train.sequence_length", cuts && length % pieces,
+         "%" N " is no multiple of 2 x parallel.context = 2 x %" N "; %s would do", length,
+         p->context, hint);
+    RULE("parallel.context_attention",
+         is(p->context_attention, "heads") && !context_has_heads(d, '*'),
+         "heads: %" N " ranks along context cannot share %" N " heads with %" N
+         " key and value heads on %" N " tensor ranks alike; ring would do",
+         p->context, d->model.num_attention_heads, d->model.num_key_value_heads, p->tensor);
+    RULE("parallel.context_mamba", is(p->context_mamba, "heads") && !context_has_heads(d, 'M'),
+         "heads: %" N " ranks along context cannot share %" N " Mamba heads in %" N " groups on %" N
+         " tensor ranks alike; state would do",
+         p->context, d->model.mamba_num_heads, d->model.n_groups, p->tensor);
+}
+
 static void check_pipeline(const struct deck *d, struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t stages = p->pipeline * chunks_of(p), bars = 0;
@@ -193,11 +223,6 @@ static void check_pipeline(const struct deck *d, struct mistakes *m) {
          is(p->schedule, "zbv") && p->virtual_stages != 1 && p->virtual_stages != 2,
          "%" N ", but schedule zbv has 2 stages a rank; give 2, or leave it out",
          p->virtual_stages);
-    RULE("parallel.pipeline", p->pipeline > 1 && is(d->run.mode, "generate"),
-         "%" N
-         ": generation is not built for pipelines; 1 would do, and parallel.tensor splits the "
-         "model too",
-         p->pipeline);
     if (!*p->stages) return;
     RULE("parallel.stages", bars + 1 != stages,
          "has %" N " stages; pipeline %" N " x %" N " stage%s a rank needs %" N ", %" N
@@ -272,7 +297,7 @@ static void check_experts(const struct deck *d, const struct mesh_shape *s, stru
 /* Data ranks that make the stage a multiple of what experts need. */
 static int64_t least_data(const struct deck_parallel *p) {
     int64_t experts = p->expert * (p->expert_tensor ? p->expert_tensor : 1), data = 1;
-    while (data < experts && p->tensor * data % experts) data++;
+    while (data < experts && p->tensor * p->context * data % experts) data++;
     return data;
 }
 
@@ -296,18 +321,19 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
                struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t ranks = ranks_started ? ranks_started : d->run.ranks;
-    if (!ranks) ranks = p->tensor * p->pipeline * (p->data ? p->data : least_data(p));
+    if (!ranks) ranks = p->tensor * p->pipeline * p->context * (p->data ? p->data : least_data(p));
     RULE("run.ranks", ranks_started && d->run.ranks && d->run.ranks != ranks_started,
          "the deck is for %" N " ranks, but %d were started", d->run.ranks, ranks_started);
     RULE("parallel.data", ranks > INT32_MAX, "%" N " ranks are more than there can be", ranks);
     *out = (struct mesh_shape){.pipeline = (int)p->pipeline,
                                .data = (int)p->data,
-                               .context = 1,
+                               .context = (int)p->context,
                                .tensor = (int)p->tensor,
                                .expert = (int)p->expert,
                                .expert_tensor = (int)p->expert_tensor};
     check_tensor(d, m);
     check_pipeline(d, m);
+    check_context(d, m);
     if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
     check_experts(d, out, m);
     const struct deck_train *t = &d->train;

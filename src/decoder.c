@@ -4,6 +4,12 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "parallel/tensor_parallel.h"
+
+static bool held_here(const struct engine *e, int stage) {
+    return stage >= 0 && stage < e->stages.n &&
+           staging_rank(&e->stages, stage) == e->parallel.at.pipeline;
+}
 
 void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t capacity,
                   int64_t chunk) {
@@ -15,7 +21,7 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t cap
     for (int i = 0; i < m->config->n_layers; i++) {
         const struct layer *l = &m->layer[i];
         int64_t n[LAYER_STATES] = {0};
-        if (!l->kind->state_size) continue;
+        if (!l->kind->state_size || !held_here(e, staging_of_layer(&e->stages, i))) continue;
         l->kind->state_size(l, capacity, n);
         for (int k = 0; k < LAYER_STATES; k++)
             arena_take(&e->states,
@@ -42,17 +48,22 @@ void decoder_free(struct decoder *d) {
     memset(d, 0, sizeof *d);
 }
 
-/* Every rank's words, side by side. */
+/* The words of all tensor ranks side by side; from the last stage to all. */
 static void gather_words(struct decoder *d) {
     struct engine *e = d->engine;
     struct group *g = e->parallel.axis[MESH_TENSOR];
+    struct staging *s = &e->stages;
     int64_t vocabulary = e->config->keys.vocab_size, *counts = die_alloc(g->size * sizeof *counts);
     struct request r;
     for (int i = 0; i < g->size; i++)
         counts[i] = d->rows * (part_begin(vocabulary, g->size, i + 1, 1) -
                                part_begin(vocabulary, g->size, i, 1));
-    comm_gather_start(g, d->words, d->all, counts, dtype_size(e->real), &r);
-    comm_wait(&r);
+    if (engine_has_head(e)) {
+        comm_gather_start(g, d->words, d->all, counts, dtype_size(e->real), &r);
+        comm_wait(&r);
+    }
+    comm_broadcast(e->parallel.axis[MESH_PIPELINE], d->all,
+                   (size_t)(d->rows * vocabulary) * dtype_size(e->real), staging_rank(s, s->n - 1));
     for (int64_t i = 0, at = 0; i < g->size; at += counts[i++]) {
         int64_t first = part_begin(vocabulary, g->size, (int)i, 1), n = counts[i] / d->rows;
         for (int64_t row = 0; row < d->rows; row++)
@@ -63,6 +74,41 @@ static void gather_words(struct decoder *d) {
             }
     }
     free(counts);
+}
+
+/* The stream between two stages on different ranks; `to` or of this one. Ranks before it go on with
+ * the next places meanwhile. */
+static void pass_on(struct engine *e, struct tensor *x, int stage, bool to) {
+    struct neighbours *n = &e->pipeline.neighbours;
+    void *memory = device_host(&e->device, x->data);
+    size_t bytes = (size_t)tensor_elements(x) * dtype_size(x->dtype);
+    struct request r;
+    if (to) neighbours_send(n, staging_rank(&e->stages, stage), memory, bytes, &r);
+    else neighbours_receive(n, staging_rank(&e->stages, stage), memory, bytes, &r);
+    comm_wait(&r);
+}
+
+/* Through this rank's stages, in the order of all. Returns the logits on the last stage's ranks. */
+static struct tensor *through_stages(struct engine *e, const struct micro_batch *b,
+                                     struct pass *pass) {
+    struct tape *t = &e->tape;
+    struct layout l = model_stream(t);
+    struct tensor *x = NULL;
+    for (int i = 0; i < e->stages.n; i++) {
+        struct stage s = staging_stage(&e->stages, i);
+        if (!held_here(e, i)) continue;
+        if (!s.embeds && !held_here(e, i - 1)) {
+            x = tape_input(t, "received stream", stream_rows(t, b->rows * b->length),
+                           e->config->keys.hidden_size, &l);
+            pass_on(e, x, i - 1, false);
+        }
+        x = model_stage(&e->model, t, &s, b, pass, x, END_LOGITS);
+        if (s.heads) return x;
+        if (held_here(e, i + 1)) continue;
+        pass_on(e, x, i + 1, true);
+        tensor_drop(t, x);
+    }
+    return NULL;
 }
 
 /* Computes `length` places of every row: d->ids, d->start. */
@@ -77,8 +123,8 @@ static void call(struct decoder *d, int64_t length, bool wanted) {
     piece[1] = arena_take(&e->work, bytes, "document starts", &b.start);
     device_write(&e->device, b.ids, d->ids, bytes);
     device_write(&e->device, b.start, d->start, bytes);
-    struct tensor *y = model_logits(&e->model, &e->tape, &b, &pass);
-    if (wanted)
+    struct tensor *y = through_stages(e, &b, &pass);
+    if (wanted && y)
         device_read(&e->device, d->words, y->data,
                     (size_t)tensor_elements(y) * dtype_size(e->real));
     tape_clear(&e->tape);

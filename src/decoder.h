@@ -7,8 +7,9 @@
  * after the last token of every row, lies aligned, and stays where it is: memory is taken once, in
  * the engine's arena of states, and a call's cost does not depend on what Mamba layers have seen.
  *
- * Every call gives the logits of what follows, all words, alike on all ranks of the tensor group.
- */
+ * In a pipeline the rows pass through the stages one after the other; while a later stage has one part of
+ * a prompt, an earlier one has the next. Every call gives the logits of what follows, all words, alike
+ * on all ranks of the tensor and the pipeline axis. */
 #ifndef SRC_DECODER_H
 #define SRC_DECODER_H
 
@@ -34,7 +35,7 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t cap
 void decoder_free(struct decoder *d);
 
 /* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. Collective over
- * the tensor group. */
+ * the tensor group and the pipeline. */
 void decoder_begin(struct decoder *d, int64_t rows, int32_t *const *ids, const int64_t *n);
 
 /* One more token for each row. Collective likewise. */

@@ -6,6 +6,7 @@
 #define SRC_ENGINE_H
 
 #include "parallel/groups.h"
+#include "src/host_batch.h"
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
@@ -32,14 +33,6 @@ struct engine {
     bool has_weights;            /* weights is open: the model came from a folder */
     void *loss_sum;              /* struct exact on the device */
     struct expert_rules experts; /* of passes with gradients; of others only whether evenly */
-};
-
-/* One micro-batch in host memory: rows * length of each. weight: 1 where the token's target counts,
- * else 0. */
-struct host_batch {
-    int64_t rows, length;
-    int32_t *ids, *start, *target;
-    double *weight;
 };
 
 /* Settles the model from its folder, if it has one, so that what its tensors decide is decided;
@@ -75,9 +68,9 @@ void engine_loss_begin(struct engine *e);
 void engine_loss_add(struct engine *e, int n, const struct host_batch *batches);
 double engine_loss_sum(struct engine *e);
 
-/* Logits of n micro-batches, one after the other: this rank's columns, copied to host memory [tokens,
- * words here] of the engine's real dtype, on the ranks of the last stage (engine_has_head).
- * Collective over the ranks of the tensor and the pipeline axis. */
+/* Logits of n micro-batches, one after the other: this rank's columns, copied to host memory
+ * [tokens, words here] of the engine's real dtype, on the ranks of the last stage
+ * (engine_has_head). Collective over the ranks of the tensor and the pipeline axis. */
 void engine_logits(struct engine *e, int n, const struct host_batch *batches, void *logits);
 bool engine_has_head(const struct engine *e);
 

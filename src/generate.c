@@ -208,7 +208,8 @@ static char *pack(const struct work *w, const struct round *r, const struct pace
     size_t size;
     FILE *f = open_memstream(&text, &size);
     if (!f) die("no memory for the answers");
-    if (w->g->engine->parallel.at.tensor == 0 && r->own_n) {
+    const struct mesh_coords *at = &w->g->engine->parallel.at;
+    if (at->tensor == 0 && at->pipeline == 0 && r->own_n) {
         fwrite(pace, sizeof *pace, 1, f);
         for (int64_t i = 0; i < r->own_n; i++) {
             const struct answer *a = &w->answer[i];
@@ -341,9 +342,11 @@ static void say_beginning(const struct output *o, const struct generation *g) {
     const struct engine *e = g->engine;
     const struct deck_generate *k = &e->deck->generate;
     say(o, "model      %s, layers %s", e->config->folder, e->config->kinds);
-    say(o, "ranks      %d = data %d x tensor %d, %d thread%s each on %s", mesh_ranks(&e->shape),
-        e->shape.data, e->shape.tensor, e->device.threads, e->device.threads == 1 ? "" : "s",
-        e->device.name);
+    char *stages = e->shape.pipeline > 1 ? die_format("pipeline %d x ", e->shape.pipeline) : NULL;
+    say(o, "ranks      %d = %sdata %d x tensor %d, %d thread%s each on %s", mesh_ranks(&e->shape),
+        stages ? stages : "", e->shape.data, e->shape.tensor, e->device.threads,
+        e->device.threads == 1 ? "" : "s", e->device.name);
+    free(stages);
     if (k->temperature > 0)
         say(o, "sampling   temperature %g, top_p %g, top_k %ld, seed %ld", k->temperature, k->top_p,
             (long)k->top_k, (long)e->deck->run.seed);

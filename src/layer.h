@@ -51,6 +51,7 @@ struct expert_rules {
 /* One pass over a micro-batch: what layers need besides x. */
 struct pass {
     struct batch batch;
+    struct batch whole; /* the sequences whole, where layers meet some heads of them */
     struct expert_rules experts;
     bool count_experts; /* add each expert's tokens to the layer's load */
     void *

@@ -147,8 +147,8 @@ void params_init(struct params *s, const struct config *c, const struct mesh_sha
                  int rank);
 void params_free(struct params *s);
 
-/* Blocks added from now on are held by this rank, or by others; and whose they are. At first all are
- * here. */
+/* Blocks added from now on are held by this rank, or by others; and whose they are. At first all
+ * are here. */
 void params_place(struct params *s, bool here, int owner);
 
 /* Adds one row for a layer (layer -1: at the top; prefix "backbone.layers.3." or ""), or what of a
@@ -169,9 +169,9 @@ int params_shares(const struct config *c, int tensor, int *shares);
 
 /* Takes memory for all blocks: values, with `grads` the gradients of those that are trained, and
  * with `masters` a master in real numbers of blocks whose values are lower: an update smaller than
- * half a step of the low format would otherwise be lost. The master is the truth that files are read
- * into and written from. A frozen block whose files are in the low format needs none.
- * Filling it is the business of src/init.h or src/weights.h; then params_round. */
+ * half a step of the low format would otherwise be lost. The master is the truth that files are
+ * read into and written from. A frozen block whose files are in the low format needs none. Filling
+ * it is the business of src/init.h or src/weights.h; then params_round. */
 void params_allocate(struct params *s, struct arena *values, struct arena *grads,
                      struct arena *masters, enum dtype stored);
 /* Brings the rounded copies up to date with their masters. */

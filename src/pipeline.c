@@ -14,7 +14,7 @@
 #include "src/lastwords.h"
 #include "src/trace.h"
 
-enum { IDS, START, TARGET, WEIGHT, COUNTED, LOADED };
+enum { IDS, START, WHOLE_START, TARGET, WEIGHT, COUNTED, LOADED };
 
 struct flight {
     struct flight *next; /* spare */
@@ -121,28 +121,17 @@ static void *load(struct engine *e, struct flight *f, int i, const void *host, s
     return to;
 }
 
-/* 0 for tokens of documents none of whose targets count: padding. A document of a row is known by its
- * start. malloc'd. */
-static int32_t *counted_tokens(const struct host_batch *h) {
-    int32_t *counted = die_alloc((size_t)(h->rows * h->length) * sizeof *counted);
-    for (int64_t from = 0, end; from < h->rows * h->length; from = end) {
-        int32_t any = 0;
-        int64_t row_end = (from / h->length + 1) * h->length;
-        for (end = from; end < row_end && h->start[end] == h->start[from]; end++)
-            any |= h->weight[end] > 0;
-        for (int64_t t = from; t < end; t++) counted[t] = any;
-    }
-    return counted;
-}
-
 static void load_counted(struct engine *e, struct flight *f, const struct stage *s,
                          const struct host_batch *h) {
     const struct balancing *b = &f->pass.experts.balancing;
     bool experts = memchr(e->config->kinds + s->first, 'E', (size_t)(s->end - s->first)) != NULL;
     if (!experts || !(f->pass.count_experts || b->even > 0 || b->square > 0)) return;
-    int32_t *counted = e->device.dry ? NULL : counted_tokens(h);
-    f->pass.counted = load(e, f, COUNTED, counted, (size_t)(h->rows * h->length) * sizeof *counted,
-                           "counted tokens");
+    size_t bytes = (size_t)(h->rows * h->length) * sizeof(int32_t);
+    int32_t *counted = e->device.dry || h->counted ? NULL : die_alloc(bytes);
+    for (int64_t i = 0; counted && i < h->rows; i++)
+        host_batch_counted(h->length, h->start + i * h->length, h->weight + i * h->length,
+                           counted + i * h->length);
+    f->pass.counted = load(e, f, COUNTED, counted ? counted : h->counted, bytes, "counted tokens");
     free(counted);
 }
 
@@ -155,6 +144,9 @@ static void load_batch(struct engine *e, struct flight *f, const struct stage *s
     if (s->embeds) f->batch.ids = load(e, f, IDS, h->ids, ints, "ids");
     f->batch.start = load(e, f, START, h->start, ints, "document starts");
     load_counted(e, f, s, h);
+    if (host_batch_whole(e))
+        f->batch.whole_start = load(e, f, WHOLE_START, h->whole_start,
+                                    ints * (size_t)e->shape.context, "whole document starts");
     if (!s->heads) return;
     void *weight = e->device.dry ? NULL : die_alloc(reals);
     if (weight) dtype_convert(weight, e->real, h->weight, F64, n);
@@ -296,7 +288,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     struct timer *timer = e->comm->timer;
     int stage = schedule_stage(&p->schedule.shape, e->parallel.at.pipeline, a->chunk);
     bool computes = action_computes(a->kind);
-    if (p->stages->n > 1) tell(a);
+    tell(a);
     comm_progress(e->comm);
     int64_t since = trace_now();
     if (computes) timer_enter(timer, a->kind == ACTION_FORWARD ? RANGE_FORWARD : RANGE_BACKWARD);

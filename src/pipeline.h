@@ -1,7 +1,7 @@
 /* pipeline: the executor of a schedule: a step's micro-batches through this rank's stages.
  *
- * The schedule (parallel/schedule.h) is a list of actions, and pipeline_do does one of them; there is
- * no other control flow. What a micro-batch holds in a stage between its forward and its last
+ * The schedule (parallel/schedule.h) is a list of actions, and pipeline_do does one of them; there
+ * is no other control flow. What a micro-batch holds in a stage between its forward and its last
  * backward half is a `flight`: a tape of its own, its tokens, the stream that came in and what went
  * out. All flights live in the same arenas. A stage's input is received into the tape, or shared
  * with the tape of the stage before where this rank holds that too; the gradient of its output
@@ -49,7 +49,7 @@ void pipeline_free(struct pipeline *p);
  * losses go to the engine's loss_sum on the last stage, gradients to the parameters. */
 void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass);
 
-/* The idle share that the last schedule has by counted work; 0 before there is one. */
+/* The idle share that the last schedule has by planned time; 0 before there is one. */
 double pipeline_idle(const struct pipeline *p);
 
 #endif

@@ -50,16 +50,23 @@ void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
                         const struct mesh_shape *shape) {
     struct view v;
     if (!view_init(&v, d, c, shape)) return;
-    fprintf(f, "\nstages: work of a micro-batch in GFLOP on one rank\n%6s %8s %10s %10s %10s  %s\n",
-            "stage", "pipeline", "forward", "input", "weight", "layers");
+    fprintf(f,
+            "\nstages: work of a micro-batch in GFLOP on one rank, and of a step's time the share "
+            "in %%\n"
+            "%6s %8s %10s %10s %10s %8s %7s %7s  %s\n",
+            "stage", "pipeline", "forward", "input", "weight", "forward", "input", "weight",
+            "layers");
+    const double length = (double)v.times.length / (double)v.schedule.shape.micro_batches;
     for (int i = 0; i < v.stages.n; i++) {
         const struct stage_work *w = &v.stages.work[i];
         struct stage s = staging_stage(&v.stages, i);
-        fprintf(f, "%6d %8d %10.3f %10.3f %10.3f  %.*s%s\n", i, staging_rank(&v.stages, i),
-                1e-9 * w->forward, 1e-9 * w->input, 1e-9 * w->weight, s.end - s.first,
-                c->kinds + s.first, ends(&s));
+        fprintf(f, "%6d %8d %10.3f %10.3f %10.3f %8.1f %7.1f %7.1f  %.*s%s\n", i,
+                staging_rank(&v.stages, i), 1e-9 * w->forward.work, 1e-9 * w->input.work,
+                1e-9 * w->weight.work, 100 * (double)v.stages.forward[i] / length,
+                100 * (double)v.stages.input[i] / length, 100 * (double)v.stages.weight[i] / length,
+                s.end - s.first, c->kinds + s.first, ends(&s));
     }
-    fprintf(f, "\nschedule %s, %d micro-batches (ticks of counted work)\n",
+    fprintf(f, "\nschedule %s, %d micro-batches (ticks of planned time)\n",
             schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches);
     schedule_picture(f, &v.schedule, &v.times, PICTURE_WIDTH);
     view_free(&v);
@@ -91,7 +98,7 @@ void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
                 "%s\n      {\"pipeline\": %d, \"layers\": \"%.*s\", \"forward\": %.0f, "
                 "\"input\": %.0f, \"weight\": %.0f}",
                 i ? "," : "", staging_rank(&v.stages, i), s.end - s.first, c->kinds + s.first,
-                w->forward, w->input, w->weight);
+                w->forward.work, w->input.work, w->weight.work);
     }
     FILE *p = open_memstream(&picture, &bytes);
     if (!p) die("no memory for a picture");

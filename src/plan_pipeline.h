@@ -1,6 +1,6 @@
 /* plan_pipeline: what a pipeline's stages do, and how long its ranks stand idle, before it runs.
  *
- * The schedule that a run would play, timed with the counted work of each stage: messages take no
+ * The schedule that a run would play, timed with the planned time of each stage: messages take no
  * time here, so the idle share is what the order of work alone costs. */
 #ifndef SRC_PLAN_PIPELINE_H
 #define SRC_PLAN_PIPELINE_H

@@ -30,8 +30,8 @@ struct rank_plan {
 int64_t plan_bytes(const struct rank_plan *p);
 
 /* Plans one rank: a dry step of training, or a dry batch of generation. Nothing is allocated that a
- * run would. costs (or NULL): of a whole step of training, at that speed (or NULL). -1 after telling
- * m. */
+ * run would. costs (or NULL): of a whole step of training, at that speed (or NULL). -1 after
+ * telling m. */
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
               const struct speed *speed, struct rank_plan *p, struct costs *costs,
               struct mistakes *m);

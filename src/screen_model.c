@@ -158,8 +158,7 @@ static void say_stages(const struct output *o, const struct run *r) {
     struct staging s;
     staging_init(&s, r->engine->deck, r->engine->config, r->shape);
     char *text = staging_text(&s, r->engine->config);
-    say(o, "  stages %s, schedule %s: %.1f %% idle by counted work", text,
-        schedule_kind_name(s.shape.kind),
+    say(o, "  stages %s, schedule %s: %.1f %% idle by plan", text, schedule_kind_name(s.shape.kind),
         100 * plan_pipeline_idle(r->engine->deck, r->engine->config, r->shape));
     free(text);
     staging_free(&s);

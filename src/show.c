@@ -263,7 +263,7 @@ static void say_end(const struct show *s, const struct timetable *t, double took
     timetable_say(t, o, &s->machine);
     const struct engine *e = s->run->engine;
     if (e->stages.n > 1)
-        say(o, "  pipeline %s: %.1f %% idle by counted work, %.1f %% of the passes waited",
+        say(o, "  pipeline %s: %.1f %% idle by plan, %.1f %% of the passes waited",
             schedule_kind_name(e->stages.shape.kind), 100 * pipeline_idle(&e->pipeline),
             100 * waited_for_stages(t));
     say(o, "  %s tokens/s, peak %s on a rank%s",

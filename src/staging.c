@@ -22,26 +22,31 @@ struct schedule_shape staging_shape(const struct deck *d, int pipeline) {
 }
 
 static double of(const struct stage_work *w) {
-    return w->forward + w->input + w->weight;
+    return w->forward.seconds + w->input.seconds + w->weight.seconds;
+}
+
+static void add_share(struct stage_share *to, struct stage_share s) {
+    to->work += s.work;
+    to->seconds += s.seconds;
 }
 
 static void add_work(struct stage_work *to, const struct stage_work *w) {
-    to->forward += w->forward;
-    to->input += w->input;
-    to->weight += w->weight;
+    add_share(&to->forward, w->forward);
+    add_share(&to->input, w->input);
+    add_share(&to->weight, w->weight);
     to->kept += w->kept;
     to->between += w->between;
 }
 
 /* Largest sum of a part, so that ticks of all sizes are in proportion to it. */
 static double largest(const struct staging *s) {
-    double most = 1;
+    double most = 1e-12;
     for (int i = 0; i < s->n; i++)
         if (of(&s->work[i]) > most) most = of(&s->work[i]);
     return most;
 }
 
-/* The cut that the counted work asks for. */
+/* The cut that the counted time asks for. */
 static void balance(struct staging *s, const struct config *c, const struct counted *k) {
     int64_t *work = die_alloc(((unsigned long)s->n_layers + 1) * sizeof *work);
     double all = of(&k->embedding) + of(&k->head), scale;
@@ -107,9 +112,9 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
     int64_t **to[5] = {&s->forward, &s->input, &s->weight, &s->kept, &s->between};
     for (int p = 0; p < 5; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
     for (int i = 0; i < s->n; i++) {
-        s->forward[i] = (int64_t)(s->work[i].forward / tick);
-        s->input[i] = (int64_t)(s->work[i].input / tick);
-        s->weight[i] = (int64_t)(s->work[i].weight / tick);
+        s->forward[i] = (int64_t)(s->work[i].forward.seconds / tick);
+        s->input[i] = (int64_t)(s->work[i].input.seconds / tick);
+        s->weight[i] = (int64_t)(s->work[i].weight.seconds / tick);
         s->kept[i] = s->work[i].kept;
         s->between[i] = s->work[i].between;
     }

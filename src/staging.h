@@ -1,10 +1,11 @@
 /* staging: which layers each stage of the pipeline computes, and what that costs.
  *
- * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck draws
- * it (parallel.stages), else so that the slowest stage is as fast as can be. For that the work of a
- * layer is counted: each kind that the model has runs once, forward and back, on the dry device,
- * with this deck's micro-batch and mesh. The counts also order and time the schedule. Everything
- * here is a function of deck, model and mesh, the same on every rank. */
+ * The line embedding, layers, norm and head is cut into stages (parallel/stages.h): as the deck
+ * draws it (parallel.stages), else so that the slowest stage is as fast as can be. For that the
+ * time of a layer is counted: each kind that the model has runs once, forward and back, on the dry
+ * device, with this deck's micro-batch and mesh. The counts also order and time the schedule.
+ * Everything here is a function of deck, model and mesh, the same on every rank; so nothing is
+ * measured. */
 #ifndef SRC_STAGING_H
 #define SRC_STAGING_H
 
@@ -20,10 +21,14 @@ struct stage {
     bool embeds, heads;
 };
 
-/* Work of a part of the model on one micro-batch, multiply-adds as two; and bytes that it holds from
- * the forward to the backward, and from the input half to the weight half. */
+/* Of a part of the model on one micro-batch: work, multiply-adds as two; the time it takes, by the
+ * roofline of a machine with the deck's speeds or usual ones; and the bytes it holds from the forward
+ * to the backward, and from the input half to the weight half. */
+struct stage_share {
+    double work, seconds;
+};
 struct stage_work {
-    double forward, input, weight;
+    struct stage_share forward, input, weight;
     int64_t kept, between;
 };
 

@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "parallel/context_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
+#include "src/choose_context.h"
 #include "src/deck.h"
 #include "src/model.h"
 #include "src/recompute.h"
@@ -13,12 +15,28 @@ const struct stage_work *counted_layer(const struct counted *k, char kind) {
     return &k->layer[strchr(k->kinds, kind) - k->kinds];
 }
 
-/* Work of the device since the last call. */
-static double since(const struct device *d, double *before) {
-    double all = 0, was = *before;
-    for (int i = 0; i < N_OPS; i++) all += d->count[i].work;
+/* A machine of two cores, say; it is only the two beside each other that matter. */
+static const double usual_fp32 = 60e9, usual_memory = 6e9;
+
+static struct speed speed_for(const struct deck *d) {
+    const struct deck_machine *k = &d->machine;
+    struct speed s = {k->peak_fp32, k->peak_bf16, k->memory_bandwidth};
+    if (s.fp32 <= 0) s.fp32 = s.bf16 > 0 ? s.bf16 / 2 : 0;
+    if (s.memory <= 0) s.memory = s.fp32 > 0 ? s.fp32 * (usual_memory / usual_fp32) : usual_memory;
+    if (s.fp32 <= 0) s.fp32 = s.memory * (usual_fp32 / usual_memory);
+    if (s.bf16 <= 0) s.bf16 = 2 * s.fp32;
+    return s;
+}
+
+/* What the device counted since the last call. */
+static struct stage_share since(const struct device *d, struct stage_share *before) {
+    struct stage_share all = {0, 0}, was = *before;
+    for (int i = 0; i < N_OPS; i++) {
+        all.work += d->count[i].work;
+        all.seconds += d->count[i].least_s;
+    }
     *before = all;
-    return all - was;
+    return (struct stage_share){all.work - was.work, all.seconds - was.seconds};
 }
 
 /* What a dry rank needs to run a model. */
@@ -38,16 +56,19 @@ static void room_init(struct room *r, const struct deck *d, const struct config 
     comm_init_dry(&r->comm, mesh_ranks(shape), 0);
     parallel_init(&r->parallel, &r->comm, shape, d->parallel.sequence,
                   params_shares(c, shape->tensor, shares), shares);
+    context_choose(d, &r->parallel);
     device_dry(&r->device);
+    r->device.speed = speed_for(d);
     struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
     for (int i = 0; i < 4; i++) arena_init(all[i], "counted", &r->device);
     model_init(&r->model, c, shape, 0, NULL, recompute_layers(d));
     r->model.again = recompute_ops(d);
     model_allocate(&r->model, &r->device, &r->values, &r->grads, NULL, stored);
-    void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight};
-    r->batch.rows = d->train.micro_batch;
-    r->batch.length = d->train.sequence_length;
-    for (int i = 0; i < 4; i++) /* addresses that nobody follows */
+    void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight,
+                       &r->batch.whole_start};
+    r->batch.rows = context_rows(shape->context, d->train.micro_batch);
+    r->batch.length = context_length(shape->context, d->train.sequence_length);
+    for (int i = 0; i < 5; i++) /* addresses that nobody follows */
         arena_take(&r->values, 1, "tokens", tokens[i]);
     tape_init(&r->tape, &r->device, &r->work, &r->scratch, stored, &r->parallel);
 }
@@ -68,7 +89,7 @@ static struct stage_work run_stage(struct room *r, const struct stage *s, unsign
     struct tape *t = &r->tape;
     struct layout l = model_stream(t);
     struct stage_work w;
-    double before = 0;
+    struct stage_share before = {0, 0};
     int64_t rows = stream_rows(t, b->rows * b->length), width = r->model.config->keys.hidden_size;
     struct tensor *x = s->embeds ? NULL : tape_input(t, "stream", rows, width, &l);
     int64_t stream = (int64_t)arena_round((size_t)(rows * width) * dtype_size(t->stored));
@@ -91,7 +112,9 @@ static struct stage_work run_stage(struct room *r, const struct stage *s, unsign
 /* Some adjoints compute both halves at once: where a schedule does not part them, they run once. */
 static struct stage_work count_stage(struct room *r, const struct stage *s, bool parts) {
     struct stage_work w = run_stage(r, s, MASK_INPUT);
-    if (!parts) w.weight = run_stage(r, s, MASK_ALL).input - w.input;
+    if (parts) return w;
+    struct stage_share both = run_stage(r, s, MASK_ALL).input;
+    w.weight = (struct stage_share){both.work - w.input.work, both.seconds - w.input.seconds};
     return w;
 }
 

@@ -1,9 +1,9 @@
 /* trace: what every rank did in chosen steps, as a picture for chrome://tracing or Perfetto.
  *
- * trace.json in the output folder has a row a rank: the actions of the schedule, what lies around them
- * in a step, and inside those every wait for other ranks with the name of the group. The clocks of
- * ranks are set to zero at a common barrier before a traced step; an untraced one pays a test of a
- * pointer for each span. */
+ * trace.json in the output folder has a row a rank: the actions of the schedule, what lies around
+ * them in a step, and inside those every wait for other ranks with the name of the group. The
+ * clocks of ranks are set to zero at a common barrier before a traced step; an untraced one pays a
+ * test of a pointer for each span. */
 #ifndef SRC_TRACE_H
 #define SRC_TRACE_H
 

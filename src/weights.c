@@ -55,7 +55,7 @@ const struct stored_tensor *weights_find(const struct checkpoint *c, const char 
 /* ---- opening and matching ---- */
 
 int weights_open(struct weights *w, const char *folder, struct mistakes *m) {
-    memset(w, 0, sizeof *w);
+    *w = (struct weights){.kept_as = -1};
     return checkpoint_open(&w->checkpoint, folder, m);
 }
 
@@ -227,6 +227,17 @@ static void plan_tensor(struct plan *p, const struct params *s, int i, bool tran
     p->to[i] = (struct source){p->n++, 0};
 }
 
+/* Whether a tensor that no row uses is by its name one that always stays fp32. */
+static bool is_buffer(const struct params *s, const char *name) {
+    const size_t n = strlen(name);
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct param_row *row = s->tensor[i].row;
+        const size_t k = strlen(row->name);
+        if (row->may & BUFFER && k <= n && !strcmp(name + n - k, row->name)) return true;
+    }
+    return false;
+}
+
 static struct plan plan_writing(const struct weights *w, const struct params *s,
                                 bool transformers_names) {
     int most = s->n_tensors + (w ? w->n_unused : 0) + 1;
@@ -237,8 +248,9 @@ static struct plan plan_writing(const struct weights *w, const struct params *s,
     for (int i = 0; w && i < w->n_unused; i++) {
         const struct stored_tensor *f = &w->checkpoint.tensor[w->unused[i]];
         struct new_tensor *x = &p.tensor[p.n++];
+        const bool other = w->kept_as >= 0 && dtype_is_real(f->dtype) && !is_buffer(s, f->name);
         *x = (struct new_tensor){.name = f->name,
-                                 .dtype = f->dtype,
+                                 .dtype = other ? (enum dtype)w->kept_as : f->dtype,
                                  .n_dims = f->n_dims,
                                  .from = &w->checkpoint,
                                  .from_tensor = w->unused[i]};

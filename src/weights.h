@@ -19,6 +19,7 @@ struct weights {
     } * source;        /* by number in params->tensor */
     int n_unused;
     int *unused; /* stored tensors that no row uses */
+    int kept_as; /* the format that those of real numbers are written in; -1: that of the file */
 };
 
 /* Opens the model's folder. -1 after telling m. */

@@ -1,5 +1,5 @@
-/* lab: whole small models of all kinds, opened from decks by tests: their parameters moved, so that no
- * bias is zero and no norm one, and batches of tokens by chance. Everything is on one rank. */
+/* lab: whole small models of all kinds, opened from decks by tests: their parameters moved, so that
+ * no bias is zero and no norm one, and batches of tokens by chance. Everything is on one rank. */
 #ifndef TESTS_LAB_H
 #define TESTS_LAB_H
 
@@ -39,12 +39,14 @@ void lab_close(struct lab *l);
 /* One document a row, all targets counted. */
 struct host_batch lab_batch(int64_t rows, int64_t length, uint64_t seed);
 void lab_batch_free(struct host_batch *b);
-/* n tokens of one row, from `from` on, as a row of their own: what the documents are there, or one. */
+/* n tokens of one row, from `from` on, as a row of their own: what the documents are there, or one.
+ */
 struct host_batch lab_slice(const struct host_batch *b, int64_t row, int64_t from, int64_t n);
 /* Cuts row `row` into documents of these lengths. */
 void lab_cut(struct host_batch *b, int64_t row, int n, const int *length);
 
-/* The loss; gradients are in the blocks. All of them in double, one block after the other: malloc'd. */
+/* The loss; gradients are in the blocks. All of them in double, one block after the other:
+ * malloc'd. */
 double lab_gradients(struct lab *l, int n, const struct host_batch *b, int64_t count);
 double *lab_all_gradients(struct lab *l, int64_t *n);
 

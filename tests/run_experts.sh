@@ -67,7 +67,7 @@ while [ $i -lt "$draws" ]; do
     bounds="1e-6 2e-5 1e-4"; [ $recipe = fp32 ] || bounds="3e-3 3e-2 2e-2"
     close "$name" one-d$i $bounds || { fail "$name" "off one rank: $(said "$name") against $(said one-d$i) [$same $how]"; continue; }
     if [ $recipe = fp32 ]; then
-        "$TENSORS" moments "$TMP/$name/checkpoints/step-00000001/resume" "$TMP/one-d$i/checkpoints/step-00000001/resume" 1e-3 >"$TMP/moments" || { fail "$name" "gradients: $(cat "$TMP/moments") [$same $how]"; continue; }
+        "$TENSORS" ending "$TMP/$name/checkpoints/step-00000001/resume" "$TMP/one-d$i/checkpoints/step-00000001/resume" .moment1 1e-3 >"$TMP/moments" || { fail "$name" "gradients: $(cat "$TMP/moments") [$same $how]"; continue; }
     fi
     if [ $balance = forced ] && [ $debug = false ]; then
         why=$(peaks "$name" $((t * d * p)) "$TMP/d$i.yaml" $same $how) || { fail "$name" "plan: $why [$same $how]"; continue; }

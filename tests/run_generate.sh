@@ -17,18 +17,25 @@ ends() { sed -E 's/.*"stop": "([^"]*)".*/\1/' "$1/generations.jsonl" | tr '\n' '
 # is NAME GOT WANT
 is() { if [ "$2" = "$3" ]; then ok "$1"; else fail "$1" "got $(printf %s "$2" | head -c 300), want $(printf %s "$3" | head -c 300)"; fi; }
 
+# ranks of a pipeline among these overrides: $p
+pipeline_of() { p=1; for a; do case $a in parallel.pipeline=*) p=${a#*=} ;; esac; done; }
+
 # ---- the tokens of transformers, on every mesh
 # try CASE TENSOR DATA override...
 try() {
     c=$1; t=$2; d=$3; shift 3
     name=$c-t$t-d$d$(printf %s "$*" | tr -c 'a-z0-9\n' _); f=tests/reference/$c
-    go "$name" 0 $((t * d)) "$deck" "model.from=$f" "generate.prompts=$f/greedy.jsonl" parallel.tensor="$t" parallel.data="$d" "$@" || return
+    pipeline_of "$@"
+    go "$name" 0 $((t * d * p)) "$deck" "model.from=$f" "generate.prompts=$f/greedy.jsonl" parallel.tensor="$t" parallel.data="$d" "$@" || return
     is "$name" "$(new_ids "$TMP/$name")" "$(tokens "$f/greedy.jsonl")"
 }
 for f in tests/reference/*/greedy.jsonl; do
     c=$(basename "$(dirname "$f")")
     try "$c" 1 1 run.debug=true
     try "$c" 1 1 generate.batch=1
+    try "$c" 1 1 parallel.pipeline=2 generate.prefill_chunk=3
+    [ -n "$SHORT" ] || try "$c" 1 2 parallel.pipeline=2 parallel.schedule=zbv run.debug=true
+    [ -z "$LONG" ] || try "$c" 1 1 parallel.pipeline=5 parallel.virtual_stages=2 generate.batch=2
     for t in 2 3 4; do
         legal "tests/reference/$c" $t || continue
         try "$c" $t 1 generate.prefill_chunk=3
@@ -42,13 +49,15 @@ try latent 2 2 generate.batch=1 generate.prefill_chunk=5
 try gqa 4 1 generate.prefill_chunk=1
 try groups3 6 1 generate.batch=2
 try dense 2 4 generate.batch=1
+try dense 2 2 generate.prefill_chunk=2 parallel.pipeline=2 parallel.sequence=true parallel.virtual_stages=2
 
 # ---- drawing: the same tokens in any company, others under another seed
 draw="generate.temperature=0.9 generate.top_k=40 generate.top_p=0.95 generate.max_new_tokens=24"
 # drawn NAME TENSOR DATA override...
 drawn() {
     name=$1; t=$2; d=$3; shift 3
-    go "$name" 0 $((t * d)) "$deck" model.from=tests/reference/dense generate.prompts=tests/reference/dense/greedy.jsonl $draw \
+    pipeline_of "$@"
+    go "$name" 0 $((t * d * p)) "$deck" model.from=tests/reference/dense generate.prompts=tests/reference/dense/greedy.jsonl $draw \
         parallel.tensor="$t" parallel.data="$d" "$@"
 }
 if drawn drawn 1 1; then
@@ -56,6 +65,7 @@ if drawn drawn 1 1; then
     drawn drawn-chunks 1 1 generate.prefill_chunk=2 run.debug=true && is drawn-chunks "$(new_ids "$TMP/drawn-chunks")" "$(new_ids "$TMP/drawn")"
     drawn drawn-tensor 3 1 generate.batch=3 && is drawn-tensor "$(new_ids "$TMP/drawn-tensor")" "$(new_ids "$TMP/drawn")"
     drawn drawn-mesh 2 2 generate.batch=1 && is drawn-mesh "$(new_ids "$TMP/drawn-mesh")" "$(new_ids "$TMP/drawn")"
+    drawn drawn-pipeline 1 2 parallel.pipeline=3 && is drawn-pipeline "$(cat "$TMP/drawn-pipeline/generations.jsonl")" "$(cat "$TMP/drawn/generations.jsonl")"
     drawn drawn-again 1 4 && is drawn-again "$(cat "$TMP/drawn-again/generations.jsonl")" "$(cat "$TMP/drawn/generations.jsonl")"
     drawn drawn-seed 1 1 run.seed=5 &&
         { [ "$(new_ids "$TMP/drawn-seed")" != "$(new_ids "$TMP/drawn")" ] && ok drawn-seed || fail drawn-seed "another seed draws the same"; }
@@ -89,6 +99,8 @@ planned() {
 planned one 1
 planned chunks 1 generate.batch=2 generate.prefill_chunk=4
 planned mesh 4 parallel.tensor=2 generate.batch=1
+planned pipeline 4 parallel.tensor=2 parallel.pipeline=2 generate.prefill_chunk=4
+planned zbv 2 parallel.pipeline=2 parallel.schedule=zbv
 planned debug 2 parallel.tensor=2 parallel.sequence=true run.debug=true
 
 # ---- texts: a model that learned one line by heart

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Killed at any moment, a run goes on as if nothing had happened: kill -9 of a random rank, of mpirun or of what it started, saving
-# included; every metric and the last weights are those of the run that was left alone, bit for bit. LONG=1: 200 kills over seven
-# meshes, most of them of runs that save at every step or two, so that most kills meet a save.
+# included; every metric and the last weights are those of the run that was left alone, bit for bit. LONG=1: 252 kills over eleven
+# meshes (LONG=pipelines: the 52 of those with pipelines), most of them of runs that save at every step or two, so that most kills meet a save.
 . tests/lib.sh
 begin
 { model "M-*E"
@@ -72,13 +72,24 @@ same_as() {
     cmp -s "$TMP/$1/$last" "$TMP/$1-alone/$last" || { fail "$1" "the last weights differ"; return 1; }
 }
 
-t=parallel.tensor d=parallel.data s=parallel.sequence every=checkpoint.interval
+t=parallel.tensor d=parallel.data s=parallel.sequence every=checkpoint.interval p=parallel.pipeline how=parallel.schedule
+pipelines() { # KILLS EACH, over three pipelines
+    campaign pipe2-zero-bubble 2 "$1" $p=2 $how=zero-bubble $every=2
+    campaign pipe2-zbv-data2 4 "$1" $p=2 $how=zbv $d=2 $every=3
+    campaign pipe4 4 "$1" $p=4 $every=1
+    campaign pipe2-interleaved-tensor2 4 "$1" $p=2 parallel.virtual_stages=2 $t=2 $every=2
+}
 if [ -z "$LONG" ]; then
     kills=${KILLS:-12}; [ -z "$SHORT" ] || kills=4
     campaign one 1 $((kills / 4))
     campaign data2 2 $((kills / 4)) $d=2
     campaign tensor2 2 $((kills / 4)) $t=2 $s=true $every=1
     campaign four 4 $((kills / 4)) $t=2
+    campaign pipe2-zbv 2 $((kills / 4)) $p=2 $how=zbv $every=1
+elif [ "$LONG" = pipelines ]; then
+    within=2
+    pipelines "${KILLS:-13}"
+    echo "$all kills, $saving of them while a checkpoint was being written; the last process was gone after $slowest ms at most"
 else
     within=2
     campaign one 1 20 $every=2
@@ -88,6 +99,7 @@ else
     campaign data2-tensor2 4 40 $d=2 $t=2 $every=1
     campaign tensor4 4 30 $t=4 $s=true $every=2     # two groups of Mamba heads and two key and value heads, each held by two ranks
     campaign data4 4 30 $d=4 $every=2
+    pipelines 13
     echo "$all kills, $saving of them while a checkpoint was being written; the last process was gone after $slowest ms at most"
 fi
 finish

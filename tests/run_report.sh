@@ -64,6 +64,8 @@ grep -q -E 'https?:|<script|<link|@import|src=|url\(' "$page" && fail "report is
 for word in Loss Throughput 'Gradient norm' 'Learning rate' 'Where the time went' 'Memory of each rank' Provenance 'learning_rate: 0.002'; do
     has "report: $word" "$page" "$word"
 done
+undefined=$(grep -o 'var(--[a-z0-9]*)' "$page" | sort -u | tr -d '()' | sed 's/^var//' | while read -r c; do grep -q -- "$c:" "$page" || echo "$c"; done)
+check "colours that are used and not there" "$undefined" ""
 check "figures" "$(grep -c '<svg ' "$page")" "$(grep -c '</svg>' "$page")"
 
 # TensorBoard: one file, which a continued run adds to as if it had never stopped.

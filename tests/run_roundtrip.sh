@@ -36,6 +36,12 @@ for t in bf16 fp16; do
         same "$t-there-and-back" "$TMP/$t-down-out" tests/reference/stored_$t/model.safetensors
 done
 
+# tensors nobody computes with take the format too, correction biases theirs never
+convert mtp-bf16 2 tests/reference/mtp convert.dtype=bf16 && convert mtp-wide 1 "$TMP/mtp-bf16-out" convert.dtype=fp32 &&
+    convert mtp-again 3 "$TMP/mtp-wide-out" convert.dtype=bf16 && same mtp-bf16-there-and-back "$TMP/mtp-again-out" "$TMP/mtp-bf16-out"
+said=$("$TENSORS" list "$TMP/mtp-bf16-out" 2>&1 | grep '^[a-z]' | sed -E 's/^(mtp)?[^ ]*(correction_bias) /\1 \2 /; s/^(mtp)?[^ ]*\.[^ ]* /\1 weight /' | cut -d' ' -f1-3 | sort -u | tr '\n' '|')
+[ "$said" = " correction_bias F32| weight BF16|mtp correction_bias F32|mtp weight BF16|" ] && ok mtp-bf16 || fail mtp-bf16 "$said"
+
 # keys of config.json that we do not read stay
 grep -q '"use_mamba_kernels": true' "$TMP/dense-out/config.json" && ok unknown-keys || fail unknown-keys "use_mamba_kernels is gone from config.json"
 

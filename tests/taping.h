@@ -1,5 +1,5 @@
-/* taping: what tests of the tape share. A bench has one device, its arenas and one tape; tensors are made
- * on it with a layout spelled in letters and numbers that a seed decides.
+/* taping: what tests of the tape share. A bench has one device, its arenas and one tape; tensors
+ * are made on it with a layout spelled in letters and numbers that a seed decides.
  *
  * Used by tests/test_arena.c, test_states.c, test_tape.c and test_carried.c. */
 #ifndef TESTS_TAPING_H

@@ -3,12 +3,15 @@
  *
  *   tensors list A                                 name, dtype and shape of each tensor
  *   tensors same A B                               the same tensors, bit for bit, whatever their
- * order and files tensors close A B LOGITS LOSS GRADIENTS        the largest differences, relative
- * to each tensor's largest entry (for grad.* at least 1e-6 of the largest gradient of all);
- * positions that B's attention_mask hides do not count; only grad.*, logits, loss A and B are files
- * or folders.
- *   tensors moments A B BOUND                      the same of the first moments (after one step: of the
- * gradients) in two folders  Exit code 0 yes, 1 no, 2 the files cannot be read. */
+ *                                                  order and files
+ *   tensors close A B LOGITS LOSS GRADIENTS        the largest differences of grad.*, logits and
+ *                                                  loss, relative to each tensor's largest entry
+ *                                                  (for grad.* at least 1e-6 of the largest gradient
+ *                                                  of all); positions that B's attention_mask hides
+ *                                                  do not count
+ *   tensors ending A B WORD BOUND                  the same of all tensors whose names end so
+ *
+ * A and B are files or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -181,25 +184,49 @@ static int near(const struct file_set *a, const struct file_set *b, char **toler
     return bad;
 }
 
-static bool is_moment(const struct entry *e) {
-    size_t n = strlen(e->name);
-    return n > 8 && !strcmp(e->name + n - 8, ".moment1");
+/* Number i of a tensor in F32 or F64. */
+static double number(const struct entry *e, int64_t i) {
+    float f;
+    double d;
+    if (!strcmp(e->dtype, "F32")) return memcpy(&f, e->bytes + 4 * i, 4), f;
+    return memcpy(&d, e->bytes + 8 * i, 8), d;
 }
 
-static int near_moments(const struct file_set *a, const struct file_set *b, double bound) {
-    double all = 0, worst = 0;
+static bool ends_so(const char *name, const char *word) {
+    size_t n = strlen(name), k = strlen(word);
+    return n >= k && !strcmp(name + n - k, word);
+}
+
+static int ending(const struct file_set *a, const struct file_set *b, const char *word,
+                  double bound) {
+    double worst = 0, all = 0;
     const char *where = "";
     int n = 0;
-    for (int i = 0; i < b->n; i++)
-        if (is_moment(&b->e[i])) n++, all = fmax(all, largest(&b->e[i]));
-    for (int i = 0; i < b->n; i++) {
+    double *largest_of = calloc((size_t)b->n + 1, sizeof *largest_of);
+    for (int i = 0; largest_of && i < b->n; i++) {
         const struct entry *y = &b->e[i], *x = find(a, y->name);
-        if (!is_moment(y)) continue;
-        bool like = x && x->size == y->size && !strcmp(x->dtype, "F32") && !strcmp(y->dtype, "F32");
-        double d = like ? distance(x, y, NULL, fmax(largest(y), 1e-6 * all)) : INFINITY;
-        if (!(d <= worst)) worst = d, where = y->name;
+        if (!ends_so(y->name, word)) continue;
+        n++;
+        if (!x || x->size != y->size || strcmp(x->dtype, y->dtype) || *y->dtype != 'F') {
+            printf("%s: %s\n", y->name, x ? "dtype or size" : "absent");
+            free(largest_of);
+            return 1;
+        }
+        for (int64_t k = 0; k < y->size / (y->dtype[1] == '3' ? 4 : 8); k++)
+            largest_of[i] = fmax(largest_of[i], fabs(number(y, k)));
+        all = fmax(all, largest_of[i]);
     }
-    printf("%d moments, %.1e at %s\n", n, worst, where);
+    for (int i = 0; largest_of && i < b->n; i++) {
+        const struct entry *y = &b->e[i], *x = find(a, y->name);
+        const double scale = fmax(fmax(largest_of[i], 1e-6 * all), 1e-300);
+        if (!ends_so(y->name, word)) continue;
+        for (int64_t k = 0; k < y->size / (y->dtype[1] == '3' ? 4 : 8); k++) {
+            const double d = fabs(number(x, k) - number(y, k)) / scale;
+            if (!(d <= worst)) worst = isfinite(d) ? d : INFINITY, where = y->name;
+        }
+    }
+    free(largest_of);
+    printf("%d tensors, %.1e at %s\n", n, worst, where);
     return !n || !(worst <= bound);
 }
 
@@ -210,6 +237,13 @@ int main(int argc, char **argv) {
         forget(&a);
         return 0;
     }
+    if (argc == 6 && !strcmp(argv[1], "ending")) {
+        struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
+        int no = ending(&a, &b, argv[4], atof(argv[5]));
+        forget(&a);
+        forget(&b);
+        return no;
+    }
     if ((argc == 4 && !strcmp(argv[1], "same")) || (argc == 7 && !strcmp(argv[1], "close"))) {
         struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
         int no = argc == 4 ? same(&a, &b) : near(&a, &b, argv + 4);
@@ -217,14 +251,7 @@ int main(int argc, char **argv) {
         forget(&b);
         return no;
     }
-    if (argc == 5 && !strcmp(argv[1], "moments")) {
-        struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
-        int no = near_moments(&a, &b, atof(argv[4]));
-        forget(&a);
-        forget(&b);
-        return no;
-    }
-    fprintf(stderr,
-            "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS | moments A B BOUND\n");
+    fprintf(stderr, "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS | "
+                    "ending A B WORD BOUND\n");
     return 2;
 }

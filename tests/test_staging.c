@@ -83,21 +83,24 @@ static void counted(void **state) {
         char *whole[] = {full ? "memory.recompute=full" : "memory.recompute=none"},
              *cut[] = {whole[0], "parallel.pipeline=8"};
         struct staging s;
-        double sum = 0, most = 0;
+        double sum = 0, seconds = 0, most = 0;
         open_lab(&one, 1, 1, whole);
         open_lab(&eight, 8, 2, cut);
         staging_init(&s, &eight.d, &eight.c, &eight.shape);
         assert_int_equal(s.n, 8);
         for (int i = 0; i < s.n; i++) {
-            double w = s.work[i].forward + s.work[i].input + s.work[i].weight;
+            double w = s.work[i].forward.work + s.work[i].input.work + s.work[i].weight.work;
+            double took =
+                s.work[i].forward.seconds + s.work[i].input.seconds + s.work[i].weight.seconds;
             sum += w;
-            if (w > most) most = w;
-            assert_true(s.work[i].forward > 0 && s.forward[i] > 0);
+            seconds += took;
+            if (took > most) most = took;
+            assert_true(s.work[i].forward.work > 0 && s.forward[i] > 0);
         }
         double step = work_of_step(&one);
         if (sum < 0.999 * step || sum > 1.001 * step)
             fail_msg("stages count %.0f, a step %.0f", sum, step);
-        assert_true(most < 2 * sum / s.n); /* no layer here is larger than that */
+        assert_true(most < 2 * seconds / s.n); /* no layer here is larger than that */
         for (int i = 0; i < eight.c.n_layers; i++) {
             struct stage g = staging_stage(&s, staging_of_layer(&s, i));
             assert_true(g.first <= i && i < g.end);

@@ -1,5 +1,5 @@
-/* tokenizing: what the tests of tokenizers share: numbers by chance that are the same in every run, and
- * a tokenizer whose mistakes are printed. */
+/* tokenizing: what the tests of tokenizers share: numbers by chance that are the same in every run,
+ * and a tokenizer whose mistakes are printed. */
 #ifndef TESTS_TOKENIZING_H
 #define TESTS_TOKENIZING_H
 

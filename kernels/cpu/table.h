@@ -22,7 +22,7 @@ enum { CPU_PLAIN, CPU_V3, CPU_V4, CPU_V4_BF16, N_CPU_LEVELS, CPU_NATIVE = CPU_V3
 
 /* The best level that this processor has. */
 int cpu_best_level(void);
-/* "avx512" and so on, for people. */
+/* "AVX-512" and so on, for people. */
 const char *cpu_level_name(int level);
 
 /* The fast version of an operation on a processor of that level, or NULL. */
