@@ -114,12 +114,21 @@ void attention_run_adjoint(struct tape *t, enum dtype d, const struct attention_
 void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past,
                  int64_t tokens, int64_t stride);
 
-/* ops_experts.c. */
+/* ops_experts.c. Which tokens of a micro-batch a rank's rows are: number `first` on, each sequence of
+ * which has `length` tokens here. */
+struct token_range {
+    int64_t first, length;
+    int64_t piece,
+        begin[2]; /* their places in the sequence: of the first `piece` from begin[0] on, of
+                                the others from begin[1] on */
+};
 struct routing {
     int64_t experts, chosen; /* of all; per token */
     int64_t groups, kept_groups;
     bool normalise;
     double scale;
+    bool evenly; /* round robin, whatever the scores are (route_evenly) */
+    struct token_range tokens;
 };
 /* logits[tokens, experts] -> index[tokens, chosen] (integers; kept for replays) and weight[tokens,
  * chosen]. bias[experts] is a device array that takes no gradient. */
@@ -129,8 +138,30 @@ struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const st
  * Integers. */
 void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct tensor **order,
                   struct tensor **position, struct tensor **offset);
-/* count[e] += tokens of expert e; not in a replay. count: int64 device array. */
-void count_experts(struct tape *t, struct tensor *offset, void *count);
+
+/* How often each of `groups` sequences chose each expert, and its tokens: [groups, experts + 1]
+ * integers, of this rank's tokens. counted: device integers, a token each, or NULL. */
+struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts, int64_t groups,
+                             const struct token_range *tokens, const void *counted);
+/* load[e] += all choices of e; not in a replay. load: int64 device array. */
+void count_experts(struct tape *t, struct tensor *count, void *load);
+/* index with the choices beyond `limit` of a sequence and expert, those of least weight, replaced by
+ * `experts`: dropped. All tokens of the sequences must be here. */
+struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
+                            int64_t experts, int64_t length, int64_t limit);
+
+/* Losses that act on the router (ops.def: balance_loss). `weight` goes through unchanged; backward adds
+ * even * (gradient of the sum of `even`) + square * (that of `square`) to the gradient of the scores.
+ * count: of all tokens of the sequences, on all ranks. even_sum, square_sum: exact accumulators on the
+ * device that the sums are added to, or NULL; not in a replay. */
+struct balancing {
+    double even, square; /* coefficients */
+    double share;        /* of one sequence's loss in the whole */
+    void *even_sum, *square_sum;
+};
+struct tensor *balance_loss(struct tape *t, struct tensor *weight, struct tensor *logits,
+                            struct tensor *count, const struct token_range *tokens,
+                            struct tensor *counted, const struct balancing *b);
 struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order,
                            struct tensor *position, int64_t chosen);
 struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight,

@@ -31,9 +31,15 @@ struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const st
     struct tensor *chosen = tape_kept(t);
     if (!chosen) {
         chosen = tensor_new_ints(t, "chosen experts", logits->rows, r->chosen, &l);
-        DEVICE_RUN(t->device, route, logits->dtype, .logits = logits->data, .bias = bias,
-                   .index = chosen->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
-                   .groups = r->groups, .kept = r->kept_groups);
+        if (r->evenly)
+            DEVICE_RUN(t->device, route_evenly, logits->dtype, .index = chosen->data,
+                       .T = logits->rows, .E = r->experts, .K = r->chosen, .first = r->tokens.first,
+                       .L = r->tokens.length, .piece = r->tokens.piece, .low = r->tokens.begin[0],
+                       .high = r->tokens.begin[1]);
+        else
+            DEVICE_RUN(t->device, route, logits->dtype, .logits = logits->data, .bias = bias,
+                       .index = chosen->data, .T = logits->rows, .E = r->experts, .K = r->chosen,
+                       .groups = r->groups, .kept = r->kept_groups);
         tape_keep(t, chosen);
     }
     struct tensor *w =
@@ -58,10 +64,98 @@ void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct 
                .K = index->width, .E = experts);
 }
 
-void count_experts(struct tape *t, struct tensor *offset, void *count) {
+/* ---- balance ---- */
+
+struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts, int64_t groups,
+                             const struct token_range *tokens, const void *counted) {
+    struct tensor *count = tensor_new_ints(t, "choices", groups, experts + 1, &index->layout);
+    DEVICE_RUN(t->device, count_choices, t->real, .index = index->data, .counted = counted,
+               .count = count->data, .T = index->rows, .K = index->width, .E = experts, .G = groups,
+               .first = tokens->first, .L = tokens->length);
+    return count;
+}
+
+void count_experts(struct tape *t, struct tensor *count, void *load) {
     if (t->replaying) return;
-    DEVICE_RUN(t->device, count_experts, t->real, .offset = offset->data, .count = count,
-               .E = offset->rows - 1);
+    DEVICE_RUN(t->device, count_experts, t->real, .count = count->data, .load = load,
+               .G = count->rows, .E = count->width - 1);
+}
+
+struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
+                            int64_t experts, int64_t length, int64_t limit) {
+    struct tensor *kept =
+                      tensor_new_ints(t, "kept choices", index->rows, index->width, &index->layout),
+                  *order = tensor_new_ints(t, "choices in order", index->rows, index->width,
+                                           &index->layout);
+    DEVICE_RUN(t->device, drop_choices, weight->dtype, .index = index->data, .weight = weight->data,
+               .order = order->data, .kept = kept->data, .T = index->rows, .K = index->width,
+               .E = experts, .L = length, .limit = limit);
+    tensor_drop(t, order);
+    return kept;
+}
+
+/* n equal numbers in scratch. */
+static void *constant(struct tape *t, enum dtype d, int64_t n, double value, struct piece **piece) {
+    void *x = scratch_take(t, (size_t)n * dtype_size(d), piece);
+    DEVICE_RUN(t->device, fill, d, .x = x, .T = 1, .W = n, .ld = n, .value = value);
+    return x;
+}
+
+static void balance_backward(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *logits = n->in[1], *count = n->in[2], *counted = n->in[3];
+    struct piece *piece[2];
+    int add;
+    tape_grad_pass(t, n, 0, 0, mask);
+    void *dl = tape_grad_in(t, n, 1, mask, &add);
+    if (!dl) return;
+    void *even = constant(t, logits->dtype, logits->rows, n->real[0], &piece[0]),
+         *square = constant(t, logits->dtype, logits->rows, n->real[1], &piece[1]);
+    DEVICE_RUN(t->device, balance_loss_adjoint, logits->dtype, .logits = logits->data,
+               .counted = counted ? counted->data : NULL, .count = count->data, .deven = even,
+               .dsquare = square, .dlogits = dl, .dlogits_add = add, .T = logits->rows,
+               .E = logits->width, .K = n->in[0]->width, .G = count->rows, .first = n->size[0],
+               .L = n->size[1], .share = n->real[2]);
+    scratch_give(t, piece[1]);
+    scratch_give(t, piece[0]);
+}
+static const struct tape_op op_balance = {
+    "balance_loss", balance_backward, BIT(1) | BIT(2) | BIT(3), 0, 0, 0};
+
+static void add_losses(struct tape *t, struct tensor *logits, int64_t chosen, struct tensor *count,
+                       const struct token_range *tokens, struct tensor *counted,
+                       const struct balancing *b) {
+    struct piece *piece[2];
+    void *sums[] = {b->even_sum, b->square_sum}, *losses[2];
+    for (int i = 0; i < 2; i++)
+        losses[i] = scratch_take(t, (size_t)logits->rows * dtype_size(logits->dtype), &piece[i]);
+    DEVICE_RUN(t->device, balance_loss, logits->dtype, .logits = logits->data,
+               .counted = counted ? counted->data : NULL, .count = count->data, .even = losses[0],
+               .square = losses[1], .T = logits->rows, .E = logits->width, .K = chosen,
+               .G = count->rows, .first = tokens->first, .L = tokens->length, .share = b->share);
+    for (int i = 0; i < 2; i++)
+        if (sums[i])
+            DEVICE_RUN(t->device, exact_sum, logits->dtype, .x = losses[i], .sum = sums[i],
+                       .n = logits->rows);
+    scratch_give(t, piece[1]);
+    scratch_give(t, piece[0]);
+}
+
+struct tensor *balance_loss(struct tape *t, struct tensor *weight, struct tensor *logits,
+                            struct tensor *count, const struct token_range *tokens,
+                            struct tensor *counted, const struct balancing *b) {
+    struct layout l = layout_join("balance_loss", 2, (struct tensor *[]){weight, logits});
+    op_require(weight->rows == logits->rows && count->width == logits->width + 1, "balance_loss",
+               count, "has not a column an expert and one more");
+    if (!t->replaying && (b->even_sum || b->square_sum))
+        add_losses(t, logits, weight->width, count, tokens, counted, b);
+    struct tensor *y = tensor_alias(t, weight, &l);
+    struct note *n =
+        tape_note(t, &op_balance, 4, (struct tensor *[]){weight, logits, count, counted}, 1, &y);
+    if (n) {
+        n->size[0] = tokens->first, n->size[1] = tokens->length;
+        n->real[0] = b->even, n->real[1] = b->square, n->real[2] = b->share;
+    }
+    return y;
 }
 
 /* ---- rows to experts and back ---- */

@@ -28,7 +28,16 @@ void tape_free(struct tape *t) {
     free(t->waiting);
     free(t->kept);
     free(t->run);
+    free(t->remembered);
     memset(t, 0, sizeof *t);
+}
+
+void *tape_remember(struct tape *t, size_t bytes) {
+    if (t->n_remembered == t->max_remembered) {
+        t->max_remembered = t->max_remembered ? 2 * t->max_remembered : 64;
+        t->remembered = die_realloc(t->remembered, t->max_remembered * sizeof *t->remembered);
+    }
+    return t->remembered[t->n_remembered++] = die_alloc(bytes);
 }
 
 /* ---- notes ---- */
@@ -278,5 +287,6 @@ void tape_clear(struct tape *t) {
         tensor_drop(t, t->tensor[i]);
         grad_drop(t->tensor[i]);
     }
-    t->n_notes = t->n_waiting = t->n_kept = t->n_tensors = t->n_runs = 0;
+    for (int i = 0; i < t->n_remembered; i++) free(t->remembered[i]);
+    t->n_notes = t->n_waiting = t->n_kept = t->n_tensors = t->n_runs = t->n_remembered = 0;
 }

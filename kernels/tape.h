@@ -93,6 +93,8 @@ struct tape {
     struct run *run; /* how */
     int n_runs, max_runs;
     bool ran;                       /* one more is written down, whose note is not made yet */
+    void **remembered;              /* host memory of ops */
+    int n_remembered, max_remembered;
     void (*between)(void *context); /* called now and then in long walks; or NULL */
     void *context;
 };
@@ -170,6 +172,10 @@ void *tape_grad_in(struct tape *t, struct note *n, int i, unsigned mask, int *ad
 void *tape_grad_out(const struct note *n, int i);
 /* Gives output i's gradient to input i as it is (sums, copies): shares the memory where it can. */
 void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned mask);
+
+/* For ops: zeroed host memory that lives until the tape is cleared, for sizes that only the run
+ * tells. */
+void *tape_remember(struct tape *t, size_t bytes);
 
 /* For ops: scratch that is given back at once by scratch_give. */
 void *scratch_take(struct tape *t, size_t bytes, struct piece **piece);

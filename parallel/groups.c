@@ -19,6 +19,9 @@ void parallel_init(struct parallel *p, struct comm *c, const struct mesh_shape *
         p->axis[a] = group_new(c, mesh_axis_name(a), n, members);
     }
     p->replicas = group_new(c, "replicas", mesh_replica_members(shape, c->rank, members), members);
+    p->sample = p->axis[shape->context == 1 ? MESH_TENSOR : MESH_CONTEXT];
+    if (shape->context > 1 && shape->tensor > 1)
+        p->sample = group_new(c, "sample", mesh_sample_members(shape, c->rank, members), members);
     for (int i = 0; i < n_shares; i++) {
         bool known = shares[i] <= 1;
         for (int j = 0; j < p->n_shares; j++) known |= p->share[j] == shares[i];
@@ -33,7 +36,12 @@ void parallel_init(struct parallel *p, struct comm *c, const struct mesh_shape *
     free(members);
 }
 
+static bool own_sample(const struct parallel *p) {
+    return p->sample != p->axis[MESH_TENSOR] && p->sample != p->axis[MESH_CONTEXT];
+}
+
 void parallel_free(struct parallel *p) {
+    if (own_sample(p)) group_free(p->sample);
     for (int a = 0; a < MESH_AXES; a++) group_free(p->axis[a]);
     group_free(p->replicas);
     for (int i = 0; i < p->n_shares; i++) group_free(p->share_group[i]);
@@ -57,6 +65,7 @@ int parallel_traffic(const struct parallel *p, struct traffic t[TRAFFIC_MOST]) {
     int n = add_traffic(p->comm->world, 0, t);
     for (int a = 0; a < MESH_AXES; a++) n = add_traffic(p->axis[a], n, t);
     n = add_traffic(p->replicas, n, t);
+    if (own_sample(p)) n = add_traffic(p->sample, n, t);
     for (int i = 0; i < p->n_shares; i++) n = add_traffic(p->share_group[i], n, t);
     return n;
 }

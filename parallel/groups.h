@@ -1,7 +1,8 @@
 /* groups: the named groups of ranks that one rank belongs to.
  *
  * One group per axis of the mesh, the replicas (data and context together, over which dense
- * gradients are summed), and for every sharing of heads that the model needs the sub-group of
+ * gradients are summed), the ranks that share out the tokens of the same sequences (context and
+ * tensor together), and for every sharing of heads that the model needs the sub-group of
  * neighbours that hold the same block. Everything a tape needs to exchange tensors hangs here. */
 #ifndef PARALLEL_GROUPS_H
 #define PARALLEL_GROUPS_H
@@ -9,7 +10,7 @@
 #include "parallel/comm.h"
 #include "parallel/mesh.h"
 
-enum { MAX_SHARES = 8, TRAFFIC_MOST = MESH_AXES + MAX_SHARES + 5 };
+enum { MAX_SHARES = 8, TRAFFIC_MOST = MESH_AXES + MAX_SHARES + 6 };
 
 struct parallel {
     struct comm *comm;
@@ -17,6 +18,7 @@ struct parallel {
     struct mesh_coords at;
     struct group *axis[MESH_AXES];
     struct group *replicas; /* data * context */
+    struct group *sample;   /* context * tensor; one of theirs where the other is 1 */
     int n_shares;
     int share[MAX_SHARES]; /* neighbours along tensor */
     struct group *share_group[MAX_SHARES];

@@ -93,6 +93,12 @@ int mesh_replica_members(const struct mesh_shape *s, int rank, int *members) {
     return n;
 }
 
+int mesh_sample_members(const struct mesh_shape *s, int rank, int *members) {
+    int n = s->context * s->tensor;
+    for (int i = 0; i < n; i++) members[i] = rank / n * n + i;
+    return n;
+}
+
 int64_t part_begin(int64_t width, int n, int r, int64_t unit) {
     return r == n ? width : width / unit * r / n * unit;
 }

@@ -72,6 +72,10 @@ int mesh_share_members(const struct mesh_shape *s, int rank, enum mesh_axis axis
  * tensors' gradients are summed over these), in rank order. Returns data * context. */
 int mesh_replica_members(const struct mesh_shape *s, int rank, int *members);
 
+/* The ranks that share out the tokens of the same sequences, in rank order. Returns context * tensor.
+ */
+int mesh_sample_members(const struct mesh_shape *s, int rank, int *members);
+
 /* First unit that part r of n holds of a width that need not divide: floor(r*w/n), in whole units
  * of `unit` (the last part also takes what is left of an incomplete unit). part_begin(w, n, n, u)
  * == w. */

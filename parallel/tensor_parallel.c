@@ -17,10 +17,17 @@ static int64_t *row_counts(const struct group *g, int64_t rows, int64_t width) {
     return n;
 }
 
+int64_t own_first(const struct tape *t, int64_t rows) {
+    return part_begin(rows, tensor_group(t)->size, tensor_group(t)->rank, 1);
+}
+
+static int64_t own_rows(const struct tape *t, int64_t rows) {
+    return part_begin(rows, tensor_group(t)->size, tensor_group(t)->rank + 1, 1) -
+           own_first(t, rows);
+}
+
 int64_t stream_rows(const struct tape *t, int64_t rows) {
-    const struct group *g = tensor_group(t);
-    if (!t->parallel->sequence) return rows;
-    return part_begin(rows, g->size, g->rank + 1, 1) - part_begin(rows, g->size, g->rank, 1);
+    return t->parallel->sequence ? own_rows(t, rows) : rows;
 }
 
 /* ---- the exchanges on device memory ---- */
@@ -228,5 +235,80 @@ struct tensor *share_sum(struct tape *t, struct tensor *x, int share) {
     sum_over(t, parallel_share(t->parallel, share), y->data, tensor_elements(x), x->dtype);
     struct note *n = tape_note(t, &op_share_sum, 1, &x, 1, &y);
     if (n) n->size[0] = share;
+    return y;
+}
+
+/* ---- own rows ---- */
+
+static void *from_row(void *p, const struct tensor *x, int64_t row) {
+    return (char *)p + row * x->width * (int64_t)dtype_size(x->dtype);
+}
+
+/* Other ranks' rows get their gradient there: entered gradients are parts. */
+static void own_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *x = n->in[0], *y = n->out[0];
+    int add;
+    void *dx = tape_grad_in(t, n, 0, mask, &add);
+    if (!dx) return;
+    int64_t first = own_first(t, x->rows), rows[2] = {first, x->rows - first - y->rows},
+            begin[2] = {0, first + y->rows};
+    for (int i = 0; i < 2 && !add; i++)
+        DEVICE_RUN(t->device, fill, x->dtype, .x = from_row(dx, x, begin[i]), .T = 1,
+                   .W = rows[i] * x->width, .ld = rows[i] * x->width, .value = 0);
+    copy(t, x->dtype, tape_grad_out(n, 0), from_row(dx, x, first), tensor_elements(y), add);
+}
+static const struct tape_op op_own = {"own", own_adjoint, 0, 0, 0, 0};
+
+struct tensor *tensor_own(struct tape *t, struct tensor *x) {
+    op_require(x->layout.state[AXIS_TENSOR] == ENTERED && x->layout.factoring == DENSE, "own", x,
+               "was not entered");
+    op_require(x->data && !x->missing && x->stride == x->width, "own", x,
+               "is a view, was dropped, or left out of a replay");
+    struct layout l = x->layout;
+    l.state[AXIS_TENSOR] = SPLIT;
+    l.by[AXIS_TENSOR] = BY_ROWS;
+    struct tensor *y = tensor_alias(t, x, &l);
+    y->rows = own_rows(t, x->rows);
+    y->data = from_row(x->data, x, own_first(t, x->rows));
+    tape_note(t, &op_own, 1, &x, 1, &y);
+    return y;
+}
+
+static void add_own_adjoint(struct tape *t, struct note *n, unsigned mask) {
+    struct tensor *sums = n->in[0], *own = n->in[1];
+    int add;
+    void *dy = tape_grad_out(n, 0), *d = tape_grad_in(t, n, 1, mask, &add);
+    if (d)
+        copy(t, own->dtype, from_row(dy, sums, own_first(t, sums->rows)), d, tensor_elements(own),
+             add);
+    tape_grad_pass(t, n, 0, 0, mask);
+}
+static const struct tape_op op_add_own = {"add_own", add_own_adjoint, 0, 0, 0, 0};
+
+struct tensor *tensor_add_own(struct tape *t, struct tensor *sums, struct tensor *own) {
+    op_require(sums->layout.state[AXIS_TENSOR] == PARTIAL && sums->layout.factoring == DENSE,
+               "add_own", sums, "is not partial");
+    op_require(own->layout.state[AXIS_TENSOR] == SPLIT && own->layout.by[AXIS_TENSOR] == BY_ROWS &&
+                   own->layout.factoring == DENSE && own->rows == own_rows(t, sums->rows),
+               "add_own", own, "is not this rank's part of the tokens");
+    op_require(own->dtype == sums->dtype && own->width == sums->width && own->data && sums->data &&
+                   own->stride == own->width && sums->stride == sums->width,
+               "add_own", own, "is of another format or shape, a view, or was dropped");
+    struct tensor *y = tensor_new_of(t, sums->dtype, "sum", sums->rows, sums->width, &sums->layout);
+    copy(t, y->dtype, sums->data, y->data, tensor_elements(y), 0);
+    copy(t, y->dtype, own->data, from_row(y->data, y, own_first(t, y->rows)), tensor_elements(own),
+         1);
+    tape_note(t, &op_add_own, 2, (struct tensor *[]){sums, own}, 1, &y);
+    return y;
+}
+
+struct tensor *tensor_all_rows(struct tape *t, struct tensor *x, int64_t rows) {
+    struct layout l = x->layout;
+    op_require(l.state[AXIS_TENSOR] == SPLIT && l.by[AXIS_TENSOR] == BY_ROWS && x->data &&
+                   x->rows == own_rows(t, rows),
+               "all_rows", x, "is not this rank's part of the tokens");
+    l.state[AXIS_TENSOR] = ENTERED;
+    struct tensor *y = tensor_new_of(t, x->dtype, "all tokens", rows, x->width, &l);
+    gather_rows_over(t, tensor_group(t), x->data, y->data, rows, x->width, x->dtype);
     return y;
 }

@@ -39,6 +39,18 @@ struct tensor *tensor_gather(struct tape *t, struct tensor *x);
  * is 1. */
 struct tensor *share_sum(struct tape *t, struct tensor *x, int share);
 
+/* Where a part of a layer works on this rank's tokens alone, whole features of them: entered -> its
+ * own rows, split by tokens, without copying; and own rows, split so, back into partial sums of all
+ * tokens, to leave with them. Neither exchanges anything. */
+struct tensor *tensor_own(struct tape *t, struct tensor *x);
+struct tensor *tensor_add_own(struct tape *t, struct tensor *sums, struct tensor *own);
+
+/* All `rows` tokens' rows of x, which is split by tokens; no gradient flows through it. Collective. */
+struct tensor *tensor_all_rows(struct tape *t, struct tensor *x, int64_t rows);
+
+/* The first of the micro-batch's `rows` tokens that is this rank's own, where they are split. */
+int64_t own_first(const struct tape *t, int64_t rows);
+
 /* Tokens of the micro-batch's `rows` that this rank holds of the stream: all, or its part by
  * tokens. */
 int64_t stream_rows(const struct tape *t, int64_t rows);

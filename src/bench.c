@@ -116,7 +116,7 @@ static struct tensor *stream(struct bench *b, struct pass *pass) {
 /* Forward and backward of one layer, and what they took. */
 static void run_layer(struct bench *b, struct layer *layer, struct measured m[2]) {
     struct engine *e = b->e;
-    struct pass pass = {0};
+    struct pass pass = {.experts.evenly = e->experts.evenly};
     struct costs before;
     params_zero_gradients(&e->model.params, &e->device, e->real);
     struct tensor *x = stream(b, &pass);

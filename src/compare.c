@@ -147,6 +147,7 @@ struct work {
     struct host_batch *batch;
     int64_t first, rows; /* this rank's sequences */
     int64_t counted;     /* targets of all ranks */
+    int64_t tokens;      /* of all micro-batches */
 };
 
 /* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of
@@ -178,7 +179,8 @@ static void fill_row(const struct reference *r, int64_t row, const struct row *t
 }
 
 /* Sequences are dealt out in blocks; a rank without any computes the first one without counting it,
- * so that every rank uses every parameter. */
+ * so that every rank uses every parameter; and where tokens travel between data ranks all of them go
+ * as many times. */
 static struct work make_work(const struct reference *r, const struct engine *e) {
     struct work w = {0};
     int64_t micro = e->deck->train.micro_batch, length = r->length, padded = padded_length(r, e);
@@ -189,15 +191,22 @@ static struct work make_work(const struct reference *r, const struct engine *e) 
     w.rows = part_begin(r->rows, e->shape.data, e->parallel.at.data + 1, 1) - w.first;
     for (int64_t b = 0; b < r->rows; b++)
         for (int64_t t = 1; t < length; t++) w.counted += r->labels[b * length + t] != -100;
-    w.n = w.rows ? (int)((w.rows + micro - 1) / micro) : 1;
+    int64_t most = (r->rows + e->shape.data - 1) / e->shape.data,
+            real = (w.rows + micro - 1) / micro;
+    w.n = (int)(e->shape.expert * e->shape.expert_tensor > e->shape.tensor
+                    ? (most + micro - 1) / micro
+                : real ? real
+                       : 1);
     w.batch = die_alloc(w.n * sizeof *w.batch);
     for (int i = 0; i < w.n; i++) {
         struct host_batch *b = &w.batch[i];
         int64_t done = i * micro;
-        int64_t rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1;
+        bool any = i < real;
+        int64_t rows = !any ? 1 : w.rows - done < micro ? w.rows - done : micro;
         *b = host_batch_make(e, rows, padded);
+        w.tokens += b->rows * b->length;
         for (int64_t k = 0; k < rows; k++) {
-            fill_row(r, w.rows ? w.first + done + k : 0, &one, padded, w.rows > 0);
+            fill_row(r, any ? w.first + done + k : 0, &one, padded, any);
             host_batch_put(e, b, k, one.ids, one.start, one.target, one.weight);
         }
     }
@@ -292,9 +301,9 @@ static int64_t own_tokens(const struct reference *r, const struct engine *e, con
     return (w->rows > 0 ? w->rows : 1) * padded_length(r, e) / e->shape.context;
 }
 
-static void *compute_logits(struct engine *e, const struct reference *r, const struct work *w) {
-    int64_t words = e->model.words->rows, tokens = own_tokens(r, e, w);
-    char *logits = engine_has_head(e) ? die_alloc(tokens * words * dtype_size(e->real) + 1) : NULL;
+static void *compute_logits(struct engine *e, const struct work *w) {
+    size_t bytes = (size_t)(w->tokens * e->model.words->rows) * dtype_size(e->real) + 1;
+    char *logits = engine_has_head(e) ? die_alloc(bytes) : NULL;
     engine_logits(e, w->n, w->batch, logits);
     return logits;
 }
@@ -481,7 +490,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     struct worst worst = {0};
     double difference = 0, largest = 0, loss, theirs = NAN;
     bool dumping = *d->compare.dump;
-    void *logits = r->logits || dumping ? compute_logits(e, r, &w) : NULL;
+    void *logits = r->logits || dumping ? compute_logits(e, &w) : NULL;
     loss = engine_gradients(e, w.n, w.batch, w.counted, false);
     int bad = r->logits ? compare_logits(e, c, r, &w, logits, &difference, &largest, m) : 0;
     if (!bad && r->n_gradients) bad = compare_gradients(e, c, r, &worst, m);

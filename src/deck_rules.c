@@ -10,6 +10,7 @@
 #include "parallel/mesh.h"
 #include "src/choose_context.h"
 #include "src/deck.h"
+#include "src/deck_table.h"
 #include "src/recompute.h"
 #include "src/stop.h"
 #include "src/text.h"
@@ -132,6 +133,9 @@ void deck_check(const struct deck *d, struct mistakes *m) {
          "%" N " sequences of %" N " tokens at once are more tokens than can be numbered; at most "
          "%" N " such sequences",
          d->train.micro_batch, d->train.sequence_length, INT32_MAX / d->train.sequence_length);
+    RULE("moe.capacity", d->moe.capacity > 0 && d->moe.capacity < 1,
+         "%g would drop tokens even where loads are even; give at least 1, or 0 to drop none",
+         d->moe.capacity);
     double weights = 0;
     for (int i = 0; i < d->data.blend.n; i++) weights += d->data.blend.v[i];
     RULE("data.blend", text && d->data.blend.n && d->data.blend.n != d->data.path.n,
@@ -267,21 +271,46 @@ static void check_tensor(const struct deck *d, struct mistakes *m) {
              here[i].n, here[i].what, hint);
 }
 
+/* Whether experts' ranks lie within one tensor group, which computes in step: generation's ranks of
+ * other prompts do not. */
+static bool within_tensor(const struct mesh_shape *s) {
+    return s->tensor % (s->expert * s->expert_tensor) == 0;
+}
+
+static void check_experts(const struct deck *d, const struct mesh_shape *s, struct mistakes *m) {
+    const struct deck_parallel *p = &d->parallel;
+    const struct deck_model *k = &d->model;
+    bool some = strchr(k->hybrid_override_pattern, 'E') != NULL;
+    RULE("parallel.expert", p->expert > 1 && !some, "%" N ", but the model has no experts",
+         p->expert);
+    RULE("parallel.expert", some && k->n_routed_experts % p->expert,
+         "%" N ": %" N " experts (model.n_routed_experts) are no multiple of it", p->expert,
+         k->n_routed_experts);
+    RULE("moe.capacity", some && s->context > 1 && d->moe.capacity > 0,
+         "%g: is not built for sequences on several ranks; 0 would do", d->moe.capacity);
+    RULE("parallel.expert", is(d->run.mode, "generate") && some && !within_tensor(s),
+         "%d x expert_tensor %d: generation needs experts within the ranks of parallel.tensor, %d, "
+         "or a divisor of them",
+         s->expert, s->expert_tensor, s->tensor);
+}
+
+/* Data ranks that make the stage a multiple of what experts need. */
+static int64_t least_data(const struct deck_parallel *p) {
+    int64_t experts = p->expert * (p->expert_tensor ? p->expert_tensor : 1), data = 1;
+    while (data < experts && p->tensor * p->context * data % experts) data++;
+    return data;
+}
+
 /* mesh_complete knows no files: what it says of a key is told at that key's place. */
 static int complete(const struct deck *d, struct mesh_shape *out, int ranks, struct mistakes *m) {
     struct mistakes found = {0};
     int result = mesh_complete(out, ranks, &found);
     for (int i = 0; i < found.n; i++) {
         const char *text = found.text[i], *colon = strchr(text, ':');
-        int n = colon ? (int)(colon - text) : 0;
-        if (n == 15 && !strncmp(text, "parallel.tensor", 15))
-            deck_mistake(d, m, "parallel.tensor", "%s", colon + 2);
-        else if (n == 17 && !strncmp(text, "parallel.pipeline", 17))
-            deck_mistake(d, m, "parallel.pipeline", "%s", colon + 2);
-        else if (n == 16 && !strncmp(text, "parallel.context", 16))
-            deck_mistake(d, m, "parallel.context", "%s", colon + 2);
-        else if (n == 13 && !strncmp(text, "parallel.data", 13))
-            deck_mistake(d, m, "parallel.data", "%s", colon + 2);
+        char key[32] = "";
+        if (colon && colon - text < 32) memcpy(key, text, (size_t)(colon - text));
+        if (!strncmp(key, "parallel.", 9) && deck_table_find("parallel", key + 9) >= 0)
+            deck_mistake(d, m, key, "%s", colon + 2);
         else mistake(m, d->path, 0, "%s", text);
     }
     mistakes_free(&found);
@@ -292,7 +321,7 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
                struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t ranks = ranks_started ? ranks_started : d->run.ranks;
-    if (!ranks) ranks = p->tensor * p->pipeline * p->context * (p->data ? p->data : 1);
+    if (!ranks) ranks = p->tensor * p->pipeline * p->context * (p->data ? p->data : least_data(p));
     RULE("run.ranks", ranks_started && d->run.ranks && d->run.ranks != ranks_started,
          "the deck is for %" N " ranks, but %d were started", d->run.ranks, ranks_started);
     RULE("parallel.data", ranks > INT32_MAX, "%" N " ranks are more than there can be", ranks);
@@ -300,11 +329,13 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
                                .data = (int)p->data,
                                .context = (int)p->context,
                                .tensor = (int)p->tensor,
-                               .expert = 1};
+                               .expert = (int)p->expert,
+                               .expert_tensor = (int)p->expert_tensor};
     check_tensor(d, m);
     check_pipeline(d, m);
     check_context(d, m);
     if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
+    check_experts(d, out, m);
     const struct deck_train *t = &d->train;
     int64_t unit = t->micro_batch * out->data, below = t->global_batch / unit * unit;
     char hint[64];

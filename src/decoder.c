@@ -116,7 +116,7 @@ static void call(struct decoder *d, int64_t length, bool wanted) {
     struct engine *e = d->engine;
     struct micro_batch b = {.rows = d->rows, .length = length};
     struct pass pass = {
-        .ends_only = true, .state = d->state, .past = d->past, .capacity = d->capacity};
+        .experts.evenly = e->experts.evenly, .ends_only = true, .state = d->state, .past = d->past, .capacity = d->capacity};
     struct piece *piece[2];
     size_t bytes = (size_t)(d->rows * length) * sizeof(int32_t);
     piece[0] = arena_take(&e->work, bytes, "ids", &b.ids);

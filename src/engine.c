@@ -93,6 +93,24 @@ static bool any_trained(const struct params *s) {
     return false;
 }
 
+/* The losses of routers are part of what training minimises; in a comparison gradients are those of
+ * the text alone. */
+static void make_expert_rules(struct engine *e) {
+    const struct deck_moe *k = &e->deck->moe;
+    struct expert_rules *r = &e->experts;
+    r->evenly = !strcmp(k->balance, "forced");
+    if (!e->updates || !strchr(e->config->kinds, 'E')) return;
+    r->capacity = k->capacity;
+    r->whole_batch = !strcmp(k->aux_kind, "batch");
+    r->balancing = (struct balancing){.even = k->aux_coefficient,
+                                      .square = k->z_coefficient,
+                                      .share = 1.0 / (double)e->deck->train.global_batch};
+    if (k->aux_coefficient > 0)
+        arena_take(&e->values, sizeof(struct exact), "balance loss", &r->balancing.even_sum);
+    if (k->z_coefficient > 0)
+        arena_take(&e->values, sizeof(struct exact), "z loss", &r->balancing.square_sum);
+}
+
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
                 bool learns, bool updates, struct mistakes *m) {
     const struct deck *d = e->deck;
@@ -122,6 +140,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     model_allocate(&e->model, &e->device, &e->values, learns ? &e->grads : NULL,
                    updates ? &e->moments : NULL, e->stored);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
+    make_expert_rules(e);
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
     pipeline_init(&e->pipeline, e, &e->stages);
@@ -171,7 +190,10 @@ double engine_gradients(struct engine *e, int n, const struct host_batch *batche
                         bool count_experts) {
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
+    const struct balancing *b = &e->experts.balancing;
     engine_loss_begin(e);
+    if (b->even_sum) device_zero(&e->device, b->even_sum, sizeof(struct exact));
+    if (b->square_sum) device_zero(&e->device, b->square_sum, sizeof(struct exact));
     pipeline_run(&e->pipeline, &(struct pipeline_pass){.what = PASS_GRADIENTS,
                                                        .n = n,
                                                        .batch = batches,
@@ -195,11 +217,26 @@ void engine_loss_add(struct engine *e, int n, const struct host_batch *batches) 
                  &(struct pipeline_pass){.what = PASS_LOSSES, .n = n, .batch = batches});
 }
 
-double engine_loss_sum(struct engine *e) {
+/* An exact sum on the device, of all ranks. */
+static double sum_of_all(struct engine *e, const void *on_device) {
     struct exact sum;
-    device_read(&e->device, &sum, e->loss_sum, sizeof sum);
+    device_read(&e->device, &sum, on_device, sizeof sum);
     comm_sum_exact(e->comm->world, &sum);
     return exact_value(&sum);
+}
+
+double engine_loss_sum(struct engine *e) {
+    return sum_of_all(e, e->loss_sum);
+}
+
+struct router_losses engine_router_losses(struct engine *e) {
+    const struct balancing *b = &e->experts.balancing;
+    struct router_losses l = {0};
+    double layers = 0;
+    for (int i = 0; i < e->config->n_layers; i++) layers += e->config->kinds[i] == 'E';
+    if (b->even_sum) l.balance = sum_of_all(e, b->even_sum) / layers;
+    if (b->square_sum) l.z = sum_of_all(e, b->square_sum) / layers;
+    return l;
 }
 
 void engine_logits(struct engine *e, int n, const struct host_batch *batches, void *logits) {

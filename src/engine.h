@@ -30,8 +30,9 @@ struct engine {
     struct pipeline pipeline;
     struct tape tape; /* of generation, and for exchanges between steps */
     struct weights weights;
-    bool has_weights; /* weights is open: the model came from a folder */
-    void *loss_sum;   /* struct exact on the device */
+    bool has_weights;            /* weights is open: the model came from a folder */
+    void *loss_sum;              /* struct exact on the device */
+    struct expert_rules experts; /* of passes with gradients; of others only whether evenly */
 };
 
 /* Settles the model from its folder, if it has one, so that what its tensors decide is decided;
@@ -53,6 +54,13 @@ void engine_free(struct engine *e);
  * added up. Collective over the world. */
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
                         bool count_experts);
+
+/* Of the last gradients: the mean over layers of their balance loss and of their z loss, without
+ * coefficients; 0 where the deck has none. Collective over the world if it has. */
+struct router_losses {
+    double balance, z;
+};
+struct router_losses engine_router_losses(struct engine *e);
 
 /* The loss without gradients: begin, add n micro-batches (every rank as many), and read the sum of
  * the losses of all counted targets of all ranks. Collective over the world. */

@@ -24,6 +24,7 @@ struct host_batch host_batch_make(const struct engine *e, int64_t rows, int64_t 
     b.start = die_alloc(n * sizeof *b.start);
     b.target = die_alloc(n * sizeof *b.target);
     b.weight = die_alloc(n * sizeof *b.weight);
+    b.counted = die_alloc(n * sizeof *b.counted);
     if (host_batch_whole(e))
         b.whole_start = die_alloc((unsigned long)(rows * length) * sizeof *b.whole_start);
     return b;
@@ -35,7 +36,16 @@ void host_batch_free(struct host_batch *b) {
     free(b->target);
     free(b->weight);
     free(b->whole_start);
+    free(b->counted);
     *b = (struct host_batch){0};
+}
+
+void host_batch_counted(int64_t n, const int32_t *start, const double *weight, int32_t *counted) {
+    for (int64_t from = 0, end; from < n; from = end) {
+        bool any = false;
+        for (end = from; end < n && start[end] == start[from]; end++) any |= weight[end] > 0;
+        for (int64_t t = from; t < end; t++) counted[t] = any;
+    }
 }
 
 int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row,
@@ -44,11 +54,14 @@ int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row
     const int context = e->shape.context, held = context_held(context),
               all = context_pieces(context);
     int64_t counted = 0;
+    int32_t *whole = die_alloc((unsigned long)(all * b->length) * sizeof *whole);
+    host_batch_counted(all * b->length, start, weight, whole);
     for (int i = 0; i < held; i++) {
         const int64_t first = context_piece(context, e->parallel.at.context, i) * b->length,
                       to = (row * held + i) * b->length;
         memcpy(b->ids + to, ids + first, (unsigned long)b->length * sizeof *ids);
         memcpy(b->target + to, target + first, (unsigned long)b->length * sizeof *target);
+        memcpy(b->counted + to, whole + first, (unsigned long)b->length * sizeof *whole);
         memcpy(b->weight + to, weight + first, (unsigned long)b->length * sizeof *weight);
         for (int64_t t = 0; t < b->length; t++) {
             b->start[to + t] = (int32_t)(start[first + t] - first);
@@ -58,5 +71,6 @@ int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row
     if (b->whole_start)
         memcpy(b->whole_start + row * all * b->length, start,
                (unsigned long)(all * b->length) * sizeof *start);
+    free(whole);
     return counted;
 }

@@ -13,10 +13,11 @@
 struct engine;
 
 /* rows * length of each; weight: 1 where the token's target counts, else 0. whole_start: of all
- * tokens of the sequences, or NULL. */
+ * tokens of the sequences, or NULL. counted: 0 for tokens of padding, or NULL: as if the rows were
+ * whole sequences. */
 struct host_batch {
     int64_t rows, length;
-    int32_t *ids, *start, *target, *whole_start;
+    int32_t *ids, *start, *target, *whole_start, *counted;
     double *weight;
 };
 
@@ -27,6 +28,10 @@ void host_batch_free(struct host_batch *b);
 
 /* Whether the starts of whole sequences are needed. */
 bool host_batch_whole(const struct engine *e);
+
+/* Of a sequence of n tokens: a document none of whose targets count is padding, and its tokens do
+ * not. */
+void host_batch_counted(int64_t n, const int32_t *start, const double *weight, int32_t *counted);
 
 /* Puts sequence number `row` of a batch there, as far as it is this rank's. start: counted from the
  * sequence's first token. Returns how many targets count. */

@@ -38,12 +38,26 @@ struct layer_state {
     void *p[LAYER_STATES];
 };
 
+/* How tokens find experts, beyond what the model says; zeros: by the router alone. */
+struct expert_rules {
+    bool evenly; /* in turn, whatever the router says */
+    double
+        capacity; /* tokens that an expert takes of a sequence, as a multiple of an even share; 0:
+                         all that come */
+    bool whole_batch; /* losses are of a micro-batch, not of each sequence */
+    struct balancing balancing;
+};
+
 /* One pass over a micro-batch: what layers need besides x. */
 struct pass {
     struct batch batch;
     struct batch whole; /* the sequences whole, where layers meet some heads of them */
+    struct expert_rules experts;
     bool count_experts; /* add each expert's tokens to the layer's load */
-    bool ends_only;     /* logits of each row's last token only */
+    void *
+        counted; /* device integers, a token each: 0 where it is padding, which is not counted; NULL:
+                      none is */
+    bool ends_only; /* logits of each row's last token only */
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */

@@ -5,14 +5,20 @@
  *
  * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
  * there is a latent width. Scores, choice and weights are real numbers whatever h is stored in.
- * Router and fc1 run on the stream, before it is entered; the experts' sums and the shared expert's
- * are both partial, are added, and leave together. */
+ *
+ * Where experts are at home (parallel/expert_parallel.h), router and fc1 run on the stream, before it
+ * is entered, and the experts' sums are partial, as the shared expert's are: both are added, and leave
+ * together. Else router, fc1, experts and fc2 work on this rank's own tokens, and what comes of it is
+ * added to the shared expert's partial sums, or to what is left of them where the stream is split by
+ * tokens: so a token travels once, and nothing more is exchanged over the tensor ranks. */
 #include <stddef.h>
 
 #include "kernels/die.h"
 #include "parallel/expert_parallel.h"
+#include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
+#include "src/routing.h"
 
 enum {
     NORM,
@@ -48,50 +54,58 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-static struct tensor *routed(struct tape *t, struct layer *l, struct tensor *h,
-                             struct tensor *weight, struct tensor *index) {
+/* What the shared expert does while tokens travel; they need to be seen to now and then. */
+static struct tensor *shared_inner(struct tape *t, struct layer *l, struct tensor *h) {
+    struct tensor *u = add_after(t, linear(t, h, l->p[SHARED_UP]), l->p[SHARED_UP_BIAS]),
+                  *a = relu2(t, u);
+    tensor_drop(t, u);
+    if (t->between) t->between(t->context);
+    return a;
+}
+
+/* The experts' sums [tokens, latent or hidden], partial or of this rank's own tokens; and the shared
+ * expert's, partial. */
+static struct tensor *visit(struct tape *t, struct layer *l, struct tensor *in,
+                            const struct routed *r, struct tensor *full, struct tensor **shared) {
     const struct deck_model *c = &l->config->keys;
     int64_t here = c->n_routed_experts / l->mesh->expert;
+    struct travel v = tokens_to_route(l);
     struct tensor *order, *position, *offset;
-    sort_experts(t, index, c->n_routed_experts, &order, &position, &offset);
-    if (l->pass->count_experts) count_experts(t, offset, l->load);
-    struct tensor *rows_in =
-        expert_dispatch(t, gather_rows(t, h, order, position, c->num_experts_per_tok));
+    sort_experts(t, r->index, c->n_routed_experts, &order, &position, &offset);
+    struct journey *j = expert_dispatch_start(
+        t, gather_rows(t, in, order, position, c->num_experts_per_tok), offset, &v);
+    struct tensor *inner = shared_inner(t, l, full);
+    struct tensor *rows_in = expert_dispatch_wait(t, j, &offset);
     struct tensor *u = grouped_linear(t, rows_in, l->p[UP], here, offset);
     tensor_drop(t, rows_in);
     struct tensor *a = relu2(t, u);
     tensor_drop(t, u);
-    struct tensor *y = expert_return(t, grouped_linear(t, a, l->p[DOWN], here, offset));
+    expert_return_start(t, j, grouped_linear(t, a, l->p[DOWN], here, offset));
     tensor_drop(t, a);
-    return combine_rows(t, y, weight, position); /* [tokens, latent or hidden], partial */
-}
-
-static struct tensor *shared(struct tape *t, struct layer *l, struct tensor *h) {
-    struct tensor *u = add_after(t, linear(t, h, l->p[SHARED_UP]), l->p[SHARED_UP_BIAS]),
-                  *a = relu2(t, u);
-    tensor_drop(t, u);
-    return linear(t, a, l->p[SHARED_DOWN]); /* [tokens, hidden], partial */
+    *shared = linear(t, inner, l->p[SHARED_DOWN]); /* [tokens, hidden], partial */
+    tensor_drop(t, inner);
+    struct tensor *y = expert_return_wait(t, j), *sum = combine_rows(t, y, r->weight, position);
+    tensor_drop(t, y);
+    return l->p[FC2] ? linear(t, sum, l->p[FC2]) : sum;
 }
 
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
-    const struct batch *b = &l->pass->batch;
-    int64_t tokens = b->rows * b->length;
-    struct routing r = {c->n_routed_experts, c->num_experts_per_tok, c->n_group,
-                        c->topk_group,       c->norm_topk_prob,      c->routed_scaling_factor};
-    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *index;
-    struct tensor *exact = as_real(t, h); /* rounded scores would choose other experts */
-    struct tensor *weight =
-        route(t, linear(t, exact, l->p[GATE]), l->p[CORRECTION]->value, &r, &index);
-    if (exact != h) tensor_drop(t, exact);
-    weight = tensor_enter(t, weight, tokens);
-    index = tensor_enter(t, index, tokens);
-    struct tensor *full = tensor_enter(t, h, tokens), *in = full;
-    if (l->p[FC1])
-        in = tensor_enter(t, add_after(t, linear(t, h, l->p[FC1]), l->p[FC1_BIAS]), tokens);
-    struct tensor *y = routed(t, l, in, weight, index);
-    if (l->p[FC2]) y = linear(t, y, l->p[FC2]);
-    y = tensor_leave(t, add(t, y, shared(t, l, full)));
+    int64_t tokens = l->pass->batch.rows * l->pass->batch.length;
+    bool home = experts_at_home(t->parallel), sequence = t->parallel->sequence;
+    struct router router = {l->p[GATE], l->p[CORRECTION]};
+    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *shared, *in = h;
+    struct tensor *full = home || sequence ? NULL : tensor_enter(t, h, tokens);
+    struct tensor *mine = full ? tensor_own(t, full) : h;
+    struct routed r = route_tokens(t, l, &router, mine);
+    if (!full) full = tensor_enter(t, h, tokens);
+    if (l->p[FC1]) in = add_after(t, linear(t, mine, l->p[FC1]), l->p[FC1_BIAS]);
+    else in = mine;
+    if (home) in = l->p[FC1] ? tensor_enter(t, in, tokens) : full;
+    struct tensor *y = visit(t, l, in, &r, full, &shared);
+    if (home) y = tensor_leave(t, add(t, y, shared));
+    else if (sequence) y = add(t, tensor_leave(t, shared), y);
+    else y = tensor_leave(t, tensor_add_own(t, shared, y));
     y = add_after(t, y, l->p[FC2_BIAS]);
     return add_after(t, y, l->p[SHARED_DOWN_BIAS]);
 }

@@ -7,7 +7,6 @@
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "parallel/groups.h"
-#include "src/model.h"
 
 void optimiser_init(struct optimiser *o, const struct deck *deck, struct params *s,
                     struct device *d, struct arena *arena, enum dtype real) {
@@ -69,37 +68,4 @@ void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm)
                    .decay = b->decay ? k->weight_decay : 0, .c1 = c1, .c2 = c2);
     }
     o->params->cleared = true;
-}
-
-void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real,
-                       double rate) {
-    int64_t n = m->config->keys.n_routed_experts;
-    int64_t *load = die_alloc(n * sizeof *load);
-    char *bias = die_alloc(n * sizeof(double)),
-         *scratch = die_alloc(comm_sum_scratch(p->replicas, n, I64));
-    for (int i = 0; i < m->config->n_layers; i++) {
-        struct layer *l = &m->layer[i];
-        if (!l->load) continue;
-        const struct param_block *b = NULL;
-        for (int r = 0; r < l->kind->n_rows; r++)
-            if (l->kind->rows[r].may & BUFFER) b = (const struct param_block *)l->p[r];
-        if (!b) bug("a layer with loads has no correction bias");
-        struct request request;
-        device_read(d, load, l->load, n * sizeof *load);
-        device_read(d, bias, b->p.value, n * dtype_size(real));
-        comm_sum_start(p->replicas, load, n, I64, scratch, &request);
-        comm_wait(&request);
-        int64_t total = 0; /* load against mean, in whole numbers: n * load against the total */
-        for (int64_t e = 0; e < n; e++) total += load[e];
-        for (int64_t e = 0; e < n; e++) {
-            double move = rate * ((total > n * load[e]) - (total < n * load[e]));
-            if (real == F32) ((float *)bias)[e] += (float)move;
-            else ((double *)bias)[e] += move;
-        }
-        device_write(d, b->p.value, bias, n * dtype_size(real));
-        device_zero(d, l->load, n * sizeof *load);
-    }
-    free(load);
-    free(bias);
-    free(scratch);
 }

@@ -35,10 +35,4 @@ double optimiser_norm(struct optimiser *o, struct parallel *p);
 /* One update; step counts from 1. norm: for clipping. The gradients are zeros afterwards. */
 void optimiser_step(struct optimiser *o, int64_t step, double rate, double norm);
 
-/* Moves the correction biases towards even load (moe.balance: bias): bias += rate * sign(mean load
- * - load), and clears the loads. Collective over the replicas. */
-struct model;
-void optimiser_balance(struct model *m, struct device *d, struct parallel *p, enum dtype real,
-                       double rate);
-
 #endif

@@ -17,6 +17,7 @@
 #include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "src/deck.h"
+#include "src/loads.h"
 #include "version.inc"
 
 enum { LOCK_WAIT_S = 30 };
@@ -239,20 +240,36 @@ void say(const struct output *o, const char *fmt, ...) {
     }
 }
 
+/* "imbalance" is of the worst layer. */
+static void put_loads(FILE *f, const struct loads *l, bool each) {
+    char text[32];
+    fprintf(f, ", \"imbalance\": %s", number_text(loads_worst(l), text));
+    for (int i = 0; each && i < l->layers; i++) {
+        fputs(i ? ", [" : ", \"loads\": [[", f);
+        for (int64_t e = 0; e < l->experts; e++)
+            fprintf(f, "%s%ld", e ? ", " : "", (long)l->n[i * l->experts + e]);
+        fputs(i == l->layers - 1 ? "]]" : "]", f);
+    }
+}
+
 void output_metrics(const struct output *o, const struct step_metrics *s) {
     if (!o->metrics) return;
-    char text[7][32];
-    fprintf(
-        o->metrics,
-        "{\"step\": %ld, \"loss\": %s, \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
-        "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld%s%s}\n",
-        (long)s->step, number_text(s->loss, text[0]), number_text(s->grad_norm, text[1]),
-        number_text(s->learning_rate, text[2]), (long)s->tokens,
-        number_text(s->tokens_per_second, text[3]), number_text(s->mfu, text[4]),
-        number_text(s->step_seconds, text[5]), (long)s->peak_bytes,
-        s->validated ? ", \"validation\": " : "",
-        s->validated ? number_text(s->validation, text[6]) : "");
-    if (fflush(o->metrics)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
+    FILE *f = o->metrics;
+    char text[6][32];
+    fprintf(f, "{\"step\": %ld, \"loss\": %s", (long)s->step, number_text(s->loss, text[0]));
+    if (s->balances) fprintf(f, ", \"loss_balance\": %s", number_text(s->loss_balance, text[0]));
+    if (s->squares) fprintf(f, ", \"loss_z\": %s", number_text(s->loss_z, text[0]));
+    fprintf(f,
+            ", \"grad_norm\": %s, \"learning_rate\": %s, \"tokens\": %ld, "
+            "\"tokens_per_second\": %s, \"mfu\": %s, \"step_seconds\": %s, \"peak_bytes\": %ld",
+            number_text(s->grad_norm, text[1]), number_text(s->learning_rate, text[2]),
+            (long)s->tokens, number_text(s->tokens_per_second, text[3]),
+            number_text(s->mfu, text[4]), number_text(s->step_seconds, text[5]),
+            (long)s->peak_bytes);
+    if (s->loads) put_loads(f, s->loads, s->each_load);
+    if (s->validated) fprintf(f, ", \"validation\": %s", number_text(s->validation, text[0]));
+    fputs("}\n", f);
+    if (fflush(f)) die("cannot write %s/metrics.jsonl: %s", o->folder, strerror(errno));
 }
 
 void output_summary(const struct output *o, struct comm *c, const char *why, int code,

@@ -13,6 +13,7 @@
 
 struct deck;
 struct comm;
+struct loads;
 struct mistakes;
 
 struct output {
@@ -42,6 +43,10 @@ struct step_metrics {
     double loss, grad_norm, learning_rate, tokens_per_second, mfu, step_seconds;
     bool validated;
     double validation; /* if validated */
+    bool balances, squares;
+    double loss_balance, loss_z; /* if balances; if squares */
+    const struct loads *loads;   /* borrowed; of a model with experts */
+    bool each_load;              /* write them all */
 };
 void output_metrics(const struct output *o, const struct step_metrics *s);
 

@@ -151,8 +151,24 @@ static void print_context(FILE *f, const struct plan *p) {
     }
 }
 
+/* How many rows each rank's experts get is known before the run if they are taken in turn. */
+static bool learned_routes(const struct plan *p) {
+    bool home = p->shape->expert == 1 && p->shape->expert_tensor == p->shape->tensor;
+    return strchr(p->config->kinds, 'E') && !home && strcmp(p->deck->moe.balance, "forced");
+}
+
+static void print_assumption(FILE *f, const struct plan *p) {
+    if (learned_routes(p))
+        fprintf(
+            f,
+            "\nassumed: every expert gets as many tokens as with moe.balance: forced. A rank whose "
+            "experts get more\nneeds more memory and time; summary.yaml has the imbalance of a "
+            "run.\n");
+}
+
 static void print_text(FILE *f, const struct plan *p) {
     print_memory(f, p);
+    print_assumption(f, p);
     if (!p->trains) return;
     print_step(f, p);
     print_ops(f, p);
@@ -168,12 +184,13 @@ static void print_json_rank(FILE *f, const struct plan *p, int r) {
     struct mesh_coords c = mesh_coords(p->shape, r);
     fprintf(f,
             "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"context\": %d, \"tensor\": %d, "
-            "\"arena_bytes\": %ld, "
+            "\"expert_data\": %d, "
+            "\"expert\": %d, \"expert_tensor\": %d, \"arena_bytes\": %ld, "
             "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
             "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
-            r, c.pipeline, c.data, c.context, c.tensor, (long)plan_bytes(k), (long)k->parameters,
-            (long)k->gradients, (long)k->moments, (long)k->states, (long)k->activations,
-            (long)k->scratch);
+            r, c.pipeline, c.data, c.context, c.tensor, c.expert_data, c.expert, c.expert_tensor,
+            (long)plan_bytes(k), (long)k->parameters, (long)k->gradients, (long)k->moments,
+            (long)k->states, (long)k->activations, (long)k->scratch);
     if (p->trains) {
         fprintf(f, ", \"model_work\": %.0f, \"least_seconds\": %.6g, \"step\": ", k->work,
                 seconds_of(p, r));
@@ -186,7 +203,7 @@ static void print_json(FILE *f, const struct plan *p) {
     bool first = true;
     fprintf(f, "{\n  \"ranks\": [\n");
     for (int r = 0; r < p->ranks; r++) print_json_rank(f, p, r);
-    fprintf(f, "  ]");
+    fprintf(f, "  ],\n  \"routes\": \"%s\"", learned_routes(p) ? "assumed even" : "known");
     if (p->trains) {
         fprintf(f,
                 ",\n  \"step_seconds\": %.6g,\n  \"machine\": {\"peak_fp32\": %.4g, "

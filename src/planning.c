@@ -10,6 +10,7 @@
 #include "kernels/mistakes.h"
 #include "src/costs.h"
 #include "src/generate.h"
+#include "src/loads.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape,
                struct mistakes *m) {
@@ -43,6 +44,9 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
         printf("layers: \"%s\"\n", c->kinds);
         printf("ranks: %d\nmesh: {pipeline: %d, data: %d, context: %d, tensor: %d}\n",
                mesh_ranks(shape), shape->pipeline, shape->data, shape->context, shape->tensor);
+        if (strchr(c->kinds, 'E'))
+            printf("mesh_of_experts: {expert_data: %d, expert: %d, expert_tensor: %d}\n",
+                   shape->expert_data, shape->expert, shape->expert_tensor);
         char *output = yaml_deck_quote(d->run.output);
         printf("output: %s\n", output);
         free(output);
@@ -67,7 +71,8 @@ static void dry_gradients(struct engine *e, int n) {
         b[i] = host_batch_shape(e, d->train.micro_batch, d->train.sequence_length);
     comm_total(e->parallel.replicas, 1);
     e->model.params.cleared = true; /* by the update before: the first step alone finds none */
-    engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));
+    engine_gradients(e, n, b, 1, true);
+    engine_router_losses(e);
     free(b);
 }
 
@@ -75,8 +80,11 @@ static void dry_update(struct engine *e) {
     const struct deck *d = e->deck;
     optimiser_norm(&e->optimiser, &e->parallel);
     optimiser_step(&e->optimiser, 1, 0, 0);
-    if (!strcmp(d->moe.balance, "bias"))
-        optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+    struct loads loads;
+    loads_init(&loads, e);
+    loads_take(&loads, e);
+    if (!strcmp(d->moe.balance, "bias")) loads_correct(&loads, e, d->moe.bias_rate);
+    loads_free(&loads);
 }
 
 /* What a part of a step takes. */

@@ -9,6 +9,7 @@
 #include "parallel/comm.h"
 #include "src/chart.h"
 #include "src/engine.h"
+#include "src/loads.h"
 #include "src/modes.h"
 #include "src/screen.h"
 #include "src/show.h"
@@ -61,9 +62,10 @@ static const char style[] =
 
 /* ---------------------------------------------------------------- the metrics */
 
-enum { TOKENS, LOSS, NORM, RATE, SPEED, VALIDATION, N_SERIES };
+enum { TOKENS, LOSS, NORM, RATE, SPEED, VALIDATION, IMBALANCE, BALANCE, N_SERIES };
 static const char *const series_key[N_SERIES] = {
-    "tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "validation"};
+    "tokens",     "loss",      "grad_norm",   "learning_rate", "tokens_per_second",
+    "validation", "imbalance", "loss_balance"};
 
 struct series {
     int n, room;
@@ -97,6 +99,12 @@ static void read_metrics(struct series *s, const char *folder) {
     free(path);
 }
 
+static bool any_finite(int n, const double *x) {
+    for (int i = 0; i < n; i++)
+        if (isfinite(x[i])) return true;
+    return false;
+}
+
 static void write_charts(FILE *f, const struct series *s) {
     double *const *v = s->v;
     struct chart charts[] = {
@@ -123,7 +131,16 @@ static void write_charts(FILE *f, const struct series *s) {
          1,
          {{"", 4, s->n, v[TOKENS], v[NORM], false}}},
         {"Learning rate", "", "tokens", false, true, 1, {{"", 6, s->n, v[TOKENS], v[RATE], false}}},
+        {"Balance of experts",
+         "1 is even",
+         "tokens",
+         true,
+         false,
+         2,
+         {{"fullest over mean, worst layer", 5, s->n, v[TOKENS], v[IMBALANCE], false},
+          {"balance loss", 7, s->n, v[TOKENS], v[BALANCE], false}}},
     };
+    size_t shown = sizeof charts / sizeof *charts - !any_finite(s->n, v[IMBALANCE]);
     /* Validation is measured now and then: only those points. */
     double *x = die_alloc((size_t)(s->n + 1) * sizeof *x),
            *y = die_alloc((size_t)(s->n + 1) * sizeof *y);
@@ -134,7 +151,7 @@ static void write_charts(FILE *f, const struct series *s) {
     c->x = x;
     c->y = y;
     fputs("<div class=\"grid2\">\n", f);
-    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++) chart_write(f, &charts[i]);
+    for (size_t i = 0; i < shown; i++) chart_write(f, &charts[i]);
     fputs("</div>\n", f);
     free(x);
     free(y);
@@ -291,6 +308,47 @@ static void write_memory(FILE *f, const struct show *s) {
     free(peak);
 }
 
+/* ---------------------------------------------------------------- experts */
+
+/* The loads of a layer's experts in the newest step, a step of the line each; the mean is half way up,
+ * and what is above twice the mean is cut. */
+static void draw_loads(FILE *f, const int64_t *load, int64_t experts, double mean) {
+    enum { WIDE = 600, HIGH = 24 };
+    fprintf(f,
+            "<svg viewBox=\"0 0 %d %d\" preserveAspectRatio=\"none\" "
+            "style=\"height:%dpx\"><path class=\"grid\" d=\"M0 %d H%d\"/><path class=\"curve\" "
+            "stroke=\"var(--c5)\" d=\"",
+            WIDE, HIGH, HIGH, HIGH / 2, WIDE);
+    for (int64_t e = 0; e < experts; e++) {
+        double y = mean > 0 ? HIGH - HIGH / 2. * (double)load[e] / mean : HIGH;
+        fprintf(f, "%c%.1f %.1fH%.1f", e ? 'L' : 'M', (double)(e * WIDE) / (double)experts,
+                y > 0 ? y : 0, (double)((e + 1) * WIDE) / (double)experts);
+    }
+    fputs("\"/></svg>", f);
+}
+
+static void write_loads(FILE *f, const struct loads *l) {
+    if (!l) return;
+    fputs("<section class=\"card\"><h2>Tokens of each expert in the newest step</h2>"
+          "<table><tr><th>layer<th>least<th>mean<th>most<th>most over mean<th></tr>\n",
+          f);
+    for (int i = 0; i < l->layers; i++) {
+        const int64_t *n = l->n + i * l->experts;
+        int64_t least = n[0], most = n[0], sum = 0;
+        for (int64_t e = 0; e < l->experts; e++) {
+            sum += n[e];
+            if (n[e] < least) least = n[e];
+            if (n[e] > most) most = n[e];
+        }
+        double mean = (double)sum / (double)l->experts;
+        fprintf(f, "<tr><td>%d<td>%ld<td>%.1f<td>%ld<td>%.2f<td style=\"width:60%%\">", l->layer[i],
+                (long)least, mean, (long)most, loads_imbalance(l, i));
+        draw_loads(f, n, l->experts, mean);
+        fputs("</tr>\n", f);
+    }
+    fputs("</table></section>\n", f);
+}
+
 /* ---------------------------------------------------------------- where it came from */
 
 static void write_deck(FILE *f, const char *folder) {
@@ -332,6 +390,7 @@ void report_write(const struct show *s, const struct timetable *t, const char *w
     write_charts(f, &series);
     write_time(f, s, t);
     write_memory(f, s);
+    write_loads(f, s->last.loads);
     write_facts(f, s);
     write_deck(f, s->output->folder);
     fputs("</main></html>\n", f);

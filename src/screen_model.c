@@ -173,12 +173,16 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
             most = (double)plan_bytes(&h->rank[i].plan);
     bool gib = most >= 1073741824;
     char *stages = s->pipeline > 1 ? die_format("pipeline %d", s->pipeline) : NULL;
-    char *title =
-        die_format("Layout  %s%sdata %d x tensor %d%s%s", stages ? stages : "", stages ? " x " : "",
-                   s->data, s->tensor, r->engine->deck->parallel.sequence ? ", sequence" : "",
-                   recompute_layers(r->engine->deck) ? ", recompute"
-                   : recompute_ops(r->engine->deck)  ? ", recompute chosen"
-                                                     : "");
+    bool away = s->expert > 1 || s->expert_tensor != s->tensor; /* of tokens */
+    char *experts = away && strchr(r->engine->config->kinds, 'E')
+                        ? die_format(", expert %d x %d", s->expert, s->expert_tensor)
+                        : die_strdup("");
+    char *title = die_format("Layout  %s%sdata %d x tensor %d%s%s%s", stages ? stages : "",
+                             stages ? " x " : "", s->data, s->tensor,
+                             r->engine->deck->parallel.sequence ? ", sequence" : "", experts,
+                             recompute_layers(r->engine->deck) ? ", recompute"
+                             : recompute_ops(r->engine->deck)  ? ", recompute chosen"
+                                                               : "");
     say(o, "\n%-32s %10s %10s %9s %11s %8s %9s", title, "parameters", "gradients", "moments",
         "activations", "scratch", gib ? "sum GiB" : "sum MiB");
     say_groups(o, h, gib ? 1073741824.0 : 1048576.0);
@@ -190,6 +194,7 @@ void screen_layout(const struct output *o, const struct run *r, const struct mac
         machine_host_ranks(h, h->fullest) == 1 ? "s" : "", bytes_text(need, bytes),
         bytes_text(memory, have), 100 * need / memory < 10 ? 1 : 0, 100 * need / memory);
     if (stages && o->speaks) say_stages(o, r);
+    free(experts);
     free(stages);
     free(title);
 }

@@ -10,6 +10,7 @@
 #include "parallel/timer.h"
 #include "src/engine.h"
 #include "src/feed.h"
+#include "src/loads.h"
 #include "src/modes.h"
 #include "src/report.h"
 #include "src/screen.h"
@@ -83,13 +84,17 @@ void show_step(struct show *s, const struct step_metrics *k) {
     s->shares += k->mfu;
     if (k->validated) s->validation = k->validation;
     output_metrics(s->output, k);
-    struct event_value v[] = {{"loss", k->loss},
-                              {"grad_norm", k->grad_norm},
-                              {"learning_rate", k->learning_rate},
-                              {"tokens_per_second", k->tokens_per_second},
-                              {"step_seconds", k->step_seconds},
-                              {"validation", k->validation}};
-    events_write(&s->events, wall_now(), k->step, k->validated ? 6 : 5, v);
+    struct event_value v[9] = {{"loss", k->loss},
+                               {"grad_norm", k->grad_norm},
+                               {"learning_rate", k->learning_rate},
+                               {"tokens_per_second", k->tokens_per_second},
+                               {"step_seconds", k->step_seconds}};
+    int n = 5;
+    if (k->loads) v[n++] = (struct event_value){"imbalance", loads_worst(k->loads)};
+    if (k->balances) v[n++] = (struct event_value){"loss_balance", k->loss_balance};
+    if (k->squares) v[n++] = (struct event_value){"loss_z", k->loss_z};
+    if (k->validated) v[n++] = (struct event_value){"validation", k->validation};
+    events_write(&s->events, wall_now(), k->step, n, v);
 }
 
 void show_did(struct show *s, char letter, const char *fmt, ...) {
@@ -126,8 +131,10 @@ static double memory_unit(const struct show *s) {
 static void say_heads(struct show *s) {
     if (s->headed) return;
     s->headed = true;
-    say(s->output, "\ns/step, tokens/s and idle: means since the line before. "
-                   "what: e evaluated, c saved, s skipped");
+    say(s->output,
+        "\ns/step, tokens/s and idle: means since the line before. "
+        "what: e evaluated, c saved, s skipped%s",
+        s->last.loads ? ", x load of the fullest expert over the mean" : "");
     say(s->output, "%8s %12s %8s %8s %9s %7s %8s %5s %7s %8s  %s", "step", "tokens", "loss", "norm",
         "rate", "s/step", "tokens/s", "idle%", memory_unit(s) > 1e9 ? "GiB" : "MiB", "ETA", "what");
 }
@@ -142,12 +149,14 @@ void show_line(struct show *s, bool always) {
         double idle = idle_share(s), took = s->since_s / (double)(k->step - s->since_step);
         double tokens = (double)(d->train.global_batch * d->train.sequence_length);
         double a_step = (seconds_now() - s->began_s) / (double)s->steps;
+        char fullest[UNIT_TEXT] = "";
+        if (k->loads) snprintf(fullest, sizeof fullest, "  x%.2f", loads_worst(k->loads));
         say_heads(s);
-        say(s->output, "%8ld %12ld %8.4f %8.3g %9.2e %7.3f %8.0f %5.1f %7.2f %8s%s%s%s%s",
+        say(s->output, "%8ld %12ld %8.4f %8.3g %9.2e %7.3f %8.0f %5.1f %7.2f %8s%s%s%s%s%s",
             (long)k->step, (long)k->tokens, k->loss, k->grad_norm, k->learning_rate, took,
             tokens / took, 100 * idle, (double)k->peak_bytes / memory_unit(s),
-            duration_text(a_step * (double)(s->total - k->step), eta), *s->did ? "  " : "", s->did,
-            *s->words ? " " : "", s->words);
+            duration_text(a_step * (double)(s->total - k->step), eta), fullest, *s->did ? "  " : "",
+            s->did, *s->words ? " " : "", s->words);
         s->since_step = k->step;
         s->since_s = 0;
         s->ran_ns = s->waited_ns = 0;
@@ -221,6 +230,11 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
     fprintf(f, "mfu: %s           # mean over steps of work / (time x peak of all ranks)\n",
             number_text(s->shares / (double)s->steps, number));
     costs_yaml(s->run->comm, all, f);
+    for (int i = 0; s->last.loads && i < s->last.loads->layers; i++)
+        fprintf(f, "%s%s", i ? ", " : "imbalance: [",
+                number_text(loads_imbalance(s->last.loads, i), number));
+    if (s->last.loads)
+        fprintf(f, "]      # the newest step's, by layer: fullest expert over mean\n");
     timetable_yaml(t, f);
     if (s->run->engine->stages.n > 1)
         fprintf(f, "pipeline: {idle_planned: %.4f, idle_measured: %.4f}   # shares of the passes\n",

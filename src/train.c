@@ -11,6 +11,7 @@
 #include "src/evaluate.h"
 #include "src/feed.h"
 #include "src/lastwords.h"
+#include "src/loads.h"
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/rate.h"
@@ -27,6 +28,7 @@ struct training {
     struct stop stop;
     struct resume resume;
     struct show show;
+    struct loads loads;
     int64_t steps;
 };
 
@@ -52,7 +54,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     const struct deck *d = e->deck;
     double began = seconds_now();
     struct timer *timer = e->comm->timer;
-    bool balance = !strcmp(d->moe.balance, "bias"), goes_on = true;
+    bool goes_on = true;
     struct step_metrics s = {.step = step, .mfu = NAN};
     struct costs before;
     costs_read(&before, e);
@@ -64,16 +66,23 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     timer_leave(timer);
     trace_span("data", NULL, since);
     lastwords_at(step, "forward and backward");
-    s.loss = engine_gradients(e, f->micro_batches, f->batch, count, balance);
+    s.loss = engine_gradients(e, f->micro_batches, f->batch, count, true);
+    struct router_losses router = engine_router_losses(e);
+    s.balances = e->experts.balancing.even_sum;
+    s.squares = e->experts.balancing.square_sum;
+    s.loss_balance = router.balance;
+    s.loss_z = router.z;
     lastwords_at(step, "update");
     since = trace_now();
     timer_enter(timer, RANGE_OPTIMISER);
     s.grad_norm = optimiser_norm(&e->optimiser, &e->parallel);
     s.learning_rate = rate_at(d, r->steps, step);
+    loads_take(&r->loads, e);
+    if (r->loads.layers) s.loads = &r->loads;
+    s.each_load = d->log.loads;
     if (isfinite(s.loss) && isfinite(s.grad_norm)) {
         optimiser_step(&e->optimiser, step, s.learning_rate, s.grad_norm);
-        if (balance)
-            optimiser_balance(&e->model, &e->device, &e->parallel, e->real, d->moe.bias_rate);
+        if (!strcmp(d->moe.balance, "bias")) loads_correct(&r->loads, e, d->moe.bias_rate);
     } else {
         goes_on = not_finite(r, step);
     }
@@ -178,6 +187,7 @@ int mode_train(struct run *r, struct mistakes *m) {
     if (prepare(&t, r, m)) {
         char *before = r->comm->rank == 0 ? lastwords_of_before(e->deck->run.output) : NULL;
         t.steps = count_steps(e->deck, &t.feed);
+        loads_init(&t.loads, e);
         if (r->comm->rank == 0) resume_sweep(e->deck->run.output);
         output_begin(&t.o, e->deck, r->comm, r->argc, r->argv, t.resume.found ? t.resume.step : -1);
         lastwords_begin(e->deck->run.output, r->comm->rank, r->comm->size,
@@ -197,6 +207,7 @@ int mode_train(struct run *r, struct mistakes *m) {
         trace_free();
     }
     show_free(&t.show);
+    loads_free(&t.loads);
     feed_free(&t.feed);
     free(t.resume.folder);
     return code;

@@ -189,14 +189,15 @@ static void make_integers(struct value *v, enum op op, const void *args) {
     else if (strcmp(v->name, "order") == 0) make_permutation(v->i, v->n, seed, false);
     else if (strcmp(v->name, "position") == 0) make_permutation(v->i, v->n, seed, true);
     else if (strcmp(v->name, "offset") == 0) {
-        const bool counting = op == OP_count_experts;
-        make_offsets(v->i, E, counting ? 100 : field_size(op, args, "S"), seed);
+        make_offsets(v->i, E, field_size(op, args, "S"), seed);
     } else {
         for (int64_t i = 0; i < v->n; i++) {
             if (strcmp(v->name, "id") == 0) v->i[i] = first - 1 + random_below(seed, i, V + 2);
             else if (strcmp(v->name, "target") == 0)
                 v->i[i] = random_below(seed, i, V + 3) - 1 + (i % 3 ? first : 0);
-            else if (op == OP_sort_experts) v->i[i] = random_below(seed, i, E);
+            else if (op == OP_sort_experts) v->i[i] = random_below(seed, i, E + 1);
+            else if (strcmp(v->name, "counted") == 0) v->i[i] = random_below(seed, i, 3);
+            else if (strcmp(v->name, "count") == 0) v->i[i] = random_below(seed, i, 9);
             else if (strcmp(v->name, "index") == 0)
                 v->i[i] = (random_below(seed, i / field_size(op, args, "K"), E) + i) % E;
             else v->i[i] = random_below(seed, i, 1000);

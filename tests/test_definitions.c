@@ -305,22 +305,135 @@ static void sorting(void **state) {
     const int32_t index[T * K] = {3, 0, 0, 1, 3, 0, 1, 3, 0, 3}; /* nobody chose 2 */
     const int32_t sorted[T * K] = {1, 2, 5, 8, 3, 6, 0, 4, 7, 9}, offsets[E + 1] = {0, 4, 6, 6, 10};
     int32_t order[T * K], position[T * K], offset[E + 1];
-    int64_t count[E] = {1, 1, 1, 1};
     double *x = random_reals(T * W, 1), *weight = random_reals(T * K, 2), y[T * K * W], o[T * W];
     RUN(sort_experts, .index = index, .order = order, .position = position, .offset = offset,
         .T = T, .K = K, .E = E);
     assert_memory_equal(order, sorted, sizeof order);
     assert_memory_equal(offset, offsets, sizeof offset);
     for (int i = 0; i < T * K; i++) assert_int_equal(position[order[i]], i);
-    RUN(count_experts, .offset = offset, .count = count, .E = E);
-    for (int e = 0; e < E; e++) assert_int_equal(count[e], 1 + offset[e + 1] - offset[e]);
     RUN(gather_rows, .x = x, .order = order, .y = y, .T = T, .K = K, .W = W);
     RUN(combine_rows, .y = y, .weight = weight, .position = position, .o = o, .T = T, .K = K,
         .W = W);
     for (int i = 0; i < T * W; i++)
         close_to(o[i], (weight[i / W * K] + weight[i / W * K + 1]) * x[i]);
+
+    /* Two choices are dropped: they come last and add nothing, forward or back. */
+    const int32_t some[T * K] = {3, 4, 0, 1, 3, 0, 4, 3, 0, 3};
+    const int32_t kept[T * K] = {2, 5, 8, 3, 0, 4, 7, 9, 1, 6}, ends[E + 1] = {0, 3, 4, 4, 8};
+    double dy[T * K * W], dweight[T * K], dx[T * W], go[T * W];
+    RUN(sort_experts, .index = some, .order = order, .position = position, .offset = offset, .T = T,
+        .K = K, .E = E);
+    assert_memory_equal(order, kept, sizeof order);
+    assert_memory_equal(offset, ends, sizeof offset);
+    for (int i = 0; i < T * K; i++) assert_int_equal(position[order[i]], i < offset[E] ? i : -1);
+    RUN(gather_rows, .x = x, .order = order, .y = y, .T = T, .K = K, .W = W);
+    for (int i = offset[E] * W; i < T * K * W; i++) y[i] = NAN; /* not computed */
+    RUN(combine_rows, .y = y, .weight = weight, .position = position, .o = o, .T = T, .K = K,
+        .W = W);
+    for (int i = 0; i < T * W; i++) {
+        const int t = i / W;
+        close_to(o[i],
+                 (weight[t * K] * (some[t * K] < E) + weight[t * K + 1] * (some[t * K + 1] < E)) *
+                     x[i]);
+        go[i] = 1 + i;
+    }
+    RUN(combine_rows_adjoint, .y = y, .weight = weight, .position = position, .go = go, .dy = dy,
+        .dweight = dweight, .T = T, .K = K, .W = W);
+    RUN(gather_rows_adjoint, .dy = dy, .position = position, .dx = dx, .T = T, .K = K, .W = W);
+    for (int i = 0; i < T * K; i++) {
+        const int t = i / K;
+        close_to(dweight[i], some[i] < E ? go[t * W] * x[t * W] + go[t * W + 1] * x[t * W + 1] : 0);
+    }
+    for (int i = 0; i < T * W; i++) {
+        const int t = i / W;
+        close_to(dx[i],
+                 (weight[t * K] * (some[t * K] < E) + weight[t * K + 1] * (some[t * K + 1] < E)) *
+                     go[i]);
+    }
     free(x);
     free(weight);
+}
+
+/* Whom each token would take in turn; who chose whom in which sequence; and whose choices are too many. */
+static void loads(void **state) {
+    (void)state;
+    enum { T = 9, K = 2, E = 4, L = 3, G = 4, FIRST = 2, LIMIT = 2 };
+    const int32_t counted[T] = {1, 0, 1, 1, 1, 1, 0, 7, 1};
+    int32_t index[T * K], count[G * (E + 1)], order[T * K], kept[T * K];
+    int64_t load[E] = {1, 1, 1, 1};
+    RUN(route_evenly, .index = index, .T = T, .E = E, .K = K, .first = FIRST, .L = L,
+        .piece = L - 1, .low = 5, .high = 11);
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < K; k++) {
+            const int at = (t + FIRST) % L, place = at < L - 1 ? 5 + at : 11;
+            assert_int_equal(index[t * K + k], (place * K + k) % E);
+        }
+    for (int i = 0; i < T * K; i++) index[i] = (i * i + i / 5) % E;
+    RUN(count_choices, .index = index, .counted = counted, .count = count, .T = T, .K = K, .E = E,
+        .G = G, .first = FIRST, .L = L);
+    RUN(count_experts, .count = count, .load = load, .G = G, .E = E);
+    for (int e = 0; e <= E; e++) {
+        int all = 0;
+        for (int g = 0; g < G; g++) {
+            int want = 0;
+            for (int t = 0; t < T; t++)
+                for (int k = 0; k < K; k++)
+                    want += counted[t] && (t + FIRST) / L == g &&
+                            (e < E ? index[t * K + k] == e : k == 0);
+            assert_int_equal(count[g * (E + 1) + e], want);
+            all += want;
+        }
+        if (e < E) assert_int_equal(load[e], 1 + all);
+    }
+    double *weight = random_reals(T * K, 3);
+    for (int i = 1; i < T * K; i += 3) weight[i] = weight[i - 1]; /* ties */
+    RUN(drop_choices, .index = index, .weight = weight, .order = order, .kept = kept, .T = T,
+        .K = K, .E = E, .L = L, .limit = LIMIT);
+    for (int i = 0; i < T * K; i++) {
+        int better = 0;
+        for (int j = i / (L * K) * L * K; j < (i / (L * K) + 1) * L * K; j++)
+            better += index[j] == index[i] &&
+                      (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
+        assert_int_equal(kept[i], better < LIMIT ? index[i] : E);
+    }
+    free(weight);
+}
+
+/* The balance loss by its definition, and its least value, 1, where all is even. */
+static void balance(void **state) {
+    (void)state;
+    enum { T = 7, K = 2, E = 3, L = 4, G = 2 };
+    const int32_t counted[T] = {1, 1, 0, 1, 1, 0, 1};
+    const int32_t count[G * (E + 1)] = {3, 1, 2, 3, 2, 0, 2, 2};
+    double *logits = random_reals(T * E, 1), even[T], square[T];
+    RUN(balance_loss, .logits = logits, .counted = counted, .count = count, .even = even,
+        .square = square, .T = T, .E = E, .K = K, .G = G, .L = L, .share = 0.5);
+    for (int t = 0; t < T; t++) {
+        const int32_t *c = count + t / L * (E + 1);
+        double sum = 0, met = 0, exponentials = 0;
+        for (int e = 0; e < E; e++) {
+            const double p = 1 / (1 + exp(-logits[t * E + e]));
+            sum += p;
+            met += p * c[e];
+            exponentials += exp(logits[t * E + e]);
+        }
+        close_to(even[t], counted[t] ? 0.5 * E / (K * (double)(c[E] * c[E])) * met / sum : 0);
+        close_to(square[t], counted[t] ? 0.5 / c[E] * pow(log(exponentials), 2) : 0);
+    }
+    const int32_t all_alike[E + 1] = {2, 2, 2, 3}, none[E + 1] = {0};
+    RUN(balance_loss, .logits = logits, .count = all_alike, .even = even, .square = square, .T = 3,
+        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
+    close_to(even[0] + even[1] + even[2], 1);
+    for (int i = 0; i < 3 * E; i++) logits[i] = i < 3 ? -2000 : 2000; /* no score above 0; all 1 */
+    RUN(balance_loss, .logits = logits, .count = all_alike, .even = even, .square = square, .T = 3,
+        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
+    close_to(even[0], 0);
+    close_to(even[1], 1. / 3);
+    close_to(square[1], pow(2000 + log(3), 2) / 3);
+    RUN(balance_loss, .logits = logits, .count = none, .even = even, .square = square, .T = 3,
+        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
+    for (int t = 0; t < 3; t++) assert_true(even[t] == 0 && square[t] == 0);
+    free(logits);
 }
 
 /* The words split over three ranks, of which the second has none. */
@@ -383,6 +496,7 @@ int main(void) {
         cmocka_unit_test(norms),         cmocka_unit_test(convolution),
         cmocka_unit_test(scan_formula),  cmocka_unit_test(attention_formula),
         cmocka_unit_test(routing),       cmocka_unit_test(sorting),
+        cmocka_unit_test(loads),         cmocka_unit_test(balance),
         cmocka_unit_test(head_and_loss), cmocka_unit_test(optimiser),
     };
     device_cpu(&device, 2, false);

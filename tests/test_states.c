@@ -89,7 +89,7 @@ static struct tensor *op_attention(struct bench *b, const char *const *in) {
                      NULL);
 }
 
-static const struct routing small_routing = {3, 2, 1, 1, true, 1};
+static const struct routing small_routing = {3, 2, 1, 1, true, 1, false, {0, 1, 1, {0, 0}}};
 
 static struct tensor *op_route(struct bench *b, const char *const *in) {
     struct tensor *index;
@@ -150,11 +150,17 @@ static struct tensor *op_share_sum(struct bench *b, const char *const *in) {
 }
 
 static struct tensor *op_dispatch(struct bench *b, const char *const *in) {
-    return expert_dispatch(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH));
+    struct tensor *offset = NULL;
+    struct journey *j = expert_dispatch_start(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH), NULL,
+                                              &(struct travel){1, 1, TOKENS, TOKENS});
+    return expert_dispatch_wait(&b->t, j, &offset);
 }
 
 static struct tensor *op_return(struct bench *b, const char *const *in) {
-    return expert_return(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH));
+    struct journey *j = expert_dispatch_start(&b->t, make(b, &b->t, "rre", TOKENS, WIDTH), NULL,
+                                              &(struct travel){1, 1, TOKENS, TOKENS});
+    expert_return_start(&b->t, j, make(b, &b->t, in[0], TOKENS, WIDTH));
+    return expert_return_wait(&b->t, j);
 }
 
 static struct tensor *op_columns(struct bench *b, const char *const *in) {

@@ -190,19 +190,27 @@ static struct small_layer make_layer(struct bench *b) {
 
 static struct tensor *layer_forward(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, true, 2.5, false, {0, 1, 1, {0, 0}}};
     struct tensor *h = rms_norm(t, x, l->norm, 1e-5), *index, *order, *position, *offset;
     struct tensor *weight = route(t, linear(t, h, l->gate), l->bias->value, &r, &index);
     weight = tensor_enter(t, weight, TOKENS);
     index = tensor_enter(t, index, TOKENS);
     struct tensor *full = tensor_enter(t, h, TOKENS);
     sort_experts(t, index, EXPERTS, &order, &position, &offset);
-    count_experts(t, offset, l->load);
-    struct tensor *in = expert_dispatch(t, gather_rows(t, full, order, position, CHOSEN));
+    if (!t->replaying) {
+        struct tensor *count =
+            count_choices(t, index, EXPERTS, 1, &(struct token_range){.length = TOKENS}, NULL);
+        count_experts(t, count, l->load);
+        tensor_drop(t, count);
+    }
+    struct journey *j =
+        expert_dispatch_start(t, gather_rows(t, full, order, position, CHOSEN), offset,
+                              &(struct travel){EXPERTS, CHOSEN, TOKENS, LENGTH});
+    struct tensor *in = expert_dispatch_wait(t, j, &offset);
     struct tensor *a = relu2(t, grouped_linear(t, in, l->up, EXPERTS, offset));
     tensor_drop(t, in);
-    struct tensor *y = expert_return(t, grouped_linear(t, a, l->down, EXPERTS, offset));
-    y = combine_rows(t, y, weight, position);
+    expert_return_start(t, j, grouped_linear(t, a, l->down, EXPERTS, offset));
+    struct tensor *y = combine_rows(t, expert_return_wait(t, j), weight, position);
     struct tensor *u = relu2(t, add_bias(t, linear(t, full, l->shared_up), l->shared_bias));
     y = tensor_leave(t, add(t, y, linear(t, u, l->shared_down)));
     return add_bias(t, y, l->after);
@@ -351,7 +359,7 @@ static void kept_routing(void **state) {
 
 static struct tensor *choose(struct tape *t, void *context, struct tensor *x) {
     struct small_layer *l = context;
-    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1};
+    static const struct routing r = {EXPERTS, CHOSEN, 1, 1, false, 1, false, {0, 1, 1, {0, 0}}};
     struct tensor *index;
     return route(t, linear(t, x, l->gate), l->bias->value, &r, &index);
 }

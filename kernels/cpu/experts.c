@@ -15,6 +15,7 @@ static void add_choices(real *o, int add, const real *weight, const real *y,
                         const int32_t *position, int64_t K, int64_t W, int64_t c0, int64_t n) {
     double sum[COLUMNS] = {0};
     for (int64_t k = 0; k < K; k++) {
+        if (position[k] < 0) continue;
         const real *row = y + position[k] * W + c0;
         const double s = weight ? (double)weight[k] : 1;
         for (int64_t c = 0; c < n; c++) sum[c] += s * (double)row[c];
@@ -49,6 +50,10 @@ KERNEL(combine_rows_adjoint) {
 #pragma omp parallel for if (a->T * K * W > SMALL)
     for (int64_t i = 0; i < a->T * K; i++) {
         const int64_t slot = a->position[i];
+        if (slot < 0) {
+            if (dweight) put_sum(&dweight[i], 0, a->dweight_add);
+            continue;
+        }
         const real *go = (const real *)a->go + i / K * W, *y = (const real *)a->y + slot * W;
         double sum = 0;
 #pragma omp simd reduction(+ : sum)

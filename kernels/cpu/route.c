@@ -109,19 +109,17 @@ KERNEL(sort_experts) {
     memset(offset, 0, (size_t)(E + 1) * sizeof *offset);
     for (int64_t i = 0; i < n; i++) {
         const int32_t e = a->index[i];
-        if (e < 0 || e >= E) bug("expert %d of %lld", (int)e, (long long)E);
-        offset[e + 1]++;
+        if (e < 0 || e > E) bug("expert %d of %lld", (int)e, (long long)E);
+        if (e < E) offset[e + 1]++;
     }
     for (int64_t e = 0; e < E; e++) offset[e + 1] += offset[e];
+    int32_t dropped = offset[E];
     for (int64_t i = 0; i < n; i++) {
-        const int32_t slot = offset[a->index[i]]++;
+        const bool kept = a->index[i] < E;
+        const int32_t slot = kept ? offset[a->index[i]]++ : dropped++;
         a->order[slot] = (int32_t)i;
-        a->position[i] = slot;
+        a->position[i] = kept ? slot : -1;
     }
     for (int64_t e = E; e > 0; e--) offset[e] = offset[e - 1];
     offset[0] = 0;
-}
-
-KERNEL(count_experts) {
-    for (int64_t e = 0; e < a->E; e++) a->count[e] += a->offset[e + 1] - a->offset[e];
 }

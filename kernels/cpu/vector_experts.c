@@ -22,6 +22,7 @@ static inline void add_choices(stored *o, int add, const float *weight, const st
         vf sum[ROOM] = {{0}};
         for (int64_t k = 0; k < K; k++) {
             const float s = weight ? weight[k] : 1;
+            if (position[k] < 0) continue;
             for (int i = 0; i < ROOM; i++) sum[i] += s * load(y + position[k] * W + c + i * LANES);
         }
         for (int i = 0; i < ROOM; i++) put(o + c + i * LANES, sum[i], add);
@@ -29,7 +30,8 @@ static inline void add_choices(stored *o, int add, const float *weight, const st
     for (; c < W; c += LANES) {
         vf sum = vf_all(0);
         for (int64_t k = 0; k < K; k++)
-            sum += (weight ? weight[k] : 1) * load_left(y + position[k] * W + c, W - c);
+            if (position[k] >= 0)
+                sum += (weight ? weight[k] : 1) * load_left(y + position[k] * W + c, W - c);
         put_left(o + c, sum, W - c, add);
     }
 }
@@ -57,6 +59,10 @@ KERNEL(combine_rows_adjoint) {
 #pragma omp parallel for if (a->T * K * W > SMALL)
     for (int64_t i = 0; i < a->T * K; i++) {
         const int64_t slot = a->position[i];
+        if (slot < 0) {
+            if (dweight) dweight[i] = a->dweight_add ? dweight[i] : 0;
+            continue;
+        }
         const stored *go = (const stored *)a->go + i / K * W, *y = (const stored *)a->y + slot * W;
         stored *dy = a->dy ? (stored *)a->dy + slot * W : NULL;
         vf sum = vf_all(0);
