@@ -62,6 +62,14 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
                     struct param *dt_bias, struct tensor *state_in, struct tensor **state_out);
 
+/* The same with weights that are on the tape already. */
+struct tensor *conv_with(struct tape *t, const struct batch *b, struct tensor *x, struct tensor *w,
+                         struct tensor *bias, struct tensor *state_in, struct tensor **state_out);
+struct tensor *scan_with(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                         struct tensor *u, struct tensor *dt, struct tensor *a_log,
+                         struct tensor *d, struct tensor *dt_bias, struct tensor *state_in,
+                         struct tensor **state_out);
+
 /* Gated norm in two steps, so that a group may go on at a neighbour: g = y silu(z), sums of g^2 per
  * group [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that goes on at
  * share - 1 neighbours are a part, which share_sum (parallel/tensor_parallel.h) must finish. */
@@ -80,6 +88,27 @@ struct tensor *gated_norm(struct tape *t, struct tensor *y, struct tensor *z, st
 struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q, struct tensor *k,
                          struct tensor *v, int64_t head_dim, struct tensor *k_past,
                          struct tensor *v_past);
+/* The layout of its result; a bug unless the operands fit. */
+struct layout attention_layout(const struct batch *b, struct tensor *q, struct tensor *k,
+                               struct tensor *v, int64_t head_dim, struct tensor *k_past,
+                               struct tensor *v_past);
+/* What it runs, without a tape: queries against some of the keys they see (ops.def, `away`). All device
+ * addresses. */
+struct attention_block {
+    const void *q, *k, *v, *start, *k_past, *v_past;
+    int64_t rows, length, past, heads, kv, head_dim;
+    int64_t ldq, ldk, ldv, ldp, away;
+};
+struct attention_gradients { /* of q, k, v, k_past, v_past; NULL: not wanted */
+    void *p[5];
+    int add[5];
+};
+/* noted: what is run is noted next, and may be run again (tape_again.h). */
+void attention_run(struct tape *t, enum dtype d, const struct attention_block *a, void *o,
+                   void *lse, bool noted);
+void attention_run_adjoint(struct tape *t, enum dtype d, const struct attention_block *a,
+                           const void *o, const void *lse, const void *go,
+                           const struct attention_gradients *g);
 /* Writes x (keys or values, as above) behind the `tokens` that each row of `past` holds: a device
  * array whose rows are `stride` numbers apart. No gradient flows through it. */
 void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past,

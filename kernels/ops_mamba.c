@@ -57,18 +57,22 @@ static const struct tape_op op_conv = {
 
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out) {
-    struct tensor *w = tape_use_real(t, weight, x), *c = bias ? tape_use_real(t, bias, x) : NULL;
+    return conv_with(t, b, x, tape_use_real(t, weight, x), bias ? tape_use_real(t, bias, x) : NULL,
+                     state_in, state_out);
+}
+
+struct tensor *conv_with(struct tape *t, const struct batch *b, struct tensor *x, struct tensor *w,
+                         struct tensor *c, struct tensor *state_in, struct tensor **state_out) {
     struct layout l = layout_join("conv", 4, (struct tensor *[]){x, w, c, state_in});
     require_tokens("conv", b, x);
-    op_require(x->width == weight->rows, "conv", x, "has not the weight's channels");
+    op_require(x->width == w->rows, "conv", x, "has not the weight's channels");
     struct tensor *u = tensor_new_of(t, x->dtype, "conv", x->rows, x->width, &l), *s = NULL;
     if (state_out)
-        s = state_to(t, x->dtype, "conv state", b->rows, (weight->width - 1) * x->width, &l,
-                     *state_out);
+        s = state_to(t, x->dtype, "conv state", b->rows, (w->width - 1) * x->width, &l, *state_out);
     TAPE_RUN(t, conv, x->dtype, .x = x->data, .w = w->data, .b = data_of(c),
              .start = b->start->data, .state_in = data_of(state_in), .u = u->data,
-             .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width,
-             .K = weight->width, .ldx = x->stride);
+             .state_out = data_of(s), .B = b->rows, .L = b->length, .C = x->width, .K = w->width,
+             .ldx = x->stride);
     struct note *n = tape_note(t, &op_conv, 5, (struct tensor *[]){x, w, c, b->start, state_in}, 2,
                                (struct tensor *[]){u, s});
     if (n) n->size[0] = b->rows, n->size[1] = b->length;
@@ -121,8 +125,13 @@ static const struct tape_op op_scan = {
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
                     struct param *dt_bias, struct tensor *state_in, struct tensor **state_out) {
-    struct tensor *a = tape_use_real(t, a_log, u), *skip = tape_use_real(t, d, u),
-                  *bias = tape_use_real(t, dt_bias, u);
+    return scan_with(t, b, s, u, dt, tape_use_real(t, a_log, u), tape_use_real(t, d, u),
+                     tape_use_real(t, dt_bias, u), state_in, state_out);
+}
+
+struct tensor *scan_with(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                         struct tensor *u, struct tensor *dt, struct tensor *a, struct tensor *skip,
+                         struct tensor *bias, struct tensor *state_in, struct tensor **state_out) {
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
     int64_t inner = s->heads * s->head_dim, state = inner * s->state,
             q = scan_chunk(b->length, s->chunk);

@@ -21,6 +21,7 @@ struct parallel {
     int share[MAX_SHARES]; /* neighbours along tensor */
     struct group *share_group[MAX_SHARES];
     bool sequence; /* the stream is split by tokens along tensor between layers */
+    bool attention_heads, mamba_heads; /* ways across the context ranks: by heads */
 };
 
 /* Makes the groups of the mesh. shares: the sizes of sub-groups the model needs (1 is ignored).

@@ -73,12 +73,16 @@ static void find_messages(struct transfer *t) {
             if (message_of(t, r, i, &t->message[t->n])) t->n++;
 }
 
+/* A receive holds its memory from its start on; actions of empty stages hide nothing, and without a
+ * bound it would be started steps ahead. */
+enum { MOST_AHEAD = 4 };
+
 /* Far enough ahead to hide the transfer behind computing, but at least one action. */
 static int ahead(const struct transfer *t, int rank, int place) {
     const struct action_list *l = &t->computing->rank[rank];
     int64_t needed = t->costs ? t->costs->transfer : 0, hidden = 0;
     int p = place;
-    while (p > 0 && (p == place || hidden < needed)) {
+    while (p > 0 && (p == place || (hidden < needed && place - p < MOST_AHEAD))) {
         const struct action *a = &l->action[--p];
         int stage = schedule_stage(&t->computing->shape, rank, a->chunk);
         hidden += schedule_cost(t->costs, a->kind, stage);
@@ -120,12 +124,12 @@ static void chain(struct transfer *t) {
 /* --------------------------------------------------------------------------- writing the lists */
 
 struct slots {
-    int n, room;
+    int n, room, low; /* low: those below are used */
     char *used;
 };
 
 static int take_slot(struct slots *s) {
-    int i = 0;
+    int i = s->low;
     while (i < s->n && s->used[i]) i++;
     if (i == s->n) {
         if (s->n == s->room) {
@@ -135,6 +139,7 @@ static int take_slot(struct slots *s) {
         s->n++;
     }
     s->used[i] = 1;
+    s->low = i + 1;
     return i;
 }
 
@@ -146,6 +151,7 @@ static void start(struct schedule *out, int rank, struct slots *s, struct action
 static void wait(struct schedule *out, int rank, struct slots *s, struct action a) {
     a.kind += ACTION_WAIT;
     s->used[a.slot] = 0;
+    if (a.slot < s->low) s->low = a.slot;
     schedule_add(out, rank, a);
 }
 

@@ -11,6 +11,7 @@
 
 #include "kernels/die.h"
 #include "kernels/ops.h"
+#include "parallel/context_parallel.h"
 #include "parallel/tensor_parallel.h"
 #include "src/costs.h"
 #include "src/engine.h"
@@ -30,7 +31,7 @@ struct bench {
     struct engine *e;
     struct output o;
     struct host_batch host;
-    struct piece *piece[3];
+    struct piece *piece[3]; /* ids, starts, starts of whole sequences */
     FILE *json;
 };
 
@@ -72,28 +73,23 @@ static void *take(struct bench *b, int i, const void *host, size_t bytes, const 
 /* Words at random: what they are makes no difference to the time, that they differ does. */
 static void make_batch(struct bench *b) {
     const struct deck_train *k = &b->e->deck->train;
-    const int64_t n = k->micro_batch * k->sequence_length, words = b->e->config->keys.vocab_size;
+    const int64_t words = b->e->config->keys.vocab_size,
+                  whole = k->micro_batch * k->sequence_length;
     struct host_batch *h = &b->host;
-    *h = (struct host_batch){.rows = k->micro_batch, .length = k->sequence_length};
-    h->ids = die_alloc((size_t)n * sizeof *h->ids);
-    h->start = die_alloc((size_t)n * sizeof *h->start);
-    h->target = die_alloc((size_t)n * sizeof *h->target);
-    h->weight = die_alloc((size_t)n * sizeof *h->weight);
+    *h = host_batch_make(b->e, k->micro_batch, k->sequence_length);
+    const int64_t n = h->rows * h->length;
+    for (int64_t i = 0; h->whole_start && i < whole; i++) h->whole_start[i] = 0;
     uint64_t x = 1;
     for (int64_t i = 0; i < n; i++) {
         x = x * 6364136223846793005u + 1442695040888963407u;
         h->ids[i] = (int32_t)((x >> 33) % (uint64_t)words);
         h->target[i] = (int32_t)((x >> 20) % (uint64_t)words);
-        h->start[i] = 0;
+        h->start[i] =
+            (int32_t)(-h->length *
+                      context_piece(b->e->shape.context, b->e->parallel.at.context,
+                                    (int)(i / h->length) % context_held(b->e->shape.context)));
         h->weight[i] = 1;
     }
-}
-
-static void free_batch(struct bench *b) {
-    free(b->host.ids);
-    free(b->host.start);
-    free(b->host.target);
-    free(b->host.weight);
 }
 
 /* ---------------------------------------------------------------- one layer */
@@ -105,12 +101,15 @@ static struct tensor *stream(struct bench *b, struct pass *pass) {
     const int64_t tokens = b->host.rows * b->host.length;
     const size_t bytes = (size_t)tokens * sizeof(int32_t);
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
-    void *ids = take(b, 0, b->host.ids, bytes, "ids"),
-         *start = take(b, 1, b->host.start, bytes, "document starts");
-    t->pass = pass;
-    pass->batch = (struct batch){b->host.rows, b->host.length,
-                                 tensor_over(t, "start", start, I32, tokens, 1, &l)};
-    struct tensor *x = tensor_over(t, "ids", ids, I32, tokens, 1, &l);
+    struct micro_batch batch = {.rows = b->host.rows, .length = b->host.length};
+    batch.ids = take(b, 0, b->host.ids, bytes, "ids");
+    batch.start = take(b, 1, b->host.start, bytes, "document starts");
+    b->piece[2] = NULL;
+    if (b->host.whole_start)
+        batch.whole_start = take(b, 2, b->host.whole_start, bytes * (size_t)b->e->shape.context,
+                                 "whole document starts");
+    model_batch(t, &batch, pass);
+    struct tensor *x = tensor_over(t, "ids", batch.ids, I32, tokens, 1, &l);
     return tensor_leave(t, embedding(t, x, m->embeddings, m->first_word));
 }
 
@@ -141,7 +140,8 @@ static void run_layer(struct bench *b, struct layer *layer, struct measured m[2]
     m[1].op.work -= is->work - was->work;
     m[1].op.least_s -= is->least_s - was->least_s;
     tape_clear(&e->tape);
-    for (int i = 0; i < 2; i++) arena_give(&e->work, b->piece[i]);
+    for (int i = 0; i < 3; i++)
+        if (b->piece[i]) arena_give(&e->work, b->piece[i]);
 }
 
 static void say_measured(const struct bench *b, const char *what, int times,
@@ -245,7 +245,8 @@ static void json_step(const struct bench *b, const struct costs *c, const struct
 /* Steps of one micro-batch on every rank. */
 static void bench_steps(struct bench *b) {
     struct engine *e = b->e;
-    const double tokens = (double)(b->host.rows * b->host.length * e->shape.data);
+    const double tokens =
+        (double)(b->host.rows * b->host.length * e->shape.data * e->shape.context);
     double seconds[REPEATS], sorted[REPEATS];
     struct costs before, step[REPEATS], after;
     for (int r = -1; r < REPEATS; r++) {
@@ -304,6 +305,6 @@ int mode_bench(struct run *r, struct mistakes *m) {
     if (b.json && fclose(b.json)) die("cannot write bench.json; is the disk full?");
     output_summary(&b.o, r->comm, "finished", 0, engine_peak_bytes(b.e), NULL);
     output_end(&b.o);
-    free_batch(&b);
+    host_batch_free(&b.host);
     return 0;
 }

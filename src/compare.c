@@ -10,6 +10,7 @@
 
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "parallel/context_parallel.h"
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"
@@ -148,18 +149,30 @@ struct work {
     int64_t counted;     /* targets of all ranks */
 };
 
-static void fill_row(const struct reference *r, int64_t row, struct host_batch *b, int64_t at,
+/* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of its own. */
+static int64_t padded_length(const struct reference *r, const struct engine *e) {
+    const int64_t pieces = context_pieces(e->shape.context);
+    return (r->length + pieces - 1) / pieces * pieces;
+}
+
+/* One sequence, as it is read. */
+struct row {
+    int32_t *ids, *start, *target;
+    double *weight;
+};
+
+static void fill_row(const struct reference *r, int64_t row, const struct row *to, int64_t padded,
                      bool counts) {
     const int64_t *ids = r->ids + row * r->length, *labels = r->labels + row * r->length,
                   *mask = r->mask + row * r->length;
     int64_t begin = 0, length = r->length;
-    for (int64_t t = 0; t < length; t++) {
-        if (t > 0 && mask[t] != mask[t - 1]) begin = t;
+    for (int64_t t = 0; t < padded; t++) {
+        if (t == length || (t > 0 && t < length && mask[t] != mask[t - 1])) begin = t;
         bool target = counts && t + 1 < length && labels[t + 1] != -100;
-        b->ids[at + t] = (int32_t)ids[t];
-        b->start[at + t] = (int32_t)begin;
-        b->target[at + t] = target ? (int32_t)labels[t + 1] : -1;
-        b->weight[at + t] = target;
+        to->ids[t] = t < length ? (int32_t)ids[t] : 0;
+        to->start[t] = (int32_t)begin;
+        to->target[t] = target ? (int32_t)labels[t + 1] : -1;
+        to->weight[t] = target;
     }
 }
 
@@ -167,7 +180,10 @@ static void fill_row(const struct reference *r, int64_t row, struct host_batch *
  * so that every rank uses every parameter. */
 static struct work make_work(const struct reference *r, const struct engine *e) {
     struct work w = {0};
-    int64_t micro = e->deck->train.micro_batch, length = r->length;
+    int64_t micro = e->deck->train.micro_batch, length = r->length, padded = padded_length(r, e);
+    const struct row one = {
+        die_alloc(padded * sizeof *one.ids), die_alloc(padded * sizeof *one.start),
+        die_alloc(padded * sizeof *one.target), die_alloc(padded * sizeof *one.weight)};
     w.first = part_begin(r->rows, e->shape.data, e->parallel.at.data, 1);
     w.rows = part_begin(r->rows, e->shape.data, e->parallel.at.data + 1, 1) - w.first;
     for (int64_t b = 0; b < r->rows; b++)
@@ -177,26 +193,22 @@ static struct work make_work(const struct reference *r, const struct engine *e) 
     for (int i = 0; i < w.n; i++) {
         struct host_batch *b = &w.batch[i];
         int64_t done = i * micro;
-        *b = (struct host_batch){
-            .rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1, .length = length};
-        int64_t n = b->rows * length;
-        b->ids = die_alloc(n * sizeof(int32_t));
-        b->start = die_alloc(n * sizeof(int32_t));
-        b->target = die_alloc(n * sizeof(int32_t));
-        b->weight = die_alloc(n * sizeof(double));
-        for (int64_t k = 0; k < b->rows; k++)
-            fill_row(r, w.rows ? w.first + done + k : 0, b, k * length, w.rows > 0);
+        int64_t rows = w.rows ? (w.rows - done < micro ? w.rows - done : micro) : 1;
+        *b = host_batch_make(e, rows, padded);
+        for (int64_t k = 0; k < rows; k++) {
+            fill_row(r, w.rows ? w.first + done + k : 0, &one, padded, w.rows > 0);
+            host_batch_put(e, b, k, one.ids, one.start, one.target, one.weight);
+        }
     }
+    free(one.ids);
+    free(one.start);
+    free(one.target);
+    free(one.weight);
     return w;
 }
 
 static void free_work(struct work *w) {
-    for (int i = 0; i < w->n; i++) {
-        free(w->batch[i].ids);
-        free(w->batch[i].start);
-        free(w->batch[i].target);
-        free(w->batch[i].weight);
-    }
+    for (int i = 0; i < w->n; i++) host_batch_free(&w->batch[i]);
     free(w->batch);
 }
 
@@ -230,24 +242,57 @@ static void largest_of_all(struct comm *c, int64_t n, double *x) {
     free(counts);
 }
 
-static struct box logits_box(const struct reference *r, const struct engine *e,
-                             const struct work *w, void *memory, enum dtype d) {
-    int64_t v = e->config->keys.vocab_size, words = e->model.words->rows;
-    struct box b = {.width = v,
-                    .row = w->first * r->length,
-                    .rows = w->rows * r->length,
-                    .column = e->model.first_word,
-                    .columns = words,
-                    .memory = memory,
-                    .stride = words,
-                    .dtype = d};
-    if (r->logits) b.tensor = (int)(r->logits - r->file.tensor);
-    if (!b.columns || !b.rows || !memory) b.rows = b.columns = 0;
-    return b;
+/* A run of tokens whose logits a rank has: n of them, the first is number `from` of all and number `at` of
+ * its own. Counted by i, from 0; n is 0 where all there is is padding. */
+struct run_of_tokens {
+    int64_t from, at, n;
+};
+
+static int64_t runs_of(const struct engine *e, const struct work *w) {
+    return context_rows(e->shape.context, w->rows);
+}
+
+static struct run_of_tokens tokens_of(const struct reference *r, const struct engine *e,
+                                      const struct work *w, int64_t i) {
+    const int context = e->shape.context, held = context_held(context);
+    const int64_t length = context_length(context, padded_length(r, e)),
+                  first = context_piece(context, e->parallel.at.context, (int)(i % held)) * length,
+                  left = r->length - first;
+    return (struct run_of_tokens){(w->first + i / held) * r->length + first, i * length,
+                                  left < 0        ? 0
+                                  : left < length ? left
+                                                  : length};
+}
+
+/* Where this rank's logits are in the file's; returns how many boxes were made, at most runs_of. */
+static int logits_boxes(const struct reference *r, const struct engine *e, const struct work *w,
+                        void *memory, enum dtype d, struct box *boxes) {
+    const int64_t words = e->model.words->rows;
+    int n = 0;
+    for (int64_t i = 0; memory && words && i < runs_of(e, w); i++) {
+        const struct run_of_tokens run = tokens_of(r, e, w, i);
+        if (run.n)
+            boxes[n++] =
+                (struct box){.tensor = r->logits ? (int)(r->logits - r->file.tensor) : 0,
+                             .width = e->config->keys.vocab_size,
+                             .row = run.from,
+                             .rows = run.n,
+                             .column = e->model.first_word,
+                             .columns = words,
+                             .memory = (char *)memory + (size_t)(run.at * words) * dtype_size(d),
+                             .stride = words,
+                             .dtype = d};
+    }
+    return n;
+}
+
+/* Tokens whose logits are computed here. */
+static int64_t own_tokens(const struct reference *r, const struct engine *e, const struct work *w) {
+    return (w->rows > 0 ? w->rows : 1) * padded_length(r, e) / e->shape.context;
 }
 
 static void *compute_logits(struct engine *e, const struct reference *r, const struct work *w) {
-    int64_t words = e->model.words->rows, tokens = (w->rows > 0 ? w->rows : 1) * r->length;
+    int64_t words = e->model.words->rows, tokens = own_tokens(r, e, w);
     char *logits = engine_has_head(e) ? die_alloc(tokens * words * dtype_size(e->real) + 1) : NULL;
     engine_logits(e, w->n, w->batch, logits);
     return logits;
@@ -256,14 +301,20 @@ static void *compute_logits(struct engine *e, const struct reference *r, const s
 static int compare_logits(struct engine *e, struct comm *c, const struct reference *r,
                           const struct work *w, const void *ours, double *difference,
                           double *largest, struct mistakes *m) {
-    int64_t words = e->model.words->rows, n = w->rows * r->length * words;
+    int64_t words = e->model.words->rows, n = own_tokens(r, e, w) * words;
     double *theirs = ours ? die_alloc(n * sizeof *theirs + 1) : NULL, both[2] = {0};
-    struct box box = logits_box(r, e, w, theirs, F64);
-    int bad = checkpoint_read(&r->file, c->world, box.rows ? 1 : 0, &box, m);
-    for (int64_t t = 0; !bad && ours && t < w->rows * r->length; t++)
-        for (int64_t k = 0; r->mask[w->first * r->length + t] && k < words; k++)
-            widen(&both[0], &both[1], number_at(ours, e->real, t * words + k),
-                  theirs[t * words + k]);
+    struct box *boxes = die_alloc((runs_of(e, w) + 1) * sizeof *boxes);
+    int bad =
+        checkpoint_read(&r->file, c->world, logits_boxes(r, e, w, theirs, F64, boxes), boxes, m);
+    for (int64_t i = 0; !bad && ours && i < runs_of(e, w); i++) {
+        const struct run_of_tokens run = tokens_of(r, e, w, i);
+        for (int64_t t = 0; t < run.n; t++)
+            for (int64_t k = 0; r->mask[run.from + t] && k < words; k++) {
+                const int64_t at = (run.at + t) * words + k;
+                widen(&both[0], &both[1], number_at(ours, e->real, at), theirs[at]);
+            }
+    }
+    free(boxes);
     free(theirs);
     largest_of_all(c, 2, both);
     *difference = both[0];
@@ -377,15 +428,14 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
         memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
     }
     struct box *grads = params_boxes(s, e->real, PART_GRADIENTS, true, &n_boxes);
-    struct box *boxes = die_alloc((n_boxes + 2) * sizeof *boxes),
-               b = logits_box(r, e, w, logits, e->real);
+    struct box *boxes = die_alloc((n_boxes + runs_of(e, w) + 1) * sizeof *boxes);
     boxes_to_host(&e->device, n_boxes, grads);
     for (int i = 0; i < n_boxes; i++) {
         boxes[i] = grads[i];
         boxes[i].tensor = number[grads[i].tensor];
     }
-    b.tensor = 0;
-    if (b.rows) boxes[n_boxes++] = b;
+    int n_logits = logits_boxes(r, e, w, logits, e->real, boxes + n_boxes);
+    for (int i = 0; i < n_logits; i++) boxes[n_boxes++].tensor = 0;
     if (c->rank == 0)
         boxes[n_boxes++] = (struct box){.tensor = 1,
                                         .width = 1,

@@ -8,6 +8,7 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/mesh.h"
+#include "src/choose_context.h"
 #include "src/deck.h"
 #include "src/recompute.h"
 #include "src/stop.h"
@@ -176,6 +177,35 @@ static bool same_layers(const char *stages, const char *layers) {
     return !*layers;
 }
 
+/* Heads across context ranks: what is left of them after tensor is split again. */
+static void check_context(const struct deck *d, struct mistakes *m) {
+    const struct deck_parallel *p = &d->parallel;
+    const char *mode = d->run.mode;
+    int64_t pieces = 2 * p->context, length = d->train.sequence_length,
+            below = length / pieces * pieces;
+    bool cuts = is(mode, "train") || is(mode, "evaluate") || is(mode, "bench");
+    char hint[64];
+    if (p->context == 1) return;
+    if (below) snprintf(hint, sizeof hint, "%" N " or %" N, below, below + pieces);
+    else snprintf(hint, sizeof hint, "%" N, pieces);
+    RULE("parallel.context", is(mode, "generate"),
+         "%" N ": generation is not built for sequences on several ranks; 1 would do, and "
+         "parallel.tensor splits the model",
+         p->context);
+    RULE("train.sequence_length", cuts && length % pieces,
+         "%" N " is no multiple of 2 x parallel.context = 2 x %" N "; %s would do", length,
+         p->context, hint);
+    RULE("parallel.context_attention",
+         is(p->context_attention, "heads") && !context_has_heads(d, '*'),
+         "heads: %" N " ranks along context cannot share %" N " heads with %" N
+         " key and value heads on %" N " tensor ranks alike; ring would do",
+         p->context, d->model.num_attention_heads, d->model.num_key_value_heads, p->tensor);
+    RULE("parallel.context_mamba", is(p->context_mamba, "heads") && !context_has_heads(d, 'M'),
+         "heads: %" N " ranks along context cannot share %" N " Mamba heads in %" N " groups on %" N
+         " tensor ranks alike; state would do",
+         p->context, d->model.mamba_num_heads, d->model.n_groups, p->tensor);
+}
+
 static void check_pipeline(const struct deck *d, struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t stages = p->pipeline * chunks_of(p), bars = 0;
@@ -248,6 +278,8 @@ static int complete(const struct deck *d, struct mesh_shape *out, int ranks, str
             deck_mistake(d, m, "parallel.tensor", "%s", colon + 2);
         else if (n == 17 && !strncmp(text, "parallel.pipeline", 17))
             deck_mistake(d, m, "parallel.pipeline", "%s", colon + 2);
+        else if (n == 16 && !strncmp(text, "parallel.context", 16))
+            deck_mistake(d, m, "parallel.context", "%s", colon + 2);
         else if (n == 13 && !strncmp(text, "parallel.data", 13))
             deck_mistake(d, m, "parallel.data", "%s", colon + 2);
         else mistake(m, d->path, 0, "%s", text);
@@ -260,17 +292,18 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
                struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     int64_t ranks = ranks_started ? ranks_started : d->run.ranks;
-    if (!ranks) ranks = p->tensor * p->pipeline * (p->data ? p->data : 1);
+    if (!ranks) ranks = p->tensor * p->pipeline * p->context * (p->data ? p->data : 1);
     RULE("run.ranks", ranks_started && d->run.ranks && d->run.ranks != ranks_started,
          "the deck is for %" N " ranks, but %d were started", d->run.ranks, ranks_started);
     RULE("parallel.data", ranks > INT32_MAX, "%" N " ranks are more than there can be", ranks);
     *out = (struct mesh_shape){.pipeline = (int)p->pipeline,
                                .data = (int)p->data,
-                               .context = 1,
+                               .context = (int)p->context,
                                .tensor = (int)p->tensor,
                                .expert = 1};
     check_tensor(d, m);
     check_pipeline(d, m);
+    check_context(d, m);
     if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
     const struct deck_train *t = &d->train;
     int64_t unit = t->micro_batch * out->data, below = t->global_batch / unit * unit;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "parallel/context_parallel.h"
 #include "src/engine.h"
 
 enum { TEXT = 512 };
@@ -64,13 +65,14 @@ static void after_layer(void *context, int layer, const struct tensor *x) {
 
 static int bad_layer(struct engine *e, int n, const struct host_batch *batches, int64_t first,
                      char *text) {
+    const int held = context_held(e->shape.context);
     struct watch w = {.e = e, .first = first, .text = text};
     e->model.after_layer = after_layer;
     e->model.watcher = &w;
     for (int i = 0; i < n; i++) {
-        w.row_length = batches[i].length;
+        w.row_length = batches[i].length * held; /* of a sequence, here */
         engine_loss_add(e, 1, &batches[i]);
-        w.first += batches[i].rows;
+        w.first += batches[i].rows / held;
     }
     e->model.after_layer = NULL;
     return w.place;

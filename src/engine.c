@@ -10,6 +10,7 @@
 #include "parallel/tensor_parallel.h"
 #include "parallel/timer.h"
 #include "src/choose.h"
+#include "src/choose_context.h"
 #include "src/init.h"
 #include "src/recompute.h"
 #include "src/trace.h"
@@ -112,6 +113,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
     make_device(e, dry);
     parallel_init(&e->parallel, comm, shape, d->parallel.sequence,
                   params_shares(e->config, shape->tensor, shares), shares);
+    context_choose(d, &e->parallel);
     if (choose_parameters(d, &e->model.params, m)) return -1;
     if (updates && !any_trained(&e->model.params)) {
         deck_mistake(d, m, "train.freeze", "leaves nothing to train");

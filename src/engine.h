@@ -6,6 +6,7 @@
 #define SRC_ENGINE_H
 
 #include "parallel/groups.h"
+#include "src/host_batch.h"
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
@@ -31,14 +32,6 @@ struct engine {
     struct weights weights;
     bool has_weights; /* weights is open: the model came from a folder */
     void *loss_sum;   /* struct exact on the device */
-};
-
-/* One micro-batch in host memory: rows * length of each. weight: 1 where the token's target counts,
- * else 0. */
-struct host_batch {
-    int64_t rows, length;
-    int32_t *ids, *start, *target;
-    double *weight;
 };
 
 /* Settles the model from its folder, if it has one, so that what its tensors decide is decided;

@@ -43,7 +43,7 @@ int feed_fits(const struct deck *d, const struct mesh_shape *shape, struct comm 
               struct mistakes *m) {
     double token = 3 * sizeof(int32_t) + sizeof(double);
     double bytes = token * (double)d->train.sequence_length * (double)d->train.global_batch /
-                   shape->data * c->host_ranks;
+                   shape->data / shape->context * c->host_ranks;
     int64_t memory = machine_memory();
     char need[UNIT_TEXT], have[UNIT_TEXT];
     if (!comm_max(c->world, bytes > (double)memory)) return 0;
@@ -60,69 +60,52 @@ int feed_init(struct feed *f, const struct engine *e, struct mistakes *m) {
     const struct deck *d = e->deck;
     *f = (struct feed){.length = d->train.sequence_length,
                        .rows = (int)d->train.micro_batch,
-                       .global_batch = d->train.global_batch};
+                       .global_batch = d->train.global_batch,
+                       .engine = e};
     f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
     f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
     if (open_corpus(f, e, m)) return -1;
-    unsigned long n = (unsigned long)(f->rows * f->length);
     f->batch = die_alloc((unsigned long)f->micro_batches * sizeof *f->batch);
-    for (int i = 0; i < f->micro_batches; i++)
-        f->batch[i] = (struct host_batch){
-            .rows = f->rows,
-            .length = f->length,
-            .ids = die_alloc(n * sizeof(int32_t)),
-            .start = die_alloc(n * sizeof(int32_t)),
-            .target = die_alloc(n * sizeof(int32_t)),
-            .weight = die_alloc(n * sizeof(double)),
-        };
+    for (int i = 0; i < f->micro_batches; i++) f->batch[i] = host_batch_make(e, f->rows, f->length);
     f->tokens = die_alloc((unsigned long)(f->length + 1) * sizeof *f->tokens);
+    f->start = die_alloc((unsigned long)f->length * sizeof *f->start);
+    f->target = die_alloc((unsigned long)f->length * sizeof *f->target);
+    f->weight = die_alloc((unsigned long)f->length * sizeof *f->weight);
     f->counts = die_alloc((unsigned long)f->length * sizeof *f->counts);
     return 0;
 }
 
 void feed_free(struct feed *f) {
-    for (int i = 0; f->batch && i < f->micro_batches; i++) {
-        free(f->batch[i].ids);
-        free(f->batch[i].start);
-        free(f->batch[i].target);
-        free(f->batch[i].weight);
-    }
+    for (int i = 0; f->batch && i < f->micro_batches; i++) host_batch_free(&f->batch[i]);
     free(f->batch);
     free(f->tokens);
+    free(f->start);
+    free(f->target);
+    free(f->weight);
     free(f->counts);
     if (f->corpus.kind) corpus_free(&f->corpus);
     token_pool_free(f->pool);
     *f = (struct feed){0};
 }
 
-/* Puts sample number `sample` in row r of micro-batch b; returns its counted targets. */
+/* Puts sample number `sample` in row r of micro-batch b, as far as it is this rank's; returns its counted
+ * targets. blank: none of them counts, as where a round has more room than samples. */
 static int64_t put_row(struct feed *f, const struct corpus *c, int64_t sample, struct host_batch *b,
-                       int r) {
-    int64_t at = r * f->length, counted = 0;
-    corpus_sample(c, sample, f->tokens, b->start + at, f->counts);
+                       int r, bool blank) {
+    corpus_sample(c, sample, f->tokens, f->start, f->counts);
     for (int64_t t = 0; t < f->length; t++) {
-        b->ids[at + t] = f->tokens[t];
-        b->target[at + t] = f->counts[t] ? f->tokens[t + 1] : -1;
-        b->weight[at + t] = f->counts[t];
-        counted += f->counts[t];
+        const bool counts = f->counts[t] && !blank;
+        f->target[t] = counts ? f->tokens[t + 1] : -1;
+        f->weight[t] = counts;
     }
-    return counted;
-}
-
-/* A sample none of whose targets count: where a round has more room than samples. */
-static void blank_row(struct feed *f, struct host_batch *b, int r) {
-    put_row(f, &f->measured, 0, b, r);
-    for (int64_t t = r * f->length; t < (r + 1) * f->length; t++) {
-        b->target[t] = -1;
-        b->weight[t] = 0;
-    }
+    return host_batch_put(f->engine, b, r, f->tokens, f->start, f->target, f->weight);
 }
 
 int64_t feed_step(struct feed *f, int64_t step) {
     int64_t counted = 0, sample = (step - 1) * f->global_batch + f->first;
     for (int i = 0; i < f->micro_batches; i++)
         for (int r = 0; r < f->rows; r++)
-            counted += put_row(f, &f->corpus, sample++, &f->batch[i], r);
+            counted += put_row(f, &f->corpus, sample++, &f->batch[i], r, false);
     return counted;
 }
 
@@ -134,9 +117,8 @@ int64_t feed_validation(struct feed *f, int64_t round) {
     int64_t counted = 0, sample = round * f->global_batch + f->first;
     for (int i = 0; i < f->micro_batches; i++)
         for (int r = 0; r < f->rows; r++, sample++)
-            if (sample < f->validation)
-                counted += put_row(f, &f->measured, sample, &f->batch[i], r);
-            else blank_row(f, &f->batch[i], r);
+            counted += put_row(f, &f->measured, sample < f->validation ? sample : 0, &f->batch[i],
+                               r, sample >= f->validation);
     return counted;
 }
 

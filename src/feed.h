@@ -29,8 +29,10 @@ struct feed {
     int64_t length, global_batch;
     int64_t first;            /* this rank's first sequence within a step */
     struct host_batch *batch; /* [micro_batches], filled anew by each of the functions below */
-    int32_t *tokens;
+    int32_t *tokens, *start, *target; /* of one sequence */
+    double *weight;
     bool *counts;
+    const struct engine *engine;
 };
 
 /* Is there memory on every host for the tables of a step's tokens? To be asked before anything is

@@ -41,6 +41,7 @@ struct layer_state {
 /* One pass over a micro-batch: what layers need besides x. */
 struct pass {
     struct batch batch;
+    struct batch whole; /* the sequences whole, where layers meet some heads of them */
     bool count_experts; /* add each expert's tokens to the layer's load */
     bool ends_only;     /* logits of each row's last token only */
     /* Of each layer; NULL: every row begins here and nothing is remembered. */

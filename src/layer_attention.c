@@ -5,6 +5,9 @@
  * q, k and v are one stored block and one product. Query heads are split over the tensor ranks;
  * where the ranks outnumber the key heads, neighbours hold the same one. */
 #include "kernels/die.h"
+#include "parallel/context_attention.h"
+#include "parallel/context_heads.h"
+#include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -45,18 +48,43 @@ static struct tensor *past_of(struct tape *t, const struct layer *l, int i, stru
     return past;
 }
 
+/* From queries, keys and values side by side. Where sequences lie on several ranks: round the ring, or with
+ * all tokens of some of the heads. */
+static struct tensor *attend(struct tape *t, struct layer *l, struct tensor *qkv) {
+    const struct batch *b = &l->pass->batch;
+    const int64_t dim = l->config->keys.head_dim;
+    const struct segment *s = l->p[Q]->layout.segment; /* this rank's widths of q, k and v */
+    const int context = t->parallel->shape.context;
+    const bool heads = context > 1 && t->parallel->attention_heads;
+    struct tensor *v[3], *o, *all = qkv;
+    int64_t width[3];
+    struct heads_segment part[3];
+    for (int i = 0; i < 3; i++) {
+        part[i] = (struct heads_segment){s[i].width, s[i].width / dim};
+        width[i] = heads ? heads_width(context, 1, &part[i]) : s[i].width;
+    }
+    if (heads) all = context_to_heads(t, b, qkv, 3, part);
+    tensor_columns(t, all, 3, width, v);
+    if (context == 1)
+        o = attention(t, b, v[0], v[1], v[2], dim, past_of(t, l, 0, v[1]), past_of(t, l, 1, v[2]));
+    else if (heads) o = attention(t, &l->pass->whole, v[0], v[1], v[2], dim, NULL, NULL);
+    else o = context_attention(t, b, v[0], v[1], v[2], dim);
+    for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
+    tensor_drop(t, all);
+    if (!heads) return o;
+    struct tensor *y = context_from_heads(t, b, o);
+    tensor_drop(t, o);
+    return y;
+}
+
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
-    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *v[3];
+    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon);
     h = tensor_enter(t, h, b->rows * b->length);
     struct tensor *qkv = add_after(t, linear(t, h, l->p[Q]), l->p[Q_BIAS]);
     tensor_drop(t, h);
-    const struct segment *s = l->p[Q]->layout.segment; /* this rank's widths of q, k and v */
-    tensor_columns(t, qkv, 3, (int64_t[]){s[0].width, s[1].width, s[2].width}, v);
-    struct tensor *o = attention(t, b, v[0], v[1], v[2], c->head_dim, past_of(t, l, 0, v[1]),
-                                 past_of(t, l, 1, v[2]));
-    for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
+    struct tensor *o = attend(t, l, qkv);
     tensor_drop(t, qkv);
     struct tensor *y = tensor_leave(t, linear(t, o, l->p[O]));
     return add_after(t, y, l->p[O_BIAS]);

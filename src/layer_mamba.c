@@ -6,6 +6,9 @@
  * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups,
  * neighbours hold the same B and C, and the norm of a group is finished by a sum over them. */
 #include "kernels/die.h"
+#include "parallel/context_heads.h"
+#include "parallel/context_mamba.h"
+#include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 #include "src/layer.h"
 
@@ -73,6 +76,57 @@ static struct tensor *norm_gated(struct tape *t, struct layer *l, struct tensor 
                      c->layer_norm_epsilon);
 }
 
+/* Convolution and scan of x | B | C and dt of this rank's tokens, [tokens, heads * head_dim]. */
+static struct tensor *recur(struct tape *t, struct layer *l, const struct scan_shape *s,
+                            struct tensor *xbc, struct tensor *dt) {
+    const struct batch *b = &l->pass->batch;
+    const bool begun = l->pass->past > 0, split = t->parallel->shape.context > 1;
+    struct tensor *columns = split ? context_halo(t, b, xbc, l->p[CONV]->width - 1)
+                                   : state_of(t, l, CONV_STATE, xbc),
+                  *states = state_of(t, l, SCAN_STATE, dt), *y;
+    struct tensor *u = conv(t, b, xbc, l->p[CONV], l->p[CONV_BIAS], begun || split ? columns : NULL,
+                            columns && !split ? &columns : NULL);
+    if (split) y = context_scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS]);
+    else
+        y = scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS], begun ? states : NULL,
+                 states ? &states : NULL);
+    tensor_drop(t, u);
+    if (split) tensor_drop(t, columns);
+    return y;
+}
+
+/* The same from x | B | C | dt, where the context ranks exchange tokens for heads: of all tokens for some of
+ * the heads, and back. */
+static struct tensor *recur_by_heads(struct tape *t, struct layer *l, const struct scan_shape *s,
+                                     struct tensor *in) {
+    const struct batch *b = &l->pass->batch, *whole = &l->pass->whole;
+    const int context = t->parallel->shape.context;
+    const int64_t state = s->groups * s->state;
+    const struct heads_segment part[] = {{s->heads * s->head_dim, s->heads},
+                                         {state, s->groups},
+                                         {state, s->groups},
+                                         {s->heads, s->heads}};
+    struct scan_shape some = *s;
+    some.heads = heads_width(context, 1, &part[3]);
+    some.groups = heads_width(context, 1, &part[1]) / s->state;
+    struct tensor *all = context_to_heads(t, b, in, 4, part), *v[2], *w[5];
+    tensor_columns(t, all, 2, (int64_t[]){heads_width(context, 3, part), some.heads}, v);
+    static const int rows_of[] = {CONV, CONV_BIAS, A_LOG, D, DT_BIAS};
+    for (int i = 0; i < 5; i++) {
+        struct param *p = l->p[rows_of[i]];
+        w[i] = !p      ? NULL
+               : i < 2 ? context_heads_weight(t, p, v[0], 3, part)
+                       : context_heads_weight(t, p, v[0], 1, part + 3);
+    }
+    struct tensor *u = conv_with(t, whole, v[0], w[0], w[1], NULL, NULL);
+    struct tensor *o = scan_with(t, whole, &some, u, v[1], w[2], w[3], w[4], NULL, NULL);
+    struct tensor *y = context_from_heads(t, b, o);
+    struct tensor *const done[] = {u, o, v[0], v[1], all};
+    for (int i = 0; i < 5; i++) tensor_drop(t, done[i]);
+    for (int i = 0; i < 5; i++) tensor_drop(t, w[i]);
+    return y;
+}
+
 static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x) {
     const struct deck_model *c = &l->config->keys;
     const struct batch *b = &l->pass->batch;
@@ -80,22 +134,19 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
             first, groups;
     int share;
     part_heads(c->n_groups, l->mesh->tensor, l->tensor_rank, &first, &groups, &share);
-    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *v[3];
+    struct tensor *h = rms_norm(t, x, l->p[NORM], c->layer_norm_epsilon), *v[3] = {0};
     h = tensor_enter(t, h, b->rows * b->length);
     struct tensor *in = add_after(t, linear(t, h, l->p[IN]), l->p[IN_BIAS]);
     tensor_drop(t, h);
-    tensor_columns(t, in, 3, (int64_t[]){inner, channels, heads}, v); /* z, x | B | C, dt */
-    struct tensor *columns = state_of(t, l, CONV_STATE, v[1]),
-                  *states = state_of(t, l, SCAN_STATE, v[2]);
-    bool begun = l->pass->past > 0;
-    struct tensor *u = conv(t, b, v[1], l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL,
-                            columns ? &columns : NULL);
+    const bool exchanged = t->parallel->shape.context > 1 && t->parallel->mamba_heads;
+    /* z, x | B | C, dt; the latter two together where they are exchanged */
+    int64_t width[] = {inner, channels + exchanged * heads, heads};
+    tensor_columns(t, in, exchanged ? 2 : 3, width, v);
     struct scan_shape shape = {
         heads,         c->mamba_head_dim, groups,           c->ssm_state_size,
         c->chunk_size, l->config->dt_min, l->config->dt_max};
-    struct tensor *y = scan(t, b, &shape, u, v[2], l->p[A_LOG], l->p[D], l->p[DT_BIAS],
-                            begun ? states : NULL, states ? &states : NULL);
-    tensor_drop(t, u);
+    struct tensor *y =
+        exchanged ? recur_by_heads(t, l, &shape, v[1]) : recur(t, l, &shape, v[1], v[2]);
     struct tensor *g = norm_gated(t, l, y, v[0], groups, share);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, in);

@@ -5,6 +5,7 @@
 
 #include "kernels/die.h"
 #include "kernels/tape_segment.h"
+#include "parallel/context_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
 
@@ -166,14 +167,25 @@ static struct tensor *finish(struct model *m, struct tape *t, const struct micro
     return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
 }
 
+void model_batch(struct tape *t, const struct micro_batch *b, struct pass *pass) {
+    const int context = t->parallel->shape.context;
+    const int64_t rows = b->rows / context_held(context),
+                  length = b->length * context_pieces(context);
+    struct layout l = token_layout();
+    t->pass = pass;
+    pass->batch = (struct batch){
+        b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
+    if (!b->whole_start) return;
+    l.by[AXIS_CONTEXT] = BY_COLUMNS;
+    pass->whole = (struct batch){
+        rows, length, tensor_over(t, "whole start", b->whole_start, I32, rows * length, 1, &l)};
+}
+
 struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *s,
                            const struct micro_batch *b, struct pass *pass, struct tensor *x,
                            enum model_end end) {
-    struct layout l = token_layout();
-    t->pass = pass;
     t->again = m->again;
-    pass->batch = (struct batch){
-        b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
+    model_batch(t, b, pass);
     if (s->embeds) x = embed(m, t, b);
     for (int i = s->first; i < s->end; i++) x = one_layer(m, t, i, x);
     return s->heads ? finish(m, t, b, pass, x, end) : x;

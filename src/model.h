@@ -37,10 +37,10 @@ void model_allocate(struct model *m, struct device *d, struct arena *values, str
                     struct arena *masters, enum dtype stored);
 
 /* A micro-batch on the device: ids, start, target [tokens] integers; weight [tokens] reals, the
- * factor of each token's loss. */
+ * factor of each token's loss. whole_start: of all tokens of its sequences, or NULL. */
 struct micro_batch {
     int64_t rows, length;
-    void *ids, *start, *target, *weight;
+    void *ids, *start, *target, *weight, *whole_start;
 };
 
 /* Losses of every token, [1, tokens], times its weight. pass: kept by the caller until the tape is
@@ -55,6 +55,9 @@ enum model_end { END_LOSSES, END_LOGITS };
 struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *s,
                            const struct micro_batch *b, struct pass *pass, struct tensor *x,
                            enum model_end end);
+
+/* Tells layers of the micro-batch: t->pass, and the pass's batches. */
+void model_batch(struct tape *t, const struct micro_batch *b, struct pass *pass);
 
 /* How the stream between layers is spread over the ranks. */
 struct layout model_stream(const struct tape *t);

@@ -14,7 +14,7 @@
 #include "src/lastwords.h"
 #include "src/trace.h"
 
-enum { IDS, START, TARGET, WEIGHT, LOADED };
+enum { IDS, START, WHOLE_START, TARGET, WEIGHT, LOADED };
 
 struct flight {
     struct flight *next; /* spare */
@@ -127,6 +127,9 @@ static void load_batch(struct engine *e, struct flight *f, const struct stage *s
     f->batch = (struct micro_batch){.rows = h->rows, .length = h->length};
     if (s->embeds) f->batch.ids = load(e, f, IDS, h->ids, ints, "ids");
     f->batch.start = load(e, f, START, h->start, ints, "document starts");
+    if (host_batch_whole(e))
+        f->batch.whole_start = load(e, f, WHOLE_START, h->whole_start,
+                                    ints * (size_t)e->shape.context, "whole document starts");
     if (!s->heads) return;
     void *weight = e->device.dry ? NULL : die_alloc(reals);
     if (weight) dtype_convert(weight, e->real, h->weight, F64, n);

@@ -41,8 +41,8 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
                (long)(n.active + (c->keys.tie_word_embeddings ? 0 : n.embedding)));
         printf("tensors: %d\n", n.tensors);
         printf("layers: \"%s\"\n", c->kinds);
-        printf("ranks: %d\nmesh: {pipeline: %d, data: %d, tensor: %d}\n", mesh_ranks(shape),
-               shape->pipeline, shape->data, shape->tensor);
+        printf("ranks: %d\nmesh: {pipeline: %d, data: %d, context: %d, tensor: %d}\n",
+               mesh_ranks(shape), shape->pipeline, shape->data, shape->context, shape->tensor);
         char *output = yaml_deck_quote(d->run.output);
         printf("output: %s\n", output);
         free(output);
@@ -64,8 +64,7 @@ static void dry_gradients(struct engine *e, int n) {
     const struct deck *d = e->deck;
     struct host_batch *b = die_alloc((size_t)n * sizeof *b);
     for (int i = 0; i < n; i++)
-        b[i] =
-            (struct host_batch){.rows = d->train.micro_batch, .length = d->train.sequence_length};
+        b[i] = host_batch_shape(e, d->train.micro_batch, d->train.sequence_length);
     comm_total(e->parallel.replicas, 1);
     e->model.params.cleared = true; /* by the update before: the first step alone finds none */
     engine_gradients(e, n, b, 1, !strcmp(d->moe.balance, "bias"));

@@ -3,8 +3,10 @@
 #include <string.h>
 
 #include "kernels/die.h"
+#include "parallel/context_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
+#include "src/choose_context.h"
 #include "src/deck.h"
 #include "src/model.h"
 #include "src/recompute.h"
@@ -54,6 +56,7 @@ static void room_init(struct room *r, const struct deck *d, const struct config 
     comm_init_dry(&r->comm, mesh_ranks(shape), 0);
     parallel_init(&r->parallel, &r->comm, shape, d->parallel.sequence,
                   params_shares(c, shape->tensor, shares), shares);
+    context_choose(d, &r->parallel);
     device_dry(&r->device);
     r->device.speed = speed_for(d);
     struct arena *all[] = {&r->values, &r->grads, &r->work, &r->scratch};
@@ -61,10 +64,11 @@ static void room_init(struct room *r, const struct deck *d, const struct config 
     model_init(&r->model, c, shape, 0, NULL, recompute_layers(d));
     r->model.again = recompute_ops(d);
     model_allocate(&r->model, &r->device, &r->values, &r->grads, NULL, stored);
-    void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight};
-    r->batch.rows = d->train.micro_batch;
-    r->batch.length = d->train.sequence_length;
-    for (int i = 0; i < 4; i++) /* addresses that nobody follows */
+    void **tokens[] = {&r->batch.ids, &r->batch.start, &r->batch.target, &r->batch.weight,
+                       &r->batch.whole_start};
+    r->batch.rows = context_rows(shape->context, d->train.micro_batch);
+    r->batch.length = context_length(shape->context, d->train.sequence_length);
+    for (int i = 0; i < 5; i++) /* addresses that nobody follows */
         arena_take(&r->values, 1, "tokens", tokens[i]);
     tape_init(&r->tape, &r->device, &r->work, &r->scratch, stored, &r->parallel);
 }

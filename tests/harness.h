@@ -29,6 +29,8 @@ struct op_case {
     { OP_##name, &(struct name##_args){__VA_ARGS__}, NULL, false, __LINE__ }
 #define LARGE(name, ...)                                                                           \
     { OP_##name, &(struct name##_args){__VA_ARGS__}, NULL, true, __LINE__ }
+#define LARGE_WITHOUT(names, name, ...)                                                            \
+    { OP_##name, &(struct name##_args){__VA_ARGS__}, names, true, __LINE__ }
 #define WITHOUT(names, name, ...)                                                                  \
     { OP_##name, &(struct name##_args){__VA_ARGS__}, names, false, __LINE__ }
 

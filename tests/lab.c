@@ -137,8 +137,12 @@ void lab_close(struct lab *l) {
 
 struct host_batch lab_batch(int64_t rows, int64_t length, uint64_t seed) {
     int64_t n = rows * length;
-    struct host_batch b = {
-        rows, length, die_alloc(n * 4), die_alloc(n * 4), die_alloc(n * 4), die_alloc(n * 8)};
+    struct host_batch b = {.rows = rows,
+                           .length = length,
+                           .ids = die_alloc(n * 4),
+                           .start = die_alloc(n * 4),
+                           .target = die_alloc(n * 4),
+                           .weight = die_alloc(n * 8)};
     for (int64_t i = 0; i < n; i++) {
         b.ids[i] = (int32_t)((lab_random(&seed) + 1) / 2 * LAB_VOCABULARY) % LAB_VOCABULARY;
         b.target[i] = (int32_t)((lab_random(&seed) + 1) / 2 * LAB_VOCABULARY) % LAB_VOCABULARY;

@@ -183,7 +183,7 @@ static void make_integers(struct value *v, enum op op, const void *args) {
     v->i = die_alloc((uint64_t)v->n * sizeof *v->i);
     const int64_t L = field_size(op, args, "L");
     const bool attends = op == OP_attention || op == OP_attention_adjoint;
-    const int64_t past = attends ? field_size(op, args, "P") : 0;
+    const int64_t past = attends ? field_size(op, args, "P") + field_size(op, args, "away") : 0;
     if (strcmp(v->name, "start") == 0)
         make_starts(v->i, v->n, L, most(5, past + 3), attends && L + past > 60 ? 50 : 4, seed);
     else if (strcmp(v->name, "order") == 0) make_permutation(v->i, v->n, seed, false);

@@ -49,6 +49,18 @@ try "$TMP/moe.yaml" 1
 try "$TMP/moe.yaml" 2 parallel.tensor=2 parallel.sequence=true memory.recompute=selective memory.recompute_ops='[scan, attention, linear, grouped_linear]'
 try "$TMP/moe.yaml" 4 parallel.tensor=2 parallel.sequence=true moe.balance=bias
 
+# Thousands of micro-batches: planned in seconds of the processor (10 times what is needed), on a page.
+for how in "zbv 2" "interleaved 3" "zero-bubble 1"; do
+    set -- $how
+    ( ulimit -t 10; go "many-$1" 0 1 plan "$TMP/dense.yaml" --json run.ranks=8 parallel.pipeline=8 parallel.schedule="$1" parallel.virtual_stages="$2" train.global_batch=4099 ) || continue
+    [ "$(wc -c <"$TMP/many-$1.log")" -lt 16000 ] && grep -q '"micro_batches": 4099' "$TMP/many-$1.log" && ok "many-$1" || fail "many-$1" "$(wc -c <"$TMP/many-$1.log") bytes"
+done
+
+# Nor does their number need memory: also with empty stages, which take no time.
+most() { grep -o '"activations_bytes": *[0-9]*' "$TMP/$1.log" | sed 's/.*: *//' | sort -n | tail -n 1; }
+go many-few 0 1 plan "$TMP/dense.yaml" --json run.ranks=8 parallel.pipeline=8 parallel.schedule=zbv train.global_batch=64 &&
+    { near "$(most many-zbv)" "$(most many-few)" 0.1 && ok many-memory || fail many-memory "$(most many-zbv) bytes, with 64 micro-batches $(most many-few)"; }
+
 # What share of the peak a step reached: work of the model over what the ranks could have done meanwhile.
 go mfu 0 2 "$TMP/dense.yaml" machine.peak_fp32=1e9 memory.recompute=full
 work=$("$MESTAR" plan "$TMP/dense.yaml" --json run.ranks=2 memory.recompute=full | sed -n 's/.*"model_work": \([0-9]*\).*/\1/p' | awk '{ s += $1 } END { print s }')

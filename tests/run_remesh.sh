@@ -57,8 +57,8 @@ i=0
 while [ $i -lt "$draws" ]; do
     i=$((i + 1))
     mesh; from=$name from_flat=$flat from_ranks=$ranks from_keys=$keys
-    mesh; to=$name
-    [ $((RANDOM % 3)) != 0 ] || { while [ "$flat" != "$from_flat" ]; do mesh; done; to=$name; }  # a third differ in the pipeline alone
+    mesh; to=$name; while [ "$to" = "$from" ]; do mesh; to=$name; done
+    [ $((RANDOM % 3)) != 0 ] || { while [ "$flat" != "$from_flat" ] || [ "$name" = "$from" ]; do mesh; done; to=$name; }  # a third differ in the pipeline alone
     pair=$(printf '%02d' $i)-$from-then-$to
     [ -d "$TMP/$from" ] || { go "$from" 0 $from_ranks "$TMP/deep.yaml" $from_keys || continue; cp -r "$TMP/$from" "$TMP/$from-six"
         go "$from" 0 $from_ranks "$TMP/deep.yaml" $from_keys train.steps=9 || continue; }

@@ -9,6 +9,7 @@
  *                                                  (for grad.* at least 1e-6 of the largest gradient
  *                                                  of all); positions that B's attention_mask hides
  *                                                  do not count
+ *   tensors ending A B WORD BOUND                  the same of all tensors whose names end so
  *
  * A and B are files or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */
 #include <dirent.h>
@@ -183,12 +184,65 @@ static int near(const struct file_set *a, const struct file_set *b, char **toler
     return bad;
 }
 
+/* Number i of a tensor in F32 or F64. */
+static double number(const struct entry *e, int64_t i) {
+    float f;
+    double d;
+    if (!strcmp(e->dtype, "F32")) return memcpy(&f, e->bytes + 4 * i, 4), f;
+    return memcpy(&d, e->bytes + 8 * i, 8), d;
+}
+
+static bool ends_so(const char *name, const char *word) {
+    size_t n = strlen(name), k = strlen(word);
+    return n >= k && !strcmp(name + n - k, word);
+}
+
+static int ending(const struct file_set *a, const struct file_set *b, const char *word,
+                  double bound) {
+    double worst = 0, all = 0;
+    const char *where = "";
+    int n = 0;
+    double *largest_of = calloc((size_t)b->n + 1, sizeof *largest_of);
+    for (int i = 0; largest_of && i < b->n; i++) {
+        const struct entry *y = &b->e[i], *x = find(a, y->name);
+        if (!ends_so(y->name, word)) continue;
+        n++;
+        if (!x || x->size != y->size || strcmp(x->dtype, y->dtype) || *y->dtype != 'F') {
+            printf("%s: %s\n", y->name, x ? "dtype or size" : "absent");
+            free(largest_of);
+            return 1;
+        }
+        for (int64_t k = 0; k < y->size / (y->dtype[1] == '3' ? 4 : 8); k++)
+            largest_of[i] = fmax(largest_of[i], fabs(number(y, k)));
+        all = fmax(all, largest_of[i]);
+    }
+    for (int i = 0; largest_of && i < b->n; i++) {
+        const struct entry *y = &b->e[i], *x = find(a, y->name);
+        const double scale = fmax(fmax(largest_of[i], 1e-6 * all), 1e-300);
+        if (!ends_so(y->name, word)) continue;
+        for (int64_t k = 0; k < y->size / (y->dtype[1] == '3' ? 4 : 8); k++) {
+            const double d = fabs(number(x, k) - number(y, k)) / scale;
+            if (!(d <= worst)) worst = isfinite(d) ? d : INFINITY, where = y->name;
+        }
+    }
+    free(largest_of);
+    printf("%d tensors, %.1e at %s\n", n, worst, where);
+    return !n || !(worst <= bound);
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "list")) {
         struct file_set a = read_all(argv[2]);
         for (int i = 0; i < a.n; i++) printf("%s %s %s\n", a.e[i].name, a.e[i].dtype, a.e[i].shape);
         forget(&a);
         return 0;
+    }
+    if (argc == 6 && !strcmp(argv[1], "ending")) {
+        struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
+        int no = ending(&a, &b, argv[4], atof(argv[5]));
+        forget(&a);
+        forget(&b);
+        return no;
     }
     if ((argc == 4 && !strcmp(argv[1], "same")) || (argc == 7 && !strcmp(argv[1], "close"))) {
         struct file_set a = read_all(argv[2]), b = read_all(argv[3]);
@@ -197,6 +251,7 @@ int main(int argc, char **argv) {
         forget(&b);
         return no;
     }
-    fprintf(stderr, "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS\n");
+    fprintf(stderr, "tensors: list A | same A B | close A B LOGITS LOSS GRADIENTS | "
+                    "ending A B WORD BOUND\n");
     return 2;
 }

@@ -26,7 +26,7 @@
 #include "parallel/tensor_parallel.h"
 #include "tests/lab.h"
 
-enum { MOST_PRICES = 256, LAYERS = 16, TRIES = 5, LENGTH_OF_ROW = 96 };
+enum { MOST_PRICES = 256, LAYERS = 16, TRIES = 7, LENGTH_OF_ROW = 96 };
 static const char *const patterns[2] = {
     "M-*EM-*EM-*EM-*E", /* costs of all kinds */
     "----------------", /* forward and both halves cost the same: two products each */
@@ -285,8 +285,9 @@ static struct outcome run(enum schedule_kind kind, const char *pattern, int micr
     s.e.device.instead = sleep_instead;
     pace = 1;
     while (pace * all / s.e.stages.n < 6e6) pace++; /* no less than 6 ms for all of a micro-batch */
-    for (int i = 0; i < TRIES; i++, pace *= 2) {
-        o.measured = asleep(&s.e, micro_batches, (int64_t)((double)pace * all * micro_batches));
+    for (int i = 0; i < TRIES; i++, pace *= 2) {    /* whatever disturbs a try makes it longer */
+        double idle = asleep(&s.e, micro_batches, (int64_t)((double)pace * all * micro_batches));
+        if (i == 0 || idle < o.measured) o.measured = idle;
         o.peak = comm_max(world.world, (int64_t)s.e.work.peak);
         int fine = good(&o, bound); /* rank 0's word: all see the same numbers but for rounding */
         comm_broadcast(world.world, &fine, sizeof fine, 0);

@@ -118,7 +118,8 @@ static void dry_peaks(void **state) {
         char *full[] = {lab_recipes[i / 3 % LAB_RECIPES], recompute[i % 3]};
         const char *model = lab_models[i / (3 * LAB_RECIPES)];
         struct lab real, dry;
-        struct host_batch b = lab_batch(2, 9, 3), none = {2, 9, NULL, NULL, NULL, b.weight};
+        struct host_batch b = lab_batch(2, 9, 3),
+                          none = {.rows = 2, .length = 9, .weight = b.weight};
         lab_open(&real, model, 2, full);
         lab_read(&dry, model, 2, full);
         lab_start(&dry, true);

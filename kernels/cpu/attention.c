@@ -8,7 +8,10 @@
  * Adjoint: with delta_i = go_i . o_i and ds_ij = p_ij (go_i . v_j - delta_i),
  *   dq_i = scale sum of ds_ij k_j,
  *   dk_j = scale sum over i of ds_ij q_i,   dv_j = sum over i of p_ij go_i.
- * Two sweeps, one over queries and one over keys, so that every result has one thread. */
+ * Two sweeps, one over queries and one over keys, so that every result has one thread.
+ *
+ * Where the past ends some tokens before the row (away), places are counted from its end instead of
+ * from the row's beginning; the row's own keys are not met then. */
 #include "kernels/cpu/maths.h"
 
 enum { BLOCK = 64, PIECE = 64, KEYS = 16 };
@@ -41,16 +44,23 @@ struct keys {
     int64_t n, ldk, ldv;
 };
 
+/* The place where a document begins, counted from the end of the past. */
+static int64_t begins(int64_t start, int64_t away) {
+    return start + most(0, away - 1);
+}
+
 /* The keys of head-group g that a token of row b sees: from the past, and from the row. */
 static void visible(struct keys run[2], const real *k, const real *v, const real *k_past,
                     const real *v_past, int64_t b, int64_t i, int64_t start, int64_t g, int64_t L,
-                    int64_t P, int64_t G, int64_t D, int64_t ldk, int64_t ldv, int64_t ldp) {
+                    int64_t P, int64_t G, int64_t D, int64_t ldk, int64_t ldv, int64_t ldp,
+                    int64_t away) {
     run[0] = run[1] = (struct keys){NULL, NULL, 0, 0, 0};
-    const int64_t early = least(P, most(0, -start)), from = most(0, start);
+    const int64_t early = least(P, most(0, -begins(start, away))), from = most(0, start);
     if (k_past && early > 0) {
         const int64_t at = b * ldp + ((P - early) * G + g) * D;
         run[0] = (struct keys){k_past + at, v_past + at, early, G * D, G * D};
     }
+    if (away > 0) return;
     run[1] = (struct keys){k + (b * L + from) * ldk + g * D, v + (b * L + from) * ldv + g * D,
                            i + 1 - from, ldk, ldv};
 }
@@ -63,7 +73,7 @@ static void attend(const struct attention_args *a, int64_t b, int64_t i, int64_t
     double sum = 0;
     struct keys runs[2];
     visible(runs, a->k, a->v, a->k_past, a->v_past, b, i, a->start[token], h / (a->H / a->G), a->L,
-            a->P, a->G, D, a->ldk, a->ldv, a->ldp);
+            a->P, a->G, D, a->ldk, a->ldv, a->ldp, a->away);
     for (int64_t c = 0; c < D; c++) o[c] = 0;
     for (const struct keys *r = runs; r < runs + 2; r++)
         for (int64_t j0 = 0; j0 < r->n; j0 += BLOCK) {
@@ -84,7 +94,7 @@ static void attend(const struct attention_args *a, int64_t b, int64_t i, int64_t
             }
             add_rows(o, score, r->v + j0 * r->ldv, r->ldv, n, D);
         }
-    const real inverse = (real)(1 / sum);
+    const real inverse = (real)(sum > 0 || isnan(sum) ? 1 / sum : 0);
     for (int64_t c = 0; c < D; c++) o[c] *= inverse;
     ((real *)a->lse)[token * a->H + h] = (real)((double)largest + log(sum));
 }
@@ -108,7 +118,7 @@ static void query_gradient(const struct attention_adjoint_args *a, int64_t b, in
     real *dq = (real *)a->dq + token * a->ldq + h * D;
     struct keys runs[2];
     visible(runs, a->k, a->v, a->k_past, a->v_past, b, i, a->start[token], h / (a->H / a->G), a->L,
-            a->P, a->G, D, a->ldk, a->ldv, a->ldp);
+            a->P, a->G, D, a->ldk, a->ldv, a->ldp, a->away);
     if (!a->dq_add) memset(dq, 0, (size_t)D * sizeof(real));
     for (const struct keys *r = runs; r < runs + 2; r++)
         for (int64_t j0 = 0; j0 < r->n; j0 += BLOCK) {
@@ -148,9 +158,9 @@ static struct key find_key(const struct attention_adjoint_args *a, int64_t b, in
 }
 
 /* The first token of row b that does not see the key at `place`: its document's end. */
-static int64_t document_end(const int32_t *start, int64_t L, int64_t place) {
+static int64_t document_end(const int32_t *start, int64_t L, int64_t place, int64_t away) {
     int64_t i = most(0, place);
-    while (i < L && start[i] <= place) i++;
+    while (i < L && begins(start[i], away) <= place) i++;
     return i;
 }
 
@@ -181,7 +191,7 @@ static void keys_gradient(const struct attention_adjoint_args *a, int64_t b, int
     for (int64_t j = j0; j < j1; j++) {
         struct key *key = &keys[j - j0];
         *key = find_key(a, b, j, g);
-        end[j - j0] = j < past ? 0 : document_end(start, a->L, key->place);
+        end[j - j0] = j < past ? 0 : document_end(start, a->L, key->place, a->away);
         const bool old = j < a->P;
         if (key->dk && !(old ? a->dk_past_add : a->dk_add))
             memset(key->dk, 0, (size_t)D * sizeof(real));
@@ -223,10 +233,28 @@ KERNEL(attention_adjoint) {
                 for (int64_t j = 0; j < a->P; j += KEYS)
                     keys_gradient(a, b, g, j, least(j + KEYS, a->P));
     }
-    if (!a->dk && !a->dv) return;
+    if ((!a->dk && !a->dv) || a->away > 0) return;
 #pragma omp parallel for collapse(3) schedule(dynamic) if (wide)
     for (int64_t b = 0; b < a->B; b++)
         for (int64_t g = 0; g < a->G; g++)
             for (int64_t j = a->P; j < a->P + a->L; j += KEYS)
                 keys_gradient(a, b, g, j, least(j + KEYS, a->P + a->L));
+}
+
+KERNEL(attention_merge) {
+    const int64_t D = a->D;
+#pragma omp parallel for if (a->T * a->H * D > SMALL)
+    for (int64_t t = 0; t < a->T * a->H; t++) {
+        const real *more = (const real *)a->more + t * D;
+        real *o = (real *)a->o + t * D, *lse = (real *)a->lse + t;
+        const real old = *lse, other = ((const real *)a->lse_more)[t],
+                   m = old > other ? old : other;
+        if (other == -(real)INFINITY) continue; /* nothing was seen there */
+        const double kept = exp((double)(old - m)), taken = exp((double)(other - m)),
+                     sum = kept + taken;
+        const real p = (real)(kept / sum), q = (real)(taken / sum);
+#pragma omp simd
+        for (int64_t c = 0; c < D; c++) o[c] = p * o[c] + q * more[c];
+        *lse = (real)((double)m + log(sum));
+    }
 }

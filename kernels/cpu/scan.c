@@ -11,7 +11,12 @@
  *   dD_t = sum over p of x_t (g_t . b_t) + A decay_t (g_t . S_{t-1}),
  *   dA = sum over p and t of D_t decay_t (g_t . S_{t-1}).
  * S_t is computed once more, Q tokens at a time, from the states saved at their beginnings: a
- * division by decay_t would lose everything where it is tiny. */
+ * division by decay_t would lose everything where it is tiny.
+ *
+ * The two ends of a row by themselves: from no state, the state behind the row is the sum of after_t
+ * D_t x_t b_t^T over its last document, after_t the product of the decays behind t; and the gradient
+ * of the state before it is the sum of before_t dy_t c_t^T over the tokens of the document that it
+ * belongs to, before_t the product of the decays up to and with t's. */
 #include <stdlib.h>
 
 #include "kernels/cpu/maths.h"
@@ -258,4 +263,105 @@ KERNEL(scan_adjoint) {
         if (a->ddt_bias) put_sum((real *)a->ddt_bias + h, all.dt_bias, a->ddt_bias_add);
     }
     free(sums);
+}
+
+/* Rows p0 to p1 of head h of row b: state += weight of each token times its two vectors, one of P and
+ * one of S numbers. at_end: x and b, weighed by what is left of them behind the row; else dy and c, by
+ * what they see of the state before it. Returns the decay of the whole row. */
+struct ends {
+    const real *u, *dt, *dy; /* dy: NULL where at_end */
+    const int32_t *start;
+    double a_log, bias, dt_min, dt_max;
+    int64_t b, h, L, H, P, G, S, lddt;
+};
+
+static double end_of_row(const struct ends *e, int64_t p0, int64_t p1, real *state) {
+    const int64_t S = e->S, P = e->P, wide = e->H * P + 2 * e->G * S;
+    const int64_t b_at = e->H * P + e->h / (e->H / e->G) * S;
+    const bool at_end = !e->dy;
+    double all = 1;
+    memset(state, 0, (size_t)((p1 - p0) * S) * sizeof(real));
+    for (int64_t i = 0; i < e->L; i++) {
+        const int64_t t = at_end ? e->L - 1 - i : i, token = e->b * e->L + t;
+        const real *u = e->u + token * wide;
+        const bool first = e->start[token] == t;
+        const struct pace step =
+            pace((double)e->dt[token * e->lddt + e->h] + e->bias, e->a_log, e->dt_min, e->dt_max);
+        if (!at_end && first) return 0; /* of another document from here on */
+        if (!at_end) all *= step.decay;
+        const real weight = (real)(at_end ? all * step.delta : all);
+        const real *left = at_end ? u + e->h * P : e->dy + (token * e->H + e->h) * P;
+        const real *right = at_end ? u + b_at : u + b_at + e->G * S;
+        for (int64_t p = p0; p < p1; p++) {
+            const real in = weight * left[p];
+#pragma omp simd
+            for (int64_t j = 0; j < S; j++) state[(p - p0) * S + j] += in * right[j];
+        }
+        if (at_end && first) return 0;
+        if (at_end) all *= step.decay;
+    }
+    return all;
+}
+
+/* All heads of all rows. */
+static void row_ends(const struct ends *all, int64_t B, const real *a_log, const real *bias,
+                     real *state, real *decay) {
+    const int64_t H = all->H, P = all->P, S = all->S, rows = most(1, S > 0 ? IN_CACHE / S : P);
+#pragma omp parallel for collapse(3) if (B * all->L * H * P * S > SMALL)
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < H; h++)
+            for (int64_t p = 0; p < P; p += rows) {
+                struct ends e = *all;
+                e.b = b, e.h = h, e.a_log = (double)a_log[h], e.bias = (double)bias[h];
+                const double d =
+                    end_of_row(&e, p, least(p + rows, P), state + ((b * H + h) * P + p) * S);
+                if (p == 0) decay[b * H + h] = (real)d;
+            }
+}
+
+KERNEL(scan_end) {
+    const struct ends e = {.u = a->u,
+                           .dt = a->dt,
+                           .start = a->start,
+                           .dt_min = a->dt_min,
+                           .dt_max = a->dt_max,
+                           .L = a->L,
+                           .H = a->H,
+                           .P = a->P,
+                           .G = a->G,
+                           .S = a->S,
+                           .lddt = a->lddt};
+    row_ends(&e, a->B, a->a_log, a->dt_bias, a->state, a->decay);
+}
+
+KERNEL(scan_begin) {
+    const struct ends e = {.u = a->u,
+                           .dt = a->dt,
+                           .dy = a->dy,
+                           .start = a->start,
+                           .dt_min = a->dt_min,
+                           .dt_max = a->dt_max,
+                           .L = a->L,
+                           .H = a->H,
+                           .P = a->P,
+                           .G = a->G,
+                           .S = a->S,
+                           .lddt = a->lddt};
+    row_ends(&e, a->B, a->a_log, a->dt_bias, a->dstate, a->decay);
+}
+
+/* A number at a time through all rows; in may be s. */
+KERNEL(scan_chain) {
+    const int64_t N = a->N, row = a->B * a->W;
+#pragma omp parallel for if (N * row > SMALL)
+    for (int64_t w = 0; w < row; w++) {
+        const int64_t head = w / a->W * a->H + (a->first + w % a->W) / most(1, a->each);
+        real carried = 0;
+        for (int64_t k = 0; k < N; k++) {
+            const int64_t i = a->backward ? N - 1 - k : k;
+            const real s = ((const real *)a->s)[i * row + w];
+            ((real *)a->in)[i * row + w] = carried;
+            carried = ((const real *)a->decay)[i * a->B * a->H + head] * carried + s;
+        }
+    }
 }

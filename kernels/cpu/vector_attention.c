@@ -123,9 +123,12 @@ static void give(const struct attention_args *a, const struct queries *q, const 
     for (int v = 0; v < q->vectors; v++) {
         const int64_t n = least(LANES, q->n - v * LANES);
         const int64_t *row = q->row + v * LANES;
-        const vf sum = load_real(w->sum + v * LANES), inverse = 1.0f / sum;
+        const vf sum = load_real(w->sum + v * LANES);
+        const vi none = sum == 0.0f; /* keys seen, which happens where the row is not met */
+        const vf inverse = vf_choose(none, vf_all(0), 1.0f / sum);
+        const vf all = load_real(w->largest + v * LANES) * (float)a->scale + vf_log(sum);
         float lse[LANES];
-        store_real(lse, load_real(w->largest + v * LANES) * (float)a->scale + vf_log(sum));
+        store_real(lse, vf_choose(none, vf_all(-INFINITY), all));
         for (int64_t i = 0; i < n; i++) ((float *)a->lse)[row[i]] = lse[i];
         for (int64_t d = 0; d < D; d += LANES) {
             const int64_t width = least(LANES, D - d);
@@ -160,7 +163,7 @@ static int64_t cut(const struct queries *q, int64_t c, int64_t C) {
 static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t u, int64_t c,
                   struct work *w) {
     struct queries q;
-    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
+    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->away, a->H, a->G, a->D);
     queries_turn(&q, w->q, a->q, a->ldq, a->D);
     attend(a, &q, cut(&q, c, a->C), cut(&q, c + 1, a->C), w);
     if (a->C == 1) {
@@ -178,7 +181,7 @@ static void block(const struct attention_args *a, int64_t b, int64_t g, int64_t 
 /* The pieces' sums, each relative to its largest score, to those of all keys. */
 static void merge(const struct attention_args *a, int64_t b, int64_t g, int64_t u, struct work *w) {
     struct queries q;
-    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->H, a->G, a->D);
+    queries_find(&q, b, g, u, a->start, a->L, a->k_past ? a->P : 0, a->away, a->H, a->G, a->D);
     const int64_t D = a->D, width = q.vectors * LANES;
     const float scale = (float)a->scale * log2e;
     for (int v = 0; v < q.vectors; v++) {
@@ -226,5 +229,24 @@ KERNEL(attention) {
                 for (int64_t b = 0; b < a->B; b++)
                     for (int64_t g = 0; g < a->G; g++) merge(a, b, g, u, &w);
         }
+    }
+}
+
+KERNEL(attention_merge) {
+    const int64_t D = a->D;
+#pragma omp parallel for if (a->T * a->H * D > SMALL)
+    for (int64_t t = 0; t < a->T * a->H; t++) {
+        const stored *more = (const stored *)a->more + t * D;
+        float *o = (float *)a->o + t * D, *lse = (float *)a->lse + t;
+        const float old = *lse, other = ((const float *)a->lse_more)[t],
+                    m = old > other ? old : other;
+        if (other == -INFINITY) continue; /* nothing was seen there */
+        const float kept = expf(old - m), taken = expf(other - m), sum = kept + taken;
+        for (int64_t d = 0; d < D; d += LANES) {
+            const vf x = kept / sum * load_real_left(o + d, D - d) +
+                         taken / sum * load_left(more + d, D - d);
+            store_real_left(o + d, x, D - d);
+        }
+        *lse = m + logf(sum);
     }
 }

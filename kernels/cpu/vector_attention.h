@@ -6,7 +6,8 @@
  * sums of a query are then those of a lane, and every product has the keys or the values as the
  * factor that is read one number at a time, as they lie in memory (kernels/cpu/vector_products.h).
  *
- * Keys have places: that of the row's token j is j, those of the past are below 0. */
+ * Keys have places: that of the row's token j is j, those of the past are below 0. Where the past ends
+ * before the row (away), the tokens' own places do not matter and documents begin that much later. */
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_H
 #define KERNELS_CPU_VECTOR_ATTENTION_H
 
@@ -61,11 +62,21 @@ struct queries {
     int32_t first[MOST_LANES], last[MOST_LANES];
 };
 
+/* The first key that a token sees whose document begins at `start`, and the place behind the last one
+ * that token i sees. */
+static inline int64_t first_seen(int64_t start, int64_t past, int64_t away) {
+    return most(start + most(0, away - 1), -past);
+}
+
+static inline int64_t behind_last(int64_t i, int64_t away) {
+    return away > 0 ? 0 : i + 1;
+}
+
 /* The block `u` of row b, key head g. past: how many tokens before the row there are. Lanes without
  * a query see nothing. */
 static inline void queries_find(struct queries *q, int64_t b, int64_t g, int64_t u,
-                                const int32_t *start, int64_t L, int64_t past, int64_t H, int64_t G,
-                                int64_t D) {
+                                const int32_t *start, int64_t L, int64_t past, int64_t away,
+                                int64_t H, int64_t G, int64_t D) {
     const int64_t heads = H / G;
     q->lanes = lanes_of(D);
     q->b = b;
@@ -79,16 +90,16 @@ static inline void queries_find(struct queries *q, int64_t b, int64_t g, int64_t
     q->all_high = L;
     for (int64_t m = 0; m < q->vectors * LANES; m++) {
         const int64_t f = q->from + least(m, q->n - 1), i = f / heads;
-        const int64_t first = most(start[b * L + i], -past);
+        const int64_t first = first_seen(start[b * L + i], past, away), end = behind_last(i, away);
         q->token[m] = b * L + i;
         q->head[m] = g * heads + f % heads;
         q->row[m] = q->token[m] * H + q->head[m];
         q->first[m] = m < q->n ? (int32_t)first : INT32_MAX;
-        q->last[m] = m < q->n ? (int32_t)i : INT32_MIN;
+        q->last[m] = m < q->n ? (int32_t)(end - 1) : INT32_MIN;
         q->low = least(q->low, first);
-        q->high = most(q->high, i + 1);
+        q->high = most(q->high, end);
         q->all_low = most(q->all_low, first);
-        q->all_high = least(q->all_high, i + 1);
+        q->all_high = least(q->all_high, end);
     }
 }
 

@@ -27,9 +27,14 @@ struct work {
 
 enum { MOST_PIECES = 16 };
 
+/* Keys that there are before and in a row. */
+static int64_t keys_of(const struct attention_adjoint_args *a) {
+    return a->P + (a->away > 0 ? 0 : a->L);
+}
+
 /* Keys before and in the row, the heads' group g: gradients of piece c. */
 static float *sums_of(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t c) {
-    return (float *)a->scratch + ((b * a->G + g) * a->C + c) * 2 * (a->P + a->L) * whole(a->D);
+    return (float *)a->scratch + ((b * a->G + g) * a->C + c) * 2 * keys_of(a) * whole(a->D);
 }
 
 static int64_t past_of(const struct attention_adjoint_args *a) {
@@ -41,6 +46,11 @@ struct piece {
     int64_t from, to, low, high;
 };
 
+/* Keys that token i sees, whose document begins at `start`. */
+static double seen(const struct attention_adjoint_args *a, int64_t start, int64_t i) {
+    return (double)most(0, behind_last(i, a->away) - first_seen(start, past_of(a), a->away));
+}
+
 /* Piece c of C of row b: about equal numbers of pairs of a query and a key it sees. */
 static struct piece find_piece(const struct attention_adjoint_args *a, int64_t b, int64_t c) {
     const int64_t heads = a->H / a->G, lanes = lanes_of(a->D);
@@ -50,18 +60,19 @@ static struct piece find_piece(const struct attention_adjoint_args *a, int64_t b
     double all = 0, before = 0;
     for (int64_t u = 0; u < blocks; u++) {
         const int64_t i = (least((u + 1) * lanes, a->L * heads) - 1) / heads;
-        all += (double)(i + 1 - most(start[i], -past_of(a)));
+        all += seen(a, start[i], i);
     }
     for (int64_t u = 0; u < blocks; u++) {
         const int64_t i = (least((u + 1) * lanes, a->L * heads) - 1) / heads;
         const double share = before * (double)a->C;
         if (piece.from == blocks && share >= (double)c * all) piece.from = u;
-        if (piece.to == blocks && share >= (double)(c + 1) * all) piece.to = u;
-        before += (double)(i + 1 - most(start[i], -past_of(a)));
+        if (c + 1 < a->C && piece.to == blocks && share >= (double)(c + 1) * all) piece.to = u;
+        before += seen(a, start[i], i);
     }
     if (piece.from == piece.to) return piece;
-    piece.low = most(start[piece.from * lanes / heads], -past_of(a));
-    piece.high = (least(piece.to * lanes, a->L * heads) - 1) / heads + 1;
+    piece.high = behind_last((least(piece.to * lanes, a->L * heads) - 1) / heads, a->away);
+    piece.low =
+        least(piece.high, first_seen(start[piece.from * lanes / heads], past_of(a), a->away));
     return piece;
 }
 
@@ -161,7 +172,7 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
                   float *dk, float *dv, struct work *w) {
     struct queries q;
     struct keys run[2];
-    queries_find(&q, b, g, u, a->start, a->L, past_of(a), a->H, a->G, a->D);
+    queries_find(&q, b, g, u, a->start, a->L, past_of(a), a->away, a->H, a->G, a->D);
     prepare(a, &q, w);
     const int64_t D = a->D, D1 = whole(D), ld = q.lanes, lanes = q.vectors * LANES;
     const int wide = D1 / LANES;
@@ -234,6 +245,7 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
                                                  .begin = begin});
             begin = ADDED;
         }
+    if (begin == FRESH) memset(w->dq, 0, (size_t)(D * ld) * sizeof *w->dq); /* no key is seen */
     if (a->dq) give_dq(a, &q, w);
 }
 
@@ -243,7 +255,7 @@ static void piece_gradients(const struct attention_adjoint_args *a, int64_t b, i
     const struct piece piece = find_piece(a, b, c);
     const int64_t D1 = whole(a->D), low = (piece.low + a->P) * D1;
     const size_t bytes = (size_t)((piece.high - piece.low) * D1) * sizeof(float);
-    float *dk = sums_of(a, b, g, c), *dv = dk + (a->P + a->L) * D1;
+    float *dk = sums_of(a, b, g, c), *dv = dk + keys_of(a) * D1;
     if (!a->dk && !a->dk_past) dk = NULL;
     if (!a->dv && !a->dv_past) dv = NULL;
     if (dk) memset(dk + low, 0, bytes);
@@ -254,7 +266,7 @@ static void piece_gradients(const struct attention_adjoint_args *a, int64_t b, i
 /* Adds up the pieces' sums of the key at `place`: to y. */
 static void add_pieces(const struct attention_adjoint_args *a, const struct piece *piece,
                        const float *sums, int64_t place, float factor, stored *y, int add) {
-    const int64_t D1 = whole(a->D), step = 2 * (a->P + a->L) * D1;
+    const int64_t D1 = whole(a->D), step = 2 * keys_of(a) * D1;
     for (int64_t d = 0; d < a->D; d += LANES) {
         vf sum = {0};
         for (int64_t c = 0; c < a->C; c++)
@@ -268,7 +280,7 @@ static void add_pieces(const struct attention_adjoint_args *a, const struct piec
 static void give_keys(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t from,
                       int64_t to, const struct piece *piece) {
     const int64_t D = a->D, D1 = whole(D);
-    const float *dk = sums_of(a, b, g, 0), *dv = dk + (a->P + a->L) * D1;
+    const float *dk = sums_of(a, b, g, 0), *dv = dk + keys_of(a) * D1;
     for (int64_t j = from; j < to; j++) {
         const int64_t old = b * a->ldp + ((j + a->P) * a->G + g) * D, token = b * a->L + j;
         stored *k = j < 0 ? a->dk_past : a->dk, *v = j < 0 ? a->dv_past : a->dv;
@@ -283,9 +295,9 @@ static void give_keys(const struct attention_adjoint_args *a, int64_t b, int64_t
 
 KERNEL(attention_adjoint) {
     enum { SHARES = 32 }; /* of a row's keys, for the last sweep */
-    if (a->B * a->G * (a->L + a->P) * a->D == 0) return;
+    if (a->B * a->G * keys_of(a) * a->D == 0) return;
     if (a->C < 1 || a->C > MOST_PIECES) bug("%d pieces", (int)a->C);
-    const int64_t D = a->D, D1 = whole(D), lanes = lanes_of(D), keys = a->P + a->L;
+    const int64_t D = a->D, D1 = whole(D), lanes = lanes_of(D), keys = keys_of(a);
     const int64_t needed = 5 * lanes * D1 + 3 * KEYS * D1;
 #pragma omp parallel if (a->B * a->H * a->L * D * (a->L + a->P) > SMALL * 8)
     {

@@ -1,0 +1,43 @@
+#include "src/choose_context.h"
+
+#include <string.h>
+
+#include "parallel/groups.h"
+#include "src/deck.h"
+
+/* `count` things on `tensor` ranks: how many one of them has. */
+static int64_t held(int64_t count, int64_t tensor) {
+    return count > tensor ? count / tensor : 1;
+}
+
+bool context_has_heads(const struct deck *d, char kind) {
+    const struct deck_model *k = &d->model;
+    const bool mamba = kind == 'M';
+    const int64_t tensor = d->parallel.tensor, context = d->parallel.context;
+    const int64_t heads = held(mamba ? k->mamba_num_heads : k->num_attention_heads, tensor),
+                  shared = held(mamba ? k->n_groups : k->num_key_value_heads, tensor);
+    return heads % context == 0 && (shared % context == 0 || context % shared == 0);
+}
+
+/* In bytes a token and layer; a replay computes forward once more. */
+double context_attention_sent(const struct deck *d, bool heads) {
+    const struct deck_model *k = &d->model;
+    const double context = (double)d->parallel.context,
+                 stored = strcmp(d->precision.recipe, "bf16") ? 4 : 2;
+    const double forward = strcmp(d->memory.recompute, "full") ? 1 : 2;
+    const double q = (double)held(k->num_attention_heads, d->parallel.tensor),
+                 kv = (double)held(k->num_key_value_heads, d->parallel.tensor);
+    const double keys = 2 * kv, others = context - 1, dim = (double)k->head_dim;
+    if (!heads) return others * dim * keys * (stored * (forward + 1) + 4);
+    const double part = 2 * q / context + 2 * (kv > context ? kv / context : 1);
+    return others * dim * part * stored * (forward + 1);
+}
+
+void context_choose(const struct deck *d, struct parallel *p) {
+    const char *attention = d->parallel.context_attention;
+    bool less = context_has_heads(d, '*') &&
+                context_attention_sent(d, true) < context_attention_sent(d, false);
+    p->attention_heads =
+        p->shape.context > 1 && (strcmp(attention, "auto") ? !strcmp(attention, "heads") : less);
+    p->mamba_heads = p->shape.context > 1 && !strcmp(d->parallel.context_mamba, "heads");
+}
