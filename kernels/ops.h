@@ -92,8 +92,8 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
 struct layout attention_layout(const struct batch *b, struct tensor *q, struct tensor *k,
                                struct tensor *v, int64_t head_dim, struct tensor *k_past,
                                struct tensor *v_past);
-/* What it runs, without a tape: queries against some of the keys they see (ops.def, `away`). All device
- * addresses. */
+/* What it runs, without a tape: queries against some of the keys they see (ops.def, `away`). All
+ * device addresses. */
 struct attention_block {
     const void *q, *k, *v, *start, *k_past, *v_past;
     int64_t rows, length, past, heads, kv, head_dim;

@@ -85,8 +85,8 @@ static struct attention_block own_block(const struct ring *r, const void *q, int
                                     .ldv = r->k};
 }
 
-/* One meeting of own queries, row `at` of the batch, with row `from` of rank `source`, whose piece lies
- * before; false where there is no further one. Counts through them by *i. */
+/* One meeting of own queries, row `at` of the batch, with row `from` of rank `source`, whose piece
+ * lies before; false where there is no further one. Counts through them by *i. */
 struct meeting {
     int64_t at, from, away;
 };
@@ -176,8 +176,8 @@ static void forward(const struct ring *r, const struct tensor *q, const struct t
 
 /* ---- backward ---- */
 
-/* The gradients of a block, added to sums in real numbers (or put there first). q: queries, k and v: keys
- * that follow each other. */
+/* The gradients of a block, added to sums in real numbers (or put there first). q: queries, k and
+ * v: keys that follow each other. */
 struct sums {
     void *q, *k, *v;
     int add_q, add_k;
@@ -247,8 +247,8 @@ static void give(const struct ring *r, const void *sum, struct tensor *x, void *
     if (piece) scratch_give(t, piece);
 }
 
-/* Own keys' sums are in dkv[0]; those of others are made in dkv[1] and [2] by turns, which the sums of the
- * ranks before, arriving in dkv[3], are added to. */
+/* Own keys' sums are in dkv[0]; those of others are made in dkv[1] and [2] by turns, which the sums
+ * of the ranks before, arriving in dkv[3], are added to. */
 static void backward(const struct ring *r, const struct back *w, void *const *kv,
                      void *const *dkv) {
     struct tape *t = r->t;

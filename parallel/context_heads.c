@@ -5,8 +5,8 @@
 #include "kernels/die.h"
 #include "parallel/groups.h"
 
-/* Where rank r's part of a segment begins, in numbers from the segment's first, how many it has, and how
- * many neighbours have the same. */
+/* Where rank r's part of a segment begins, in numbers from the segment's first, how many it has,
+ * and how many neighbours have the same. */
 struct part {
     int64_t first, n;
     int share;
@@ -28,8 +28,8 @@ int64_t heads_width(int context, int n, const struct heads_segment *s) {
     return sum;
 }
 
-/* An exchange in either direction: own is [own tokens, segments], rows `ld` apart; all is [all tokens,
- * width]. */
+/* An exchange in either direction: own is [own tokens, segments], rows `ld` apart; all is [all
+ * tokens, width]. */
 struct swap {
     struct tape *t;
     struct group *g;

@@ -14,7 +14,8 @@ struct halo {
     int64_t rows, length, columns, width;
 };
 
-/* What piece s has of the columns before piece d: n tokens from `token` on of s are column `column` on. */
+/* What piece s has of the columns before piece d: n tokens from `token` on of s are column `column`
+ * on. */
 struct overlap {
     int64_t token, column, n;
 };
@@ -26,8 +27,8 @@ static struct overlap overlap_of(const struct halo *h, int s, int d) {
     return (struct overlap){from - begin, from - first, end - from};
 }
 
-/* One side of the halo's way: x (of sources) or the halo (of destinations), and a buffer with what goes
- * between this rank and each other, one after the other. NULL as buffer only counts. */
+/* One side of the halo's way: x (of sources) or the halo (of destinations), and a buffer with what
+ * goes between this rank and each other, one after the other. NULL as buffer only counts. */
 static void halo_side(const struct halo *h, bool source, bool gather, void *own, int64_t ldx,
                       void *buffer, int64_t *bytes) {
     const int held = context_held(h->C);
@@ -122,7 +123,8 @@ struct tensor *context_halo(struct tape *t, const struct batch *b, struct tensor
 
 /* ---- states ---- */
 
-/* Sizes of the hand-over of states: `rows` of the batch, each a matrix [heads * head_dim, state]. */
+/* Sizes of the hand-over of states: `rows` of the batch, each a matrix [heads * head_dim, state].
+ * */
 struct handover {
     struct tape *t;
     struct group *g;
@@ -166,7 +168,8 @@ static void gather_decays(const struct handover *h, const void *own, void *all) 
     free(counts);
 }
 
-/* A rank's share of the rows of its own states <-> what each rank's share is, one after the other. */
+/* A rank's share of the rows of its own states <-> what each rank's share is, one after the other.
+ * */
 static void share_rows(const struct handover *h, void *own, void *buffer, bool gather) {
     const int64_t S = h->state, all = h->heads * h->head_dim * S;
     for (int r = 0; r < h->g->size; r++) {
@@ -178,8 +181,8 @@ static void share_rows(const struct handover *h, void *own, void *buffer, bool g
     }
 }
 
-/* to: the states before the pieces (or, backward, the gradients of the states behind them), given what each
- * piece ends with from none. Every rank does its share of the rows of all states. */
+/* to: the states before the pieces (or, backward, the gradients of the states behind them), given
+ * what each piece ends with from none. Every rank does its share of the rows of all states. */
 static void chain(const struct handover *h, void *own, void *to, const void *decays,
                   bool backward) {
     struct tape *t = h->t;
@@ -213,7 +216,8 @@ static void chain(const struct handover *h, void *own, void *to, const void *dec
 
 enum { Y, OUT, U, DT, A_LOG, DT_BIAS, START, DECAYS };
 
-/* What a row of the scan is to the others: its end from none (dy NULL), or its beginning's gradient. */
+/* What a row of the scan is to the others: its end from none (dy NULL), or its beginning's
+ * gradient. */
 static void row_end(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *const *in, const void *dy, void *state, void *decay) {
     const struct tensor *u = in[U], *dt = in[DT];

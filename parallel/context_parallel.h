@@ -1,24 +1,26 @@
 /* context_parallel: one sequence on several ranks, cut along its tokens.
  *
- * With C ranks along context every sequence is cut into 2C pieces of equal length, and rank c holds the
- * pieces c and 2C-1-c, in this order: under a causal mask late pieces have much to look back on and
- * early ones little, so that every pair is the same work (the "zigzag" of ring attention). It is the one
- * order of a run: what passes states on pays 2C short hand-overs instead of C for it, and no tensor is
- * ever sorted between layers.
+ * With C ranks along context every sequence is cut into 2C pieces of equal length, and rank c holds
+ * the pieces c and 2C-1-c, in this order: under a causal mask late pieces have much to look back on
+ * and early ones little, so that every pair is the same work (the "zigzag" of ring attention). It
+ * is the one order of a run: what passes states on pays 2C short hand-overs instead of C for it,
+ * and no tensor is ever sorted between layers.
  *
- * To everything else a piece is a row of a micro-batch: row b*2+i holds piece i of sequence b, and its
- * document starts are counted from its own first token. So they are negative where a document began in a
- * piece before, wherever that is. Layers that look at a token alone need to know nothing. Those that look
- * back have two ways each:
+ * To everything else a piece is a row of a micro-batch: row b*2+i holds piece i of sequence b, and
+ * its document starts are counted from its own first token. So they are negative where a document
+ * began in a piece before, wherever that is. Layers that look at a token alone need to know
+ * nothing. Those that look back have two ways each:
  *
- *   attention   ring: keys and values go round, each rank adds up what they give (context_attention.h);
+ *   attention   ring: keys and values go round, each rank adds up what they give
+ *               (context_attention.h)
  *               heads: an exchange gives each rank all tokens of some heads (context_heads.h)
- *   Mamba       state: pieces are computed from the states before them, which are a prefix over what each
- *               piece does to a state: traffic that does not grow with the sequence (context_mamba.h);
+ *   Mamba       state: pieces are computed from the states before them, a prefix over what each
+ *               piece does to a state: traffic that does not grow with the sequence
+ *               (context_mamba.h)
  *               heads: as above
  *
- * Gradients of weights are sums over data and context together. Which way is taken is a function of deck
- * and model (src/choose_context.h), the same on every rank. */
+ * Gradients of weights are sums over data and context together. Which way is taken is a function of
+ * deck and model (src/choose_context.h), the same on every rank. */
 #ifndef PARALLEL_CONTEXT_PARALLEL_H
 #define PARALLEL_CONTEXT_PARALLEL_H
 

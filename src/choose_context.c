@@ -19,18 +19,44 @@ bool context_has_heads(const struct deck *d, char kind) {
     return heads % context == 0 && (shared % context == 0 || context % shared == 0);
 }
 
-/* In bytes a token and layer; a replay computes forward once more. */
+static double stored_bytes(const struct deck *d) {
+    return strcmp(d->precision.recipe, "bf16") ? 4 : 2;
+}
+
+/* A replay computes forward once more. */
+static double forwards(const struct deck *d) {
+    return strcmp(d->memory.recompute, "full") ? 1 : 2;
+}
+
+static double own_tokens(const struct deck *d) {
+    return (double)d->train.sequence_length / (double)d->parallel.context;
+}
+
 double context_attention_sent(const struct deck *d, bool heads) {
     const struct deck_model *k = &d->model;
-    const double context = (double)d->parallel.context,
-                 stored = strcmp(d->precision.recipe, "bf16") ? 4 : 2;
-    const double forward = strcmp(d->memory.recompute, "full") ? 1 : 2;
+    const double context = (double)d->parallel.context, stored = stored_bytes(d),
+                 forward = forwards(d), tokens = own_tokens(d);
     const double q = (double)held(k->num_attention_heads, d->parallel.tensor),
                  kv = (double)held(k->num_key_value_heads, d->parallel.tensor);
     const double keys = 2 * kv, others = context - 1, dim = (double)k->head_dim;
-    if (!heads) return others * dim * keys * (stored * (forward + 1) + 4);
+    if (!heads) return tokens * others * dim * keys * (stored * (forward + 1) + 4);
     const double part = 2 * q / context + 2 * (kv > context ? kv / context : 1);
-    return others * dim * part * stored * (forward + 1);
+    return tokens * others * dim * part * stored * (forward + 1);
+}
+
+double context_mamba_sent(const struct deck *d, bool heads) {
+    const struct deck_model *k = &d->model;
+    const double context = (double)d->parallel.context, others = context - 1, forward = forwards(d),
+                 h = (double)held(k->mamba_num_heads, d->parallel.tensor),
+                 g = (double)held(k->n_groups, d->parallel.tensor),
+                 inner = h * (double)k->mamba_head_dim, state = (double)k->ssm_state_size;
+    const double halo =
+        2 * (double)(k->conv_kernel - 1) * (inner + 2 * g * state) * stored_bytes(d);
+    if (!heads)
+        return (forward + 1) * (halo + 2 * 2 * inner * state * 4 * others / context) +
+               forward * 2 * h * 4 * others;
+    const double part = (2 * inner + h) / context + 2 * state * (g > context ? g / context : 1);
+    return own_tokens(d) * others * part * stored_bytes(d) * (forward + 1);
 }
 
 void context_choose(const struct deck *d, struct parallel *p) {

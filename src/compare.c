@@ -149,7 +149,8 @@ struct work {
     int64_t counted;     /* targets of all ranks */
 };
 
-/* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of its own. */
+/* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of
+ * its own. */
 static int64_t padded_length(const struct reference *r, const struct engine *e) {
     const int64_t pieces = context_pieces(e->shape.context);
     return (r->length + pieces - 1) / pieces * pieces;
@@ -242,8 +243,8 @@ static void largest_of_all(struct comm *c, int64_t n, double *x) {
     free(counts);
 }
 
-/* A run of tokens whose logits a rank has: n of them, the first is number `from` of all and number `at` of
- * its own. Counted by i, from 0; n is 0 where all there is is padding. */
+/* A run of tokens whose logits a rank has: n of them, the first is number `from` of all and number
+ * `at` of its own. Counted by i, from 0; n is 0 where all there is is padding. */
 struct run_of_tokens {
     int64_t from, at, n;
 };

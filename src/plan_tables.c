@@ -7,6 +7,8 @@
 
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "parallel/groups.h"
+#include "src/choose_context.h"
 #include "src/costs.h"
 #include "src/deck.h"
 #include "src/engine.h"
@@ -53,14 +55,14 @@ static double step_seconds(const struct plan *p) {
 
 static void print_memory(FILE *f, const struct plan *p) {
     const double mib = 1048576;
-    fprintf(f, "memory in MiB\n%6s %8s %6s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
-            "pipeline", "data", "tensor", "parameters", "gradients", "moments", "states",
+    fprintf(f, "memory in MiB\n%6s %8s %6s %7s %7s %12s %12s %12s %12s %12s %12s %12s\n", "rank",
+            "pipeline", "data", "context", "tensor", "parameters", "gradients", "moments", "states",
             "activations", "scratch", "all");
     for (int r = 0; r < p->ranks; r++) {
         const struct rank_plan *k = &p->rank[r];
         struct mesh_coords c = mesh_coords(p->shape, r);
-        fprintf(f, "%6d %8d %6d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", r,
-                c.pipeline, c.data, c.tensor, (double)k->parameters / mib,
+        fprintf(f, "%6d %8d %6d %7d %7d %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f %12.1f\n", r,
+                c.pipeline, c.data, c.context, c.tensor, (double)k->parameters / mib,
                 (double)k->gradients / mib, (double)k->moments / mib, (double)k->states / mib,
                 (double)k->activations / mib, (double)k->scratch / mib,
                 (double)plan_bytes(k) / mib);
@@ -125,12 +127,37 @@ static void print_groups(FILE *f, const struct plan *p) {
                 (long long)c->group[i].calls, 1e-6 * (double)c->group[i].bytes);
 }
 
+/* What the ways across the context ranks cost. */
+static void print_context(FILE *f, const struct plan *p) {
+    const struct deck *d = p->deck;
+    struct parallel chosen = {.shape = *p->shape};
+    const struct {
+        char kind;
+        const char *name, *passing;
+        double (*sent)(const struct deck *, bool);
+    } ways[] = {{'*', "attention", "ring", context_attention_sent},
+                {'M', "Mamba", "state", context_mamba_sent}};
+    if (p->shape->context == 1) return;
+    context_choose(d, &chosen);
+    fprintf(f, "\nacross %d context ranks, MB that a rank sends for a sequence in a layer\n",
+            p->shape->context);
+    for (int i = 0; i < 2; i++) {
+        if (!strchr(p->config->kinds, ways[i].kind)) continue;
+        const bool heads = i ? chosen.mamba_heads : chosen.attention_heads;
+        fprintf(f, "%-24s %s %.3f", ways[i].name, ways[i].passing, 1e-6 * ways[i].sent(d, false));
+        if (context_has_heads(d, ways[i].kind))
+            fprintf(f, ", heads %.3f", 1e-6 * ways[i].sent(d, true));
+        fprintf(f, "; by %s here\n", heads ? "heads" : ways[i].passing);
+    }
+}
+
 static void print_text(FILE *f, const struct plan *p) {
     print_memory(f, p);
     if (!p->trains) return;
     print_step(f, p);
     print_ops(f, p);
     print_groups(f, p);
+    print_context(f, p);
     plan_pipeline_text(f, p->deck, p->config, p->shape);
 }
 
@@ -139,14 +166,14 @@ static void print_text(FILE *f, const struct plan *p) {
 static void print_json_rank(FILE *f, const struct plan *p, int r) {
     const struct rank_plan *k = &p->rank[r];
     struct mesh_coords c = mesh_coords(p->shape, r);
-    fprintf(
-        f,
-        "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"tensor\": %d, \"arena_bytes\": %ld, "
-        "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
-        "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
-        r, c.pipeline, c.data, c.tensor, (long)plan_bytes(k), (long)k->parameters,
-        (long)k->gradients, (long)k->moments, (long)k->states, (long)k->activations,
-        (long)k->scratch);
+    fprintf(f,
+            "    {\"rank\": %d, \"pipeline\": %d, \"data\": %d, \"context\": %d, \"tensor\": %d, "
+            "\"arena_bytes\": %ld, "
+            "\"parameters_bytes\": %ld, \"gradients_bytes\": %ld, \"moments_bytes\": %ld, "
+            "\"states_bytes\": %ld, \"activations_bytes\": %ld, \"scratch_bytes\": %ld",
+            r, c.pipeline, c.data, c.context, c.tensor, (long)plan_bytes(k), (long)k->parameters,
+            (long)k->gradients, (long)k->moments, (long)k->states, (long)k->activations,
+            (long)k->scratch);
     if (p->trains) {
         fprintf(f, ", \"model_work\": %.0f, \"least_seconds\": %.6g, \"step\": ", k->work,
                 seconds_of(p, r));

@@ -6,7 +6,7 @@
 # 262,144 tokens. SEED.
 . tests/lib.sh
 begin
-draws=${DRAWS:-10}; [ -z "$LONG" ] || draws=30; [ -z "$SHORT" ] || draws=3
+draws=${DRAWS:-$([ -n "$LONG" ] && echo 30 || { [ -n "$SHORT" ] && echo 3 || echo 10; })}
 RANDOM=${SEED:-7}
 set -f # patterns are full of stars
 pick() { shift $((RANDOM % $#)); picked=$1; }
@@ -30,6 +30,7 @@ alike() {
     "$TENSORS" ending "$TMP/$1/checkpoints/step-00000001/resume" "$TMP/$2/checkpoints/step-00000001/resume" .moment1 "$4"
 }
 
+memory_alone=
 # planned NAME N deck overrides...: memory, work, traffic and messages of every rank are those of run NAME
 planned() {
     plan_name=$1; plan_n=$2; shift 2
@@ -37,6 +38,7 @@ planned() {
     want=$(grep -o '"arena_bytes": *[0-9]*' "$TMP/$plan_name-plan.log" | sed 's/.*: *//' | tr '\n' ' ')
     got=$(sed -n '/^peak_bytes:/,/^[a-z_]*:/p' "$TMP/$plan_name/summary.yaml" | sed -e '1s/^peak_bytes://' -e '/^[a-z_]*:/d' | tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //')
     [ -n "$got" ] && [ "$want" = "$got" ] || { echo "memory planned '$want', measured '$got'"; return 1; }
+    [ -z "$memory_alone" ] || return 0  # a first step finds no gradients to clear and is no step as planned
     want=$(sed -n 's/.*"step": \({.*}}\)}.*/\1/p' "$TMP/$plan_name-plan.log")
     got=$(sed -n '/^step:/,/^[a-z]/s/^  - //p' "$TMP/$plan_name/summary.yaml")
     [ -n "$got" ] && [ "$want" = "$got" ] || { echo "step planned '$want', did '$got'"; return 1; }
@@ -126,7 +128,7 @@ for what in "states state x 2" "states state x 3" "states mamba_heads x 2" "keys
     [ "$(sent "$TMP/$name/summary.yaml")" = "$want" ] && ok "$name (bytes $want)" || fail "$name" "sent $(sent "$TMP/$name/summary.yaml"), the algorithm $want"
 done
 # States: the same for 1,024 tokens as for 4,096 (measured) and 131,072 (planned).
-plan_sent() { go "$1" 0 1 plan "$TMP/states.yaml" --json run.ranks=4 train.global_batch=1 parallel.context=4 train.sequence_length="$2" && grep -o '"context": [0-9]*' "$TMP/$1.log" | sed 's/.*: //' | tr '\n' ' '; }
+plan_sent() { go "$1" 0 1 plan "$TMP/states.yaml" --json run.ranks=4 train.global_batch=1 parallel.context=4 train.sequence_length="$2" && sed -n 's/.*"sent": {.*"context": \([0-9]*\).*/\1/p' "$TMP/$1.log" | tr '\n' ' '; }
 a=$(plan_sent plan-1024 1024) b=$(plan_sent plan-131072 131072)
 for l in 1024 4096; do go "sent-$l" 0 4 "$TMP/states.yaml" train.steps=1 checkpoint.interval=0 train.global_batch=1 parallel.context=4 train.sequence_length=$l; done
 [ -n "$a" ] && [ "$a" = "$b" ] && [ "$a" = "$(sent "$TMP/sent-1024/summary.yaml")" ] && [ "$a" = "$(sent "$TMP/sent-4096/summary.yaml")" ] && ok "states-any-length (bytes $a)" ||
@@ -145,8 +147,9 @@ go many16 0 16 "$TMP/many.yaml" train.sequence_length=64 checkpoint.interval=0 p
 
 # Long sequences: the same loss, memory that is linear in the tokens of a rank, all planned.
 if [ -n "$LONG" ]; then
-    { model "M-*E" | sed -E 's/(hidden_size|num_attention_heads|mamba_num_heads): .*/\1: 8/; s/(num_key_value_heads|n_groups): .*/\1: 1/; s/head_dim: .*/head_dim: 4/'
+    { model "M-*E" | sed -E 's/(hidden_size|mamba_num_heads): .*/\1: 8/; s/num_attention_heads: .*/num_attention_heads: 2/; s/(num_key_value_heads|n_groups): .*/\1: 1/; s/head_dim: .*/head_dim: 4/'
       printf 'train:\n  steps: 1\n  global_batch: 1\nmoe:\n  balance: %s\ncheckpoint:\n  interval: 0\n' "${BALANCE:-bias}"; } >"$TMP/long.yaml"
+    memory_alone=1
     for l in 131072 262144; do for c in 1 2 4; do
         name=long-$l-$c
         set -- train.sequence_length=$l parallel.context=$c
@@ -154,10 +157,10 @@ if [ -n "$LONG" ]; then
         near "$(metric "$TMP/$name" 1 loss)" "$(metric "$TMP/long-$l-1" 1 loss)" 1e-5 && ok "$name" || fail "$name" "$(metric "$TMP/$name" 1 loss), want $(metric "$TMP/long-$l-1" 1 loss)"
     done; done
     peak() { sed -n '/^peak_bytes:/,/^[a-z]/s/^  - *//p' "$TMP/$1/summary.yaml" | head -n 1; }
-    # twice the tokens on twice the ranks, and half of them on twice the ranks
-    for pair in "long-262144-2 long-131072-1 1" "long-262144-4 long-131072-2 1" "long-262144-4 long-262144-2 0.5" "long-131072-4 long-131072-2 0.5"; do
+    # The ring needs less than one rank's attention, whose adjoint has sums for all keys at once; among rings memory is linear.
+    for pair in "long-262144-4 long-131072-2 1" "long-262144-2 long-131072-2 2" "long-262144-4 long-262144-2 0.5" "long-131072-4 long-131072-2 0.5"; do
         set -- $pair
-        awk -v a="$(peak "$1")" -v b="$(peak "$2")" -v k="$3" 'BEGIN { q = a / b / k; exit !(q > 0.85 && q < 1.15) }' && ok "memory-$1-$2 ($(peak "$1"), $(peak "$2") bytes)" || fail "memory-$1-$2" "$(peak "$1") and $(peak "$2") bytes"
+        near "$(peak "$1")" "$(awk -v b="$(peak "$2")" -v k="$3" 'BEGIN { print b * k }')" 0.01 && ok "memory-$1-$2 ($(peak "$1"), $(peak "$2") bytes)" || fail "memory-$1-$2" "$(peak "$1") and $(peak "$2") bytes"
     done
 fi
 finish

@@ -1,12 +1,13 @@
-/* Sequences on several ranks against the same sequences on one: each rank computes the whole ones too, with
- * the ordinary operations, and what it has of the pieces must be the rows that belong to it, forward and
- * back; gradients of weights after they are added up over the ranks.
+/* Sequences on several ranks against the same sequences on one: each rank computes the whole ones
+ * too, with the ordinary operations, and what it has of the pieces must be the rows that belong to
+ * it, forward and back; gradients of weights after they are added up over the ranks.
  *
  *     mpirun -n N test_context_ranks [SEED]
  *
- * N ranks along context. Attention by ring and by heads; Mamba (halo, convolution, scan) by states and by
- * heads; in double, in float and in BF16; rows that are views; pieces of one token and of many; documents
- * that begin nowhere, everywhere, at the borders of pieces, beside them and anywhere. */
+ * N ranks along context. Attention by ring and by heads; Mamba (halo, convolution, scan) by states
+ * and by heads; in double, in float and in BF16; rows that are views; pieces of one token and of
+ * many; documents that begin nowhere, everywhere, at the borders of pieces, beside them and
+ * anywhere. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,7 +102,8 @@ static struct tokens tokens_of(const struct trial *x, struct tape *t, bool whole
     return k;
 }
 
-/* Rows of an array of random numbers, of all tokens, that are these tokens'. Heads' segments: see parts. */
+/* Rows of an array of random numbers, of all tokens, that are these tokens'. Heads' segments: see
+ * parts. */
 static struct tensor *input(struct tape *t, const struct tokens *k, int64_t width, uint64_t seed,
                             double scale) {
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};

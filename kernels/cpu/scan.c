@@ -13,10 +13,10 @@
  * S_t is computed once more, Q tokens at a time, from the states saved at their beginnings: a
  * division by decay_t would lose everything where it is tiny.
  *
- * The two ends of a row by themselves: from no state, the state behind the row is the sum of after_t
- * D_t x_t b_t^T over its last document, after_t the product of the decays behind t; and the gradient
- * of the state before it is the sum of before_t dy_t c_t^T over the tokens of the document that it
- * belongs to, before_t the product of the decays up to and with t's. */
+ * The two ends of a row by themselves: from no state, the state behind the row is the sum of
+ * after_t D_t x_t b_t^T over its last document, after_t the product of the decays behind t; and the
+ * gradient of the state before it is the sum of before_t dy_t c_t^T over the tokens of the document
+ * that it belongs to, before_t the product of the decays up to and with t's. */
 #include <stdlib.h>
 
 #include "kernels/cpu/maths.h"
@@ -265,9 +265,9 @@ KERNEL(scan_adjoint) {
     free(sums);
 }
 
-/* Rows p0 to p1 of head h of row b: state += weight of each token times its two vectors, one of P and
- * one of S numbers. at_end: x and b, weighed by what is left of them behind the row; else dy and c, by
- * what they see of the state before it. Returns the decay of the whole row. */
+/* Rows p0 to p1 of head h of row b: state += weight of each token times its two vectors, one of P
+ * and one of S numbers. at_end: x and b, weighed by what is left of them behind the row; else dy
+ * and c, by what they see of the state before it. Returns the decay of the whole row. */
 struct ends {
     const real *u, *dt, *dy; /* dy: NULL where at_end */
     const int32_t *start;

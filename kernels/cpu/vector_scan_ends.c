@@ -1,11 +1,12 @@
-/* vector_scan_ends: what a row of the scan is to those before and behind it (kernels/cpu/scan.c), a block
- * of tokens at a time, as products: with the weights of vector_scan.h,
+/* vector_scan_ends: what a row of the scan is to those before and behind it (kernels/cpu/scan.c), a
+ * block of tokens at a time, as products: with the weights of vector_scan.h,
  *
  *   at the end         S  = whole S + sum over j of after_j D_j x_j b_j^T,
- *   at the beginning   g += carried sum over i of before_i dy_i c_i^T, carried the decay of the blocks before.
+ *   at the beginning   g += carried sum over i of before_i dy_i c_i^T, carried the decay of the
+ *   blocks before.
  *
- * Blocks of other documents are not visited. Only the one product is made of the three that the scan
- * makes, so this costs a third of it. */
+ * Blocks of other documents are not visited. Only the one product is made of the three that the
+ * scan makes, so this costs a third of it. */
 #include <omp.h>
 
 #include "kernels/cpu/vector_scan.h"
@@ -22,8 +23,8 @@ struct ends {
     float dt_min, dt_max;
 };
 
-/* What one thread computes at a time: rows p0 to p1 and columns s0 to s1 of the states of the heads h0 to
- * h1 of one group, row b. */
+/* What one thread computes at a time: rows p0 to p1 and columns s0 to s1 of the states of the heads
+ * h0 to h1 of one group, row b. */
 struct unit {
     int64_t b, h0, h1, p0, p1, s0, s1;
 };
@@ -72,17 +73,17 @@ static void unit_ends(const struct ends *e, const struct unit *u) {
             else widen_rows(k.left, rows, e->u + (row + t) * wide + h * P + u->p0, wide, n, n_p);
             scale_rows(k.scaled, k.left, weight, n, rows);
             product_of_float_columns(&(struct product){.c = state,
-                                                       .ldc = width,
                                                        .a = k.scaled,
-                                                       .lda = rows,
                                                        .b = k.right,
+                                                       .factor = &by,
+                                                       .ldc = width,
+                                                       .lda = rows,
                                                        .ldb = width,
                                                        .rows = rows,
                                                        .depth = n,
                                                        .vectors = width / LANES,
-                                                       .from = state,
-                                                       .factor = &by,
-                                                       .begin = begun[at] ? FADED : FRESH});
+                                                       .begin = begun[at] ? FADED : FRESH,
+                                                       .from = state});
             begun[at] = true;
         }
         more = e->dy ? documents.last < 0 : true;
@@ -99,8 +100,8 @@ static void unit_ends(const struct ends *e, const struct unit *u) {
     }
 }
 
-/* Rows and columns of heads in equal parts; heads together as many as leave work for all threads. No
- * result depends on it. */
+/* Rows and columns of heads in equal parts; heads together as many as leave work for all threads.
+ * No result depends on it. */
 static void all_ends(const struct ends *e) {
     if (e->G == 0 || e->H == 0) return;
     const int64_t heads = e->H / e->G, parts = most(1, (e->P + MOST_ROWS - 1) / MOST_ROWS);
