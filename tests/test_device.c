@@ -144,7 +144,7 @@ static void writes_behind(struct device *d, char *p) {
 }
 
 static void unknown_expert(struct device *d, char *p) {
-    const int32_t index = 1;
+    const int32_t index = 2; /* 1 is none of one expert */
     device_write(d, p, &index, sizeof index);
     DEVICE_RUN(d, sort_experts, F32, .index = (int32_t *)(void *)p,
                .order = (int32_t *)(void *)(p + 64), .position = (int32_t *)(void *)(p + 128),
