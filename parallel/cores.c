@@ -96,7 +96,11 @@ static const char brief[] = "1000";
 void cores_wait_briefly(char **argv) {
 #if defined __GNUC__ && !defined __clang__
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    if (setenv("GOMP_SPINCOUNT", brief, 1) == 0) execv("/proc/self/exe", argv);
+    char path[4096]; /* by its own name, which ps then shows */
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0 || setenv("GOMP_SPINCOUNT", brief, 1) != 0) return;
+    path[n] = 0;
+    execv(path, argv);
 #else
     (void)argv;
 #endif

@@ -17,7 +17,7 @@ launch() {
     for _ in $(seq 300); do [ "$(cat "$TMP/$name/metrics.jsonl" 2>/dev/null | wc -l)" -ge 3 ] && break; sleep 0.1; done
     sleep "0.$((RANDOM % 9))"
     mapfile -t ranks < <(for pid in $(pgrep -f "run.output=$TMP/$name( |\$)"); do [ "$(cat "/proc/$pid/comm")" = "$(basename "$MESTAR")" ] && echo "$pid"; done)
-    [ "${#ranks[@]}" = "$n" ] || { fail "$name" "${#ranks[@]} ranks run, want $n: $(tail -n 2 "$TMP/$name.log" | tr '\n' '|')"; kill $shell 2>/dev/null; return 1; }
+    [ "${#ranks[@]}" = "$n" ] || { fail "$name" "${#ranks[@]} ranks run, want $n: $(tail -n 2 "$TMP/$name.log" | tr '\n' '|')"; pkill -9 -f "run.output=$TMP/$name( |\$)"; return 1; }
     victim=${ranks[$((RANDOM % n))]}
 }
 
