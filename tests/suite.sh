@@ -31,7 +31,7 @@ count() {
 for t in "$@"; do
     case $t in
     test_asleep_ranks) ranks="4 8" ;;
-    test_comm | test_*_ranks) ranks="1 2 3 4 8" ;;
+    test_comm | test_*_ranks) ranks="1 2 3 4 8"; [ -z "$SHORT" ] || ranks="1 3 4" ;;
     *) ranks=0 ;;
     esac
     for n in $ranks; do
