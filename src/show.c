@@ -131,12 +131,12 @@ static double memory_unit(const struct show *s) {
 static void say_heads(struct show *s) {
     if (s->headed) return;
     s->headed = true;
-    say(s->output,
-        "\ns/step, tokens/s and idle: means since the line before. "
-        "what: e evaluated, c saved, s skipped%s",
-        s->last.loads ? ", x load of the fullest expert over the mean" : "");
-    say(s->output, "%8s %12s %8s %8s %9s %7s %8s %5s %7s %8s  %s", "step", "tokens", "loss", "norm",
-        "rate", "s/step", "tokens/s", "idle%", memory_unit(s) > 1e9 ? "GiB" : "MiB", "ETA", "what");
+    say(s->output, "\ns/step, tokens/s and idle: means since the line before. "
+                   "what: e evaluated, c saved, s skipped");
+    if (s->last.loads) say(s->output, "load: tokens of the fullest expert over the mean of all");
+    say(s->output, "%8s %11s %7s %8s %8s %6s %8s %5s %7s %8s%s %s", "step", "tokens", "loss",
+        "norm", "rate", "s/step", "tokens/s", "idle%", memory_unit(s) > 1e9 ? "GiB" : "MiB", "ETA",
+        s->last.loads ? " load" : "", "what");
 }
 
 void show_line(struct show *s, bool always) {
@@ -150,12 +150,12 @@ void show_line(struct show *s, bool always) {
         double tokens = (double)(d->train.global_batch * d->train.sequence_length);
         double a_step = (seconds_now() - s->began_s) / (double)s->steps;
         char fullest[UNIT_TEXT] = "";
-        if (k->loads) snprintf(fullest, sizeof fullest, "  x%.2f", loads_worst(k->loads));
+        if (k->loads) snprintf(fullest, sizeof fullest, " %4.1f", loads_worst(k->loads));
         say_heads(s);
-        say(s->output, "%8ld %12ld %8.4f %8.3g %9.2e %7.3f %8.0f %5.1f %7.2f %8s%s%s%s%s%s",
+        say(s->output, "%8ld %11ld %7.4f %8.3g %8.2e %6.3f %8.0f %5.1f %7.2f %8s%s%s%s%s%s",
             (long)k->step, (long)k->tokens, k->loss, k->grad_norm, k->learning_rate, took,
             tokens / took, 100 * idle, (double)k->peak_bytes / memory_unit(s),
-            duration_text(a_step * (double)(s->total - k->step), eta), fullest, *s->did ? "  " : "",
+            duration_text(a_step * (double)(s->total - k->step), eta), fullest, *s->did ? " " : "",
             s->did, *s->words ? " " : "", s->words);
         s->since_step = k->step;
         s->since_s = 0;

@@ -41,8 +41,9 @@ has "what decays" "$log" '^Decay +0.1 on all but norm .*A_log'
 # A line for step 1, each third, and those where something happened; all columns end where the heads do.
 lines=$(sed -n '/^ *step  /,/^$/p' "$log" | sed '1d;$d')
 check "steps with a line" "$(echo "$lines" | awk '{ printf "%s ", $1 }')" "1 3 6 9 12 "
-check "columns" "$(echo "$lines" | cut -c 1-82 | awk '{ print length($0) }' | sort -u)" 82
-check "what happened" "$(echo "$lines" | awk 'NF > 10 { printf "%s:%s ", $1, $11 }')" "6:ec 12:ec "
+check "columns" "$(echo "$lines" | cut -c 1-83 | awk '{ print length($0) }' | sort -u)" 83
+check "what happened" "$(echo "$lines" | awk 'NF > 11 { printf "%s:%s ", $1, $12 }')" "6:ec 12:ec "
+check "load of the fullest of 8 experts" "$(echo "$lines" | awk '!($11 >= 1 && $11 <= 8)')" ""
 
 # The table adds up in the digits that are printed, and is the same everywhere.
 adds() { awk -v c="$2" '/^Where the time went/ { on = 1; next } on && /^  total/ { t = $0; exit } on { sub(/^  (start-up|[a-z]+( [a-z]+)?) +/, ""); n = split($0, f, " "); if ($0 ~ /^[0-9]+ /) i = c; else i = c - 1; s += f[i] * 1000 }
