@@ -44,10 +44,10 @@ static void gradients_are_differences(void **state) {
     (void)state;
     for (int i = 0; i < LAB_MODELS * 4; i++) {
         struct lab l;
-        struct host_batch b = sequences();
         char *recompute[] = {"memory.recompute=full"};
         int model = i / 4, tried = 0;
         if (!strchr(lab_models[model], 'E')) continue;
+        struct host_batch b = sequences();
         lab_open(&l, lab_models[model], i % 2, recompute);
         if (!config_count(&l.config, 'E')) {
             lab_batch_free(&b);
