@@ -319,35 +319,28 @@ static void row_ends(const struct ends *all, int64_t B, const real *a_log, const
             }
 }
 
+/* A call of either row. */
+#define ENDS(a, gradient, to)                                                                      \
+    row_ends(&(struct ends){.u = (a)->u,                                                           \
+                            .dt = (a)->dt,                                                         \
+                            .dy = gradient,                                                        \
+                            .start = (a)->start,                                                   \
+                            .dt_min = (a)->dt_min,                                                 \
+                            .dt_max = (a)->dt_max,                                                 \
+                            .L = (a)->L,                                                           \
+                            .H = (a)->H,                                                           \
+                            .P = (a)->P,                                                           \
+                            .G = (a)->G,                                                           \
+                            .S = (a)->S,                                                           \
+                            .lddt = (a)->lddt},                                                    \
+             (a)->B, (a)->a_log, (a)->dt_bias, to, (a)->decay)
+
 KERNEL(scan_end) {
-    const struct ends e = {.u = a->u,
-                           .dt = a->dt,
-                           .start = a->start,
-                           .dt_min = a->dt_min,
-                           .dt_max = a->dt_max,
-                           .L = a->L,
-                           .H = a->H,
-                           .P = a->P,
-                           .G = a->G,
-                           .S = a->S,
-                           .lddt = a->lddt};
-    row_ends(&e, a->B, a->a_log, a->dt_bias, a->state, a->decay);
+    ENDS(a, NULL, a->state);
 }
 
 KERNEL(scan_begin) {
-    const struct ends e = {.u = a->u,
-                           .dt = a->dt,
-                           .dy = a->dy,
-                           .start = a->start,
-                           .dt_min = a->dt_min,
-                           .dt_max = a->dt_max,
-                           .L = a->L,
-                           .H = a->H,
-                           .P = a->P,
-                           .G = a->G,
-                           .S = a->S,
-                           .lddt = a->lddt};
-    row_ends(&e, a->B, a->a_log, a->dt_bias, a->dstate, a->decay);
+    ENDS(a, a->dy, a->dstate);
 }
 
 /* A number at a time through all rows; in may be s. */
