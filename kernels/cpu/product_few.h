@@ -36,8 +36,8 @@ static inline bool columns_are_short(const struct product *p) {
  * forgotten. While a group of columns is read the next one is called for. */
 INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, int64_t j1,
                      const int rows, const int columns, const bool are_short) {
-    vf s[8][8];
-    const stored *a[8], *b[8];
+    vf s[4][8];
+    const stored *a[4], *b[8];
     const size_t next = (size_t)(columns * p->ldb) * sizeof(stored);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) a[r] = p->a + least(i + r, i1 - 1) * p->lda;
@@ -64,20 +64,30 @@ INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, 
             for (int c = 0; c < columns; c++) s[r][c] = add_product(s[r][c], x, y[c]);
         }
     }
+    _Alignas(64) float sum[4 * 8];
+    stored narrow[4 * 8];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
-        for (int c = 0; c < columns; c++) {
-            const float sum = vf_sum(s[r][c]);
-            if (i + r < i1 && j + c < j1) put_one(p, (i + r) * p->ldc + j + c, sum);
-        }
+        for (int c = 0; c < columns; c++) sum[r * columns + c] = vf_sum(s[r][c]);
+    if (rows == 1 || p->wide || p->add) {
+        for (int r = 0; r < rows && i + r < i1; r++)
+            for (int c = 0; c < columns && j + c < j1; c++)
+                put_one(p, (i + r) * p->ldc + j + c, sum[r * columns + c]);
+        return;
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < rows * columns; n += LANES) store(narrow + n, load_real(sum + n));
+    for (int r = 0; r < rows && i + r < i1; r++)
+        for (int c = 0; c < columns && j + c < j1; c++)
+            ((stored *)p->c)[(i + r) * p->ldc + j + c] = narrow[r * columns + c];
 }
 
 /* As many sums as there are registers for. */
 #if defined __AVX512F__
-enum { FEW_1 = 8, FEW_2 = 8, FEW_4 = 5, FEW_8 = 3 };
+enum { FEW_1 = 8, FEW_2 = 8, FEW_4 = 5 };
 #else
-enum { FEW_1 = 8, FEW_2 = 4, FEW_4 = 2, FEW_8 = 1 };
+enum { FEW_1 = 8, FEW_2 = 4, FEW_4 = 2 };
 #endif
 
 /* Rows i0 to i1 and columns j0 to j1. b's columns are read by the rows of all blocks before the next. */
@@ -89,11 +99,9 @@ static void few_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j
         for (int64_t j = j0; j < j1; j += FEW_1) few_tile(p, i0, i1, j, j1, 1, FEW_1, false);
     else if (rows == 2)
         for (int64_t j = j0; j < j1; j += FEW_2) few_tile(p, i0, i1, j, j1, 2, FEW_2, false);
-    else if (rows <= 4)
-        for (int64_t j = j0; j < j1; j += FEW_4) few_tile(p, i0, i1, j, j1, 4, FEW_4, false);
     else
-        for (int64_t j = j0; j < j1; j += FEW_8)
-            for (int64_t i = i0; i < i1; i += 8) few_tile(p, i, i1, j, j1, 8, FEW_8, false);
+        for (int64_t j = j0; j < j1; j += FEW_4)
+            for (int64_t i = i0; i < i1; i += 4) few_tile(p, i, i1, j, j1, 4, FEW_4, false);
 }
 
 #endif
