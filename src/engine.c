@@ -93,6 +93,20 @@ static bool any_trained(const struct params *s) {
     return false;
 }
 
+/* Room for the choices of a step's micro-batches so far. */
+static void allocate_seen(struct engine *e) {
+    size_t bytes = (size_t)(e->config->keys.n_routed_experts + 1) * sizeof(int64_t);
+    for (int i = 0; i < e->config->n_layers; i++)
+        if (e->model.layer[i].load)
+            arena_take(&e->values, bytes, "choices of a step", &e->model.layer[i].seen);
+}
+
+static enum balance_of balance_of(const char *kind) {
+    return !strcmp(kind, "batch")    ? OF_MICRO_BATCH
+           : !strcmp(kind, "global") ? OF_STEP
+                                     : OF_DOCUMENTS;
+}
+
 /* The losses of routers are part of what training minimises; in a comparison gradients are those of
  * the text alone. */
 static void make_expert_rules(struct engine *e) {
@@ -101,14 +115,13 @@ static void make_expert_rules(struct engine *e) {
     r->evenly = !strcmp(k->balance, "forced");
     if (!e->updates || !strchr(e->config->kinds, 'E')) return;
     r->capacity = k->capacity;
-    r->whole_batch = !strcmp(k->aux_kind, "batch");
-    r->balancing = (struct balancing){.even = k->aux_coefficient,
-                                      .square = k->z_coefficient,
-                                      .share = 1.0 / (double)e->deck->train.global_batch};
+    r->of = balance_of(k->aux_kind);
+    r->balancing = (struct balancing){.even = k->aux_coefficient, .square = k->z_coefficient};
     if (k->aux_coefficient > 0)
         arena_take(&e->values, sizeof(struct exact), "balance loss", &r->balancing.even_sum);
     if (k->z_coefficient > 0)
         arena_take(&e->values, sizeof(struct exact), "z loss", &r->balancing.square_sum);
+    if (k->aux_coefficient > 0 && r->of == OF_STEP) allocate_seen(e);
 }
 
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
@@ -186,14 +199,32 @@ static void sum_gradients(struct engine *e) {
         sum_over(&e->tape, ends, both->grad, both->rows * both->width, e->real);
 }
 
+/* Before the first micro-batch: sums are empty, and the part of a token in the whole is known. */
+static void begin_balancing(struct engine *e, int n, const struct host_batch *batches) {
+    struct balancing *b = &e->experts.balancing;
+    size_t bytes = (size_t)(e->config->keys.n_routed_experts + 1) * sizeof(int64_t);
+    int64_t tokens = 0;
+    if (b->even_sum) device_zero(&e->device, b->even_sum, sizeof(struct exact));
+    if (b->square_sum) device_zero(&e->device, b->square_sum, sizeof(struct exact));
+    for (int i = 0; i < e->config->n_layers; i++)
+        if (e->model.layer[i].seen) device_zero(&e->device, e->model.layer[i].seen, bytes);
+    if (!(b->even > 0 || b->square > 0)) return;
+    for (int i = 0; !e->device.dry && i < n; i++) {
+        size_t of_batch = (size_t)(batches[i].rows * batches[i].length);
+        int32_t *document = die_alloc(of_batch * sizeof *document);
+        tokens += host_batch_documents(e, &batches[i], document);
+        free(document);
+    }
+    tokens = comm_total(e->parallel.replicas, tokens);
+    b->share = tokens ? 1.0 / (double)tokens : 0;
+}
+
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
                         bool count_experts) {
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
-    const struct balancing *b = &e->experts.balancing;
     engine_loss_begin(e);
-    if (b->even_sum) device_zero(&e->device, b->even_sum, sizeof(struct exact));
-    if (b->square_sum) device_zero(&e->device, b->square_sum, sizeof(struct exact));
+    begin_balancing(e, n, batches);
     pipeline_run(&e->pipeline, &(struct pipeline_pass){.what = PASS_GRADIENTS,
                                                        .n = n,
                                                        .batch = batches,
