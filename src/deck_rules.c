@@ -286,6 +286,9 @@ static void check_experts(const struct deck *d, const struct mesh_shape *s, stru
     RULE("parallel.expert", some && k->n_routed_experts % p->expert,
          "%" N ": %" N " experts (model.n_routed_experts) are no multiple of it", p->expert,
          k->n_routed_experts);
+    RULE("plan.routing", *d->plan.routing && !some, "is given, but the model has no experts");
+    RULE("plan.routing", *d->plan.routing && some && is(d->moe.balance, "forced"),
+         "is given, but with moe.balance: forced experts are taken in turn; one of the two");
     RULE("moe.aux_kind",
          some && is(d->moe.aux_kind, "global") && d->moe.aux_coefficient > 0 &&
              d->train.global_batch * d->train.sequence_length > INT32_MAX,

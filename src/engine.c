@@ -1,5 +1,6 @@
 #include "src/engine.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@
 #include "src/choose_context.h"
 #include "src/init.h"
 #include "src/recompute.h"
+#include "src/recorded.h"
 #include "src/trace.h"
 
 enum { MOST_THREADS = 4096 };
@@ -124,6 +126,22 @@ static void make_expert_rules(struct engine *e) {
     if (k->aux_coefficient > 0 && r->of == OF_STEP) allocate_seen(e);
 }
 
+/* Plans may know how tokens choose. More than an expert has room for does not travel. */
+static int expect_loads(struct engine *e, struct mistakes *m) {
+    struct loads *s = &e->expected;
+    if (recorded_read(s, e->deck, e->config, NULL, m)) return -1;
+    for (int i = 0; i < s->layers; i++) {
+        struct layer *l = &e->model.layer[s->layer[i]];
+        int64_t *n = s->n + i * s->experts;
+        l->expected = n;
+        for (int64_t k = 0; k < s->experts; k++) l->expected_of += n[k];
+        double room = ceil(e->experts.capacity * (double)l->expected_of / (double)s->experts);
+        for (int64_t k = 0; e->experts.capacity > 0 && k < s->experts; k++)
+            if ((double)n[k] > room) n[k] = (int64_t)room;
+    }
+    return 0;
+}
+
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
                 bool learns, bool updates, struct mistakes *m) {
     const struct deck *d = e->deck;
@@ -154,6 +172,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                    updates ? &e->moments : NULL, e->stored);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     make_expert_rules(e);
+    if (dry && *d->plan.routing && expect_loads(e, m)) return -1;
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
     pipeline_init(&e->pipeline, e, &e->stages);
@@ -182,6 +201,7 @@ void engine_free(struct engine *e) {
             if (all[i]->base) arena_free_all(all[i]);
     }
     model_free(&e->model);
+    loads_free(&e->expected);
     staging_free(&e->stages);
     if (e->has_weights) weights_close(&e->weights);
     memset(e, 0, sizeof *e);

@@ -7,6 +7,7 @@
 
 #include "parallel/groups.h"
 #include "src/host_batch.h"
+#include "src/loads.h"
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
@@ -32,6 +33,7 @@ struct engine {
     struct weights weights;
     bool has_weights;            /* weights is open: the model came from a folder */
     void *loss_sum;              /* struct exact on the device */
+    struct loads expected;       /* of experts, for plans: plan.routing */
     struct expert_rules experts; /* of passes with gradients; of others only whether evenly */
 };
 

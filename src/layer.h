@@ -55,8 +55,8 @@ struct pass {
     struct batch whole; /* the sequences whole, where layers meet some heads of them */
     struct expert_rules experts;
     bool count_experts; /* add each expert's tokens to the layer's load */
-    void *document; /* device integers, a token each: src/documents.h; NULL: all are one */
-    bool ends_only; /* logits of each row's last token only */
+    void *document;     /* device integers, a token each: src/documents.h; NULL: all are one */
+    bool ends_only;     /* logits of each row's last token only */
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
@@ -70,7 +70,9 @@ struct layer {
     int number;
     struct param *p[LAYER_ROWS]; /* by row of the kind's table; NULL where the model has none */
     const struct pass *pass;     /* of the forward or replay that is running */
-    void *load; /* experts: tokens of each since the last step, int64 on the device */
+    void *load;              /* experts: tokens of each since the last step, int64 on the device */
+    const int64_t *expected; /* experts: loads that a plan takes them to have; or NULL: even ones */
+    int64_t expected_of;     /* choices that these loads are of; what is missing is dropped */
     void *seen; /* likewise, and all tokens, as summed over ranks for losses of a step; or NULL */
 };
 

@@ -24,8 +24,12 @@ struct decision {
 /* With context ranks a sequence is two rows of the batch: its two pieces. */
 struct travel tokens_to_route(const struct layer *l) {
     const struct batch *b = &l->pass->batch;
-    return (struct travel){l->config->keys.n_routed_experts, l->config->keys.num_experts_per_tok,
-                           b->rows * b->length, b->length * (l->mesh->context > 1 ? 2 : 1)};
+    return (struct travel){.experts = l->config->keys.n_routed_experts,
+                           .chosen = l->config->keys.num_experts_per_tok,
+                           .tokens = b->rows * b->length,
+                           .length = b->length * (l->mesh->context > 1 ? 2 : 1),
+                           .load = l->expected,
+                           .load_of = l->expected_of};
 }
 
 /* The documents of tokens from `first` on. */

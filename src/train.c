@@ -15,6 +15,7 @@
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/rate.h"
+#include "src/recorded.h"
 #include "src/resume.h"
 #include "src/show.h"
 #include "src/stop.h"
@@ -111,11 +112,17 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     return goes_on;
 }
 
+static void record(const struct training *r, int64_t step) {
+    if (step > r->resume.step)
+        recorded_write(&r->loads, r->e->config->keys.num_experts_per_tok, step, &r->o);
+}
+
 static void save(struct training *r, int64_t step) {
     lastwords_at(step, "checkpoint");
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
     r->stop.last_save = resume_save(r->e, &r->o, step, r->feed.corpus.identity);
     timer_leave(r->c->timer);
+    record(r, step);
     show_did(&r->show, 'c', NULL);
 }
 
@@ -135,6 +142,7 @@ static int train(struct training *r) {
         if (every && (step % every == 0 || wish || step == r->steps)) save(r, step);
         show_line(&r->show, wish != STOP_NO);
     }
+    record(r, step);
     if (!wish) return show_end(&r->show, "finished", 0);
     if (r->o.speaks) stop_clear(&r->stop);
     char *why = die_format("early, by %s; %s", stop_reason(wish),
