@@ -85,4 +85,86 @@ while [ $i -lt "$draws" ]; do
         parallel.pipeline=$p parallel.expert=$e parallel.expert_tensor=$y parallel.sequence=$sequence memory.recompute=$recompute || continue
     why=$(like "$name" one-$kind-$capacity) && ok "$name" || fail "$name" "$why"
 done
+
+# ---- plans ----
+
+# A router that knows no difference sends every token to the first experts: what the run leaves in routing.json is then how every rank
+# chooses, and memory, work and messages are planned to the byte; with even loads they are not.
+one_sided() { echo "$TMP/deck.yaml" precision.recipe=fp32 model.initializer_range=0 optimizer.learning_rate=0 moe.aux_coefficient=0 moe.z_coefficient=0 "$@"; }
+facts() { grep -o '"arena_bytes": *[0-9]*\|"step": {"work[^}]*}}' "$1" | sed 's/"arena_bytes": *//; s/^"step": //'; }
+measured() {
+    paste -d '\n' <(sed -n '/^peak_bytes:/,/^[a-z_]*:/p' "$1/summary.yaml" | sed -n 's/^  - //p') <(sed -n '/^step:/,/^[a-z]/s/^  - //p' "$1/summary.yaml")
+}
+for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel.expert_tensor=2" "8 parallel.context=2 parallel.expert=4 parallel.pipeline=2"; do
+    set -- $how; n=$1; shift; name=one-sided-$n-$(echo "$*" | tr -dc '0-9')
+    go "$name" 0 "$n" $(one_sided "$@") && go "$name-plan" 0 1 plan $(one_sided "$@") --json run.ranks="$n" plan.routing="$TMP/$name" && go "$name-even" 0 1 plan $(one_sided "$@") --json run.ranks="$n" || continue
+    [ "$(facts "$TMP/$name-plan.log")" = "$(measured "$TMP/$name")" ] && ok "$name" || fail "$name" "planned $(facts "$TMP/$name-plan.log" | head -n 2 | tr '\n' ' '), measured $(measured "$TMP/$name" | head -n 2 | tr '\n' ' ')"
+    [ "$(facts "$TMP/$name-even.log")" != "$(measured "$TMP/$name")" ] && ok "$name-even" || fail "$name-even" "the same"
+    grep -q '"routes": "recorded"' "$TMP/$name-plan.log" && grep -q '"routes": "assumed even"' "$TMP/$name-even.log" &&
+        grep -q '"imbalance": \[{"layer": 0, "expert": 4, "rank": '$(echo "$*" | grep -o 'expert=[0-9]' | head -n 1 | tr -dc 0-9)', "fullest_rank": 0}' "$TMP/$name-plan.log" && ok "$name-said" || fail "$name-said" "$(grep -o '"imbalance.*\|"routes.*' "$TMP/$name-plan.log" | head -n 3 | tr '\n' ' ')"
+done
+
+# sent LOG GROUP: bytes of rank 0's step, 0 where there is no such group.
+sent() { sent_is=$(grep -o '"step": {"work[^}]*}}' "$TMP/$1.log" | head -n 1 | sed -n "s/.*\"$2\": \([0-9]*\).*/\1/p"); echo "${sent_is:-0}"; }
+
+# Room for an expert: what is beyond it does not travel.
+go roomy 0 1 plan $(one_sided parallel.expert=4) --json run.ranks=4 plan.routing="$TMP/one-sided-4-4" moe.capacity=1 &&
+    { [ "$(sent roomy expert)" -lt "$(sent one-sided-4-4-plan expert)" ] && ok roomy || fail roomy "$(sent roomy expert) bytes"; }
+
+# Records that are none.
+record() { # NAME WORDS RECORD: one message
+    printf '%s' "$3" >"$TMP/$1.json"
+    go "bad-$1" 2 1 plan "$TMP/deck.yaml" parallel.expert=4 run.ranks=4 plan.routing="$TMP/$1.json" run.output="$TMP/unused" || return
+    grep -q "plan.routing: .*$2" "$TMP/bad-$1.log" && [ "$(grep -c plan.routing "$TMP/bad-$1.log")" = 1 ] && ok "bad-$1" || fail "bad-$1" "$(cat "$TMP/bad-$1.log")"
+}
+full='[1, 2, 3, 4, 5, 6, 7, 8]'
+record text 'is not JSON' 'what?'
+record empty 'is not JSON' ''
+record list 'has no list "layers"' '[1, 2]'
+record fewer 'has 1 layers with experts, and the model 2' "{\"layers\": [{\"layer\": 0, \"loads\": $full}]}"
+record other 'entry 2 of "layers" must be of layer 3' "{\"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 2, \"loads\": $full}]}"
+record experts 'layer 3 has 7 loads, and the model 8 experts' "{\"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": [1, 2, 3, 4, 5, 6, 7]}]}"
+record below 'the load of expert 1 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": [1, -2, 3, 4, 5, 6, 7, 8]}]}"
+record words 'the load of expert 7 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [1, 2, 3, 4, 5, 6, 7, \"8\"]}, {\"layer\": 3, \"loads\": $full}]}"
+record huge 'the load of expert 0 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [9000000000000000000, 2, 3, 4, 5, 6, 7, 8]}, {\"layer\": 3, \"loads\": $full}]}"
+record nobody 'layer 0 has no token at all' "{\"layers\": [{\"layer\": 0, \"loads\": [0, 0, 0, 0, 0, 0, 0, 0]}, {\"layer\": 3, \"loads\": $full}]}"
+set -- plan "$TMP/deck.yaml" parallel.expert=4 run.ranks=4
+go bad-absent 2 1 "$@" plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-absent.log" && ok bad-absent || fail bad-absent "$(cat "$TMP/bad-absent.log")"; }
+go bad-folder 2 1 "$@" plan.routing="$TMP/cache" && { grep -q 'has no routing.json' "$TMP/bad-folder.log" && ok bad-folder || fail bad-folder "$(cat "$TMP/bad-folder.log")"; }
+go bad-forced 2 1 "$@" plan.routing="$TMP/one-sided-4-4" moe.balance=forced && { grep -q 'experts are taken in turn; one of the two' "$TMP/bad-forced.log" && ok bad-forced || fail bad-forced "$(cat "$TMP/bad-forced.log")"; }
+
+# What a way would cost is what a plan of it says: of the ways across context ranks, the taken one and the other; of meshes of experts.
+set -- "$TMP/deck.yaml" --json parallel.context=4 run.ranks=4 model.num_key_value_heads=8
+for attention in ring heads; do
+    for mamba in state heads; do
+        go ways-$attention-$mamba 0 1 plan "$@" parallel.context_attention=$attention parallel.context_mamba=$mamba
+    done
+done
+for taken in ring heads; do
+    for other in ring heads; do
+        got=$(grep '"context_attention"' "$TMP/ways-$taken-state.log" | sed "s/.*\"$other\": {\"sent\": \([0-9]*\).*/\1/"); want=$(sent ways-$other-state context)
+        [ "$got" = "$want" ] && ok "cost-of-$other-beside-$taken" || fail "cost-of-$other-beside-$taken" "'$got', want '$want'"
+    done
+done
+got=$(grep '"context_mamba"' "$TMP/ways-ring-state.log" | sed 's/.*"heads": {"sent": \([0-9]*\).*/\1/'); want=$(sent ways-ring-heads context)
+[ "$got" = "$want" ] && ok cost-of-mamba-heads || fail cost-of-mamba-heads "'$got', want '$want'"
+for length in 16 64 4096; do # auto takes what sends least
+    shared=8; [ $length != 64 ] || shared=1
+    go auto-$length 0 1 plan "$@" train.sequence_length=$length model.num_key_value_heads=$shared parallel.context_attention=auto parallel.context_mamba=auto || continue
+    for key in context_attention context_mamba; do
+        line=$(grep "\"$key\": {" "$TMP/auto-$length.log"); way=$(echo "$line" | sed 's/.*"taken": "\([a-z]*\)".*/\1/')
+        mine=$(echo "$line" | sed "s/.*\"$way\": {\"sent\": \([0-9]*\).*/\1/"); least=$(echo "$line" | grep -o '"sent": [0-9]*' | tr -dc '0-9\n' | sort -n | head -n 1)
+        [ "$(echo "$line" | grep -o '"sent"' | wc -l)" = 2 ] && [ "$mine" = "$least" ] && ok "auto-$length-$key-$way" || fail "auto-$length-$key" "$line"
+    done
+done
+set -- $(one_sided) --json run.ranks=4 parallel.tensor=2 plan.routing="$TMP/one-sided-4-4"
+go meshes 0 1 plan "$@" parallel.expert=2 parallel.expert_tensor=1
+[ "$(grep -c '"tokens_sent"' "$TMP/meshes.log")" = 5 ] && [ "$(grep '"taken": true' "$TMP/meshes.log" | grep -c '"expert": 2, "expert_tensor": 1')" = 1 ] && ok meshes || fail meshes "$(grep tokens_sent "$TMP/meshes.log")"
+for mesh in "1 1" "1 2" "2 1" "2 2" "4 1"; do
+    read -r e y <<<"$mesh"; go mesh-$e-$y 0 1 plan "$@" parallel.expert=$e parallel.expert_tensor=$y || continue
+    line=$(grep "\"expert\": $e, \"expert_tensor\": $y, .*tokens_sent" "$TMP/meshes.log")
+    want="$(($(sent mesh-$e-$y expert) + $(sent mesh-$e-$y expert_tensor))) $(grep -o '"arena_bytes": [0-9]*' "$TMP/mesh-$e-$y.log" | head -n 1 | tr -dc 0-9)"
+    got="$(echo "$line" | sed 's/.*"tokens_sent": \([0-9]*\).*/\1/') $(echo "$line" | sed 's/.*"bytes": \([0-9]*\).*/\1/')"
+    [ "$got" = "$want" ] && ok mesh-$e-$y || fail mesh-$e-$y "'$got', want '$want'"
+done
 finish
