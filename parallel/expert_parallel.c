@@ -86,12 +86,11 @@ static void planned_choices(const struct parallel *p, const struct travel *v, in
     struct mesh_coords at = mesh_coords(&p->shape, rank);
     struct token_range r = own_tokens(&p->shape, &at, v, true);
     int64_t tokens = part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first;
-    if (!v->load) {
-        even_choices(v, &r, tokens, from, n, choices);
-        return;
-    }
-    const int ranks = mesh_ranks(&p->shape) / p->shape.pipeline;
-    loaded_choices(v, rank % ranks, ranks, tokens * v->chosen, from, n, choices);
+    const int ranks = mesh_ranks(&p->shape) / p->shape.pipeline, here = rank % ranks;
+    if (v->known)
+        for (int64_t e = 0; e < n; e++) choices[e] = v->known[here * v->experts + from + e];
+    else if (v->load) loaded_choices(v, here, ranks, tokens * v->chosen, from, n, choices);
+    else even_choices(v, &r, tokens, from, n, choices);
 }
 
 static int32_t *read_ints(struct tape *t, const struct tensor *x) {
@@ -108,7 +107,10 @@ static int64_t *own_choices(struct tape *t, const struct travel *v, struct tenso
         return n;
     }
     int32_t *at = read_ints(t, offset);
-    for (int64_t e = 0; e < v->experts; e++) n[e] = at[e + 1] - at[e];
+    for (int64_t e = 0; e < v->experts; e++) {
+        n[e] = at[e + 1] - at[e];
+        if (v->note) v->note[e] = (int32_t)n[e];
+    }
     free(at);
     return n;
 }

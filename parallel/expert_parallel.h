@@ -36,6 +36,8 @@ struct travel {
     int64_t experts, chosen, tokens, length;
     const int64_t *load; /* on a dry device: the experts' shares of load_of choices; NULL: even ones */
     int64_t load_of;
+    const int32_t *known; /* instead, of each rank of the stage: [ranks][experts]; or NULL */
+    int32_t *note;        /* gets this rank's choices of each expert; or NULL */
 };
 
 /* Which of these are a rank's own, with tensor ranks that split them or not (then all). Along context a

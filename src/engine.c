@@ -14,7 +14,6 @@
 #include "src/choose_context.h"
 #include "src/init.h"
 #include "src/recompute.h"
-#include "src/recorded.h"
 #include "src/trace.h"
 
 enum { MOST_THREADS = 4096 };
@@ -128,12 +127,16 @@ static void make_expert_rules(struct engine *e) {
 
 /* Plans may know how tokens choose. More than an expert has room for does not travel. */
 static int expect_loads(struct engine *e, struct mistakes *m) {
-    struct loads *s = &e->expected;
-    if (recorded_read(s, e->deck, e->config, NULL, m)) return -1;
+    struct loads *s = &e->expected.loads;
+    const int64_t ranks = mesh_ranks(&e->shape) / e->shape.pipeline,
+                  batches =
+                      e->deck->train.global_batch / (e->deck->train.micro_batch * e->shape.data);
+    if (recorded_read(&e->expected, e->deck, e->config, &e->shape, m)) return -1;
     for (int i = 0; i < s->layers; i++) {
         struct layer *l = &e->model.layer[s->layer[i]];
         int64_t *n = s->n + i * s->experts;
         l->expected = n;
+        if (e->expected.choices) l->known = e->expected.choices + i * batches * ranks * s->experts;
         for (int64_t k = 0; k < s->experts; k++) l->expected_of += n[k];
         double room = ceil(e->experts.capacity * (double)l->expected_of / (double)s->experts);
         for (int64_t k = 0; e->experts.capacity > 0 && k < s->experts; k++)
@@ -172,6 +175,7 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                    updates ? &e->moments : NULL, e->stored);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     make_expert_rules(e);
+    if (!dry && updates) recorded_begin(e);
     if (dry && *d->plan.routing && expect_loads(e, m)) return -1;
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
@@ -200,8 +204,9 @@ void engine_free(struct engine *e) {
         for (int i = 0; i < 6; i++)
             if (all[i]->base) arena_free_all(all[i]);
     }
+    recorded_end(e);
     model_free(&e->model);
-    loads_free(&e->expected);
+    recorded_free(&e->expected);
     staging_free(&e->stages);
     if (e->has_weights) weights_close(&e->weights);
     memset(e, 0, sizeof *e);

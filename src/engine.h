@@ -7,10 +7,10 @@
 
 #include "parallel/groups.h"
 #include "src/host_batch.h"
-#include "src/loads.h"
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
+#include "src/recorded.h"
 #include "src/staging.h"
 #include "src/weights.h"
 
@@ -33,7 +33,7 @@ struct engine {
     struct weights weights;
     bool has_weights;            /* weights is open: the model came from a folder */
     void *loss_sum;              /* struct exact on the device */
-    struct loads expected;       /* of experts, for plans: plan.routing */
+    struct recorded expected;    /* of experts, for plans: plan.routing */
     struct expert_rules experts; /* of passes with gradients; of others only whether evenly */
 };
 

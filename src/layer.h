@@ -54,6 +54,7 @@ struct pass {
     struct batch batch;
     struct batch whole; /* the sequences whole, where layers meet some heads of them */
     struct expert_rules experts;
+    int number;         /* of the micro-batch in its step */
     bool count_experts; /* add each expert's tokens to the layer's load */
     void *document;     /* device integers, a token each: src/documents.h; NULL: all are one */
     bool ends_only;     /* logits of each row's last token only */
@@ -70,9 +71,14 @@ struct layer {
     int number;
     struct param *p[LAYER_ROWS]; /* by row of the kind's table; NULL where the model has none */
     const struct pass *pass;     /* of the forward or replay that is running */
-    void *load;              /* experts: tokens of each since the last step, int64 on the device */
+    void *load; /* experts: tokens of each since the last step, int64 on the device */
+    int32_t
+        *choices; /* experts: of this rank's tokens in each micro-batch, [micro-batches][experts],
+                         for a record; or NULL */
     const int64_t *expected; /* experts: loads that a plan takes them to have; or NULL: even ones */
     int64_t expected_of;     /* choices that these loads are of; what is missing is dropped */
+    const int32_t
+        *known; /* instead: choices, [micro-batches][ranks of the stage][experts]; or NULL */
     void *seen; /* likewise, and all tokens, as summed over ranks for losses of a step; or NULL */
 };
 

@@ -96,6 +96,7 @@ static struct flight *flight_of(struct pipeline *p, int stage, int micro_batch) 
     *f = (struct flight){.tape = tape};
     f->tape.learning = p->pass.what == PASS_GRADIENTS;
     f->pass.count_experts = p->pass.count_experts;
+    f->pass.number = micro_batch;
     f->pass.experts.evenly = e->experts.evenly;
     if (p->pass.what == PASS_GRADIENTS) f->pass.experts = e->experts;
     return *at = f;

@@ -9,7 +9,6 @@
 #include "src/config.h"
 #include "src/costs.h"
 #include "src/deck.h"
-#include "src/loads.h"
 #include "src/planning.h"
 #include "src/recorded.h"
 #include "src/staging.h"
@@ -121,8 +120,8 @@ static void print_context(FILE *f, const struct plan_setting *s) {
     struct context_choice found[2];
     const int n = context_choices(s, found);
     if (!n) return;
-    fprintf(f, "\n%-24s %10s %12s %12s   a rank of %d, in a step, all layers\n", "across context ranks", "way",
-            "MB sent", "ms at least", s->shape->context);
+    fprintf(f, "\n%-24s %10s %12s %12s   a rank of %d, in a step, all layers\n",
+            "across context ranks", "way", "MB sent", "ms at least", s->shape->context);
     for (int i = 0; i < n; i++) {
         const struct context_choice *c = &found[i];
         for (int way = 0; way < c->n; way++) {
@@ -156,13 +155,13 @@ static void json_context(FILE *f, const struct plan_setting *s) {
 
 /* ---- experts ---- */
 
-/* Recorded loads, or none: layers is 0. */
-static struct loads recorded(const struct plan_setting *s, int64_t *step) {
+/* Recorded loads, or none: no layers. */
+static struct recorded recorded(const struct plan_setting *s) {
     struct mistakes m = {0};
-    struct loads l = {0};
-    if (*s->deck->plan.routing) recorded_read(&l, s->deck, s->config, step, &m);
+    struct recorded r = {0};
+    if (*s->deck->plan.routing) recorded_read(&r, s->deck, s->config, s->shape, &m);
     mistakes_free(&m);
-    return l;
+    return r;
 }
 
 /* Which of n ranks of the expert group has most rows in all layers. */
@@ -227,13 +226,13 @@ static int expert_meshes(const struct plan_setting *s, const struct loads *l,
 }
 
 static void print_experts(FILE *f, const struct plan_setting *s) {
-    struct loads l = recorded(s, NULL);
+    struct recorded r = recorded(s);
     struct expert_mesh *x;
-    const int n = expert_meshes(s, &l, &x);
+    const int n = expert_meshes(s, &r.loads, &x);
     if (n)
         fprintf(f,
                 "\nmeshes of experts: %s rank in a step\n%8s %14s %12s %12s %12s %12s %12s %10s\n",
-                l.layers ? "the fullest" : "a", "expert", "expert_tensor", "expert_data",
+                r.loads.layers ? "the fullest" : "a", "expert", "expert_tensor", "expert_data",
                 "MB of tokens", "MB sent", "ms at least", "MiB", "imbalance");
     for (int i = 0; i < n; i++) {
         const struct mesh_shape *m = &x[i].shape;
@@ -241,18 +240,18 @@ static void print_experts(FILE *f, const struct plan_setting *s) {
         fprintf(f, "%8d %14d %12d %12.3f %12.3f %12.2f %12.1f", m->expert, m->expert_tensor,
                 m->expert_data, 1e-6 * w->sent, 1e-6 * w->all_sent, 1e3 * w->seconds,
                 (double)w->memory / 1048576);
-        if (l.layers) fprintf(f, " %10.2f", x[i].imbalance);
+        if (r.loads.layers) fprintf(f, " %10.2f", x[i].imbalance);
         else fprintf(f, " %10s", "?");
         fprintf(f, "%s\n", x[i].taken ? "   this one" : "");
     }
     free(x);
-    loads_free(&l);
+    recorded_free(&r);
 }
 
 static void json_experts(FILE *f, const struct plan_setting *s) {
-    struct loads l = recorded(s, NULL);
+    struct recorded r = recorded(s);
     struct expert_mesh *x;
-    const int n = expert_meshes(s, &l, &x);
+    const int n = expert_meshes(s, &r.loads, &x);
     if (n) fprintf(f, ",\n  \"expert_meshes\": [");
     for (int i = 0; i < n; i++) {
         const struct mesh_shape *m = &x[i].shape;
@@ -263,43 +262,45 @@ static void json_experts(FILE *f, const struct plan_setting *s) {
                 "\"bytes\": %ld",
                 i ? "," : "", m->expert, m->expert_tensor, m->expert_data,
                 x[i].taken ? "true" : "false", w->sent, w->all_sent, w->seconds, (long)w->memory);
-        if (l.layers) fprintf(f, ", \"imbalance\": %.6g", x[i].imbalance);
+        if (r.loads.layers) fprintf(f, ", \"imbalance\": %.6g", x[i].imbalance);
         fputc('}', f);
     }
     if (n) fputs("\n  ]", f);
     free(x);
-    loads_free(&l);
+    recorded_free(&r);
 }
 
 /* ---- loads ---- */
 
 void plan_loads_text(FILE *f, const struct plan_setting *s) {
-    int64_t step = 0;
-    const int ranks = s->shape->expert;
-    struct loads l = recorded(s, &step);
-    if (l.layers)
+    struct recorded r = recorded(s);
+    const struct loads *l = &r.loads;
+    if (l->layers)
         fprintf(f,
-                "\nloads of experts as recorded in %s (step %ld): the fullest over the mean\n"
+                "\nchoices as recorded in %s (step %ld), %s; loads, the fullest over the mean\n"
                 "%6s %10s %20s\n",
-                s->deck->plan.routing, (long)step, "layer", "expert", "rank along expert");
-    for (int i = 0; i < l.layers; i++) {
+                s->deck->plan.routing, (long)r.step,
+                r.choices ? "of every rank" : "in these proportions on every rank", "layer",
+                "expert", "rank along expert");
+    for (int i = 0; i < l->layers; i++) {
         int fullest = 0;
-        const double x = loads_imbalance_of(&l, i, ranks, &fullest);
-        fprintf(f, "%6d %10.2f %13.2f (%d)\n", l.layer[i], loads_imbalance(&l, i), x, fullest);
+        const double x = loads_imbalance_of(l, i, s->shape->expert, &fullest);
+        fprintf(f, "%6d %10.2f %13.2f (%d)\n", l->layer[i], loads_imbalance(l, i), x, fullest);
     }
-    loads_free(&l);
+    recorded_free(&r);
 }
 
 void plan_loads_json(FILE *f, const struct plan_setting *s) {
-    struct loads l = recorded(s, NULL);
-    for (int i = 0; i < l.layers; i++) {
+    struct recorded r = recorded(s);
+    const struct loads *l = &r.loads;
+    for (int i = 0; i < l->layers; i++) {
         int fullest = 0;
-        const double x = loads_imbalance_of(&l, i, s->shape->expert, &fullest);
+        const double x = loads_imbalance_of(l, i, s->shape->expert, &fullest);
         fprintf(f, "%s{\"layer\": %d, \"expert\": %.6g, \"rank\": %.6g, \"fullest_rank\": %d}",
-                i ? ", " : ",\n  \"imbalance\": [", l.layer[i], loads_imbalance(&l, i), x, fullest);
+                i ? ", " : ",\n  \"imbalance\": [", l->layer[i], loads_imbalance(l, i), x, fullest);
     }
-    if (l.layers) fputc(']', f);
-    loads_free(&l);
+    if (l->layers) fputc(']', f);
+    recorded_free(&r);
 }
 
 void plan_choices_text(FILE *f, const struct plan_setting *s) {

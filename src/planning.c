@@ -103,7 +103,7 @@ static struct costs cost_of(struct engine *e, int micro_batches) {
 static struct costs dry_step(struct engine *e) {
     const struct deck_train *k = &e->deck->train;
     int64_t n = k->global_batch / (k->micro_batch * e->shape.data);
-    bool alone = e->stages.n == 1;
+    bool alone = e->stages.n == 1 && !e->expected.choices; /* recorded ones differ */
     struct costs all = cost_of(e, alone ? 1 : (int)n), first = all;
     if (alone && n > 1) {
         struct costs two = cost_of(e, 2);

@@ -24,12 +24,16 @@ struct decision {
 /* With context ranks a sequence is two rows of the batch: its two pieces. */
 struct travel tokens_to_route(const struct layer *l) {
     const struct batch *b = &l->pass->batch;
-    return (struct travel){.experts = l->config->keys.n_routed_experts,
+    const int64_t experts = l->config->keys.n_routed_experts, number = l->pass->number,
+                  ranks = mesh_ranks(l->mesh) / l->mesh->pipeline;
+    return (struct travel){.experts = experts,
                            .chosen = l->config->keys.num_experts_per_tok,
                            .tokens = b->rows * b->length,
                            .length = b->length * (l->mesh->context > 1 ? 2 : 1),
                            .load = l->expected,
-                           .load_of = l->expected_of};
+                           .load_of = l->expected_of,
+                           .known = l->known ? l->known + number * ranks * experts : NULL,
+                           .note = l->choices ? l->choices + number * experts : NULL};
 }
 
 /* The documents of tokens from `first` on. */

@@ -15,7 +15,6 @@
 #include "src/modes.h"
 #include "src/output.h"
 #include "src/rate.h"
-#include "src/recorded.h"
 #include "src/resume.h"
 #include "src/show.h"
 #include "src/stop.h"
@@ -114,7 +113,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
 
 static void record(const struct training *r, int64_t step) {
     if (step > r->resume.step)
-        recorded_write(&r->loads, r->e->config->keys.num_experts_per_tok, step, &r->o);
+        recorded_write(r->e, &r->loads, step, &r->o);
 }
 
 static void save(struct training *r, int64_t step) {

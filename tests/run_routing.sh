@@ -104,6 +104,27 @@ for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel
         grep -q '"imbalance": \[{"layer": 0, "expert": 4, "rank": '$(echo "$*" | grep -o 'expert=[0-9]' | head -n 1 | tr -dc 0-9)', "fullest_rank": 0}' "$TMP/$name-plan.log" && ok "$name-said" || fail "$name-said" "$(grep -o '"imbalance.*\|"routes.*' "$TMP/$name-plan.log" | head -n 3 | tr '\n' ' ')"
 done
 
+# What a router chooses by itself, rank by rank and micro-batch by micro-batch, where the run noted it: memory of a run of one step, and
+# work, traffic and messages of a second one, whose gradients' memory is there already.
+learned() { echo "$TMP/deck.yaml" precision.recipe=fp32 model.initializer_range=0.3 model.num_experts_per_tok=3 train.global_batch=8 log.routing=true "$@"; }
+for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel.expert_tensor=2 parallel.sequence=true train.micro_batch=2" "4 parallel.expert=2 memory.recompute=full moe.capacity=1" \
+    "8 parallel.context=2 parallel.expert=4 parallel.pipeline=2 parallel.schedule=zbv moe.aux_kind=global"; do
+    set -- $how; n=$1; shift; name=learned-$n-$(echo "$*" | tr -dc '0-9')
+    for steps in 1 2; do
+        go "$name-$steps" 0 "$n" $(learned "$@") train.steps=$steps && go "$name-plan-$steps" 0 1 plan $(learned "$@") --json run.ranks="$n" plan.routing="$TMP/$name-$steps" || continue 2
+    done
+    go "$name-even" 0 1 plan $(learned "$@") --json run.ranks="$n" || continue
+    memory() { grep -v '^{'; }; costs() { grep '^{'; }
+    [ "$(facts "$TMP/$name-plan-1.log" | memory)" = "$(measured "$TMP/$name-1" | memory)" ] && ok "$name-memory" || fail "$name-memory" "planned $(facts "$TMP/$name-plan-1.log" | memory | tr '\n' ' '), measured $(measured "$TMP/$name-1" | memory | tr '\n' ' ')"
+    [ "$(facts "$TMP/$name-plan-2.log" | costs)" = "$(measured "$TMP/$name-2" | costs)" ] && ok "$name-step" || fail "$name-step" "planned $(facts "$TMP/$name-plan-2.log" | costs | head -n 1), measured $(measured "$TMP/$name-2" | costs | head -n 1)"
+    [ "$(facts "$TMP/$name-even.log")" != "$(measured "$TMP/$name-2")" ] && ok "$name-even" || fail "$name-even" "the same"
+done
+# Of another mesh: in proportion.
+go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
+go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
+sed '/choices/,/^  {/{s/\[\([0-9]*\), /[9\1, /}' "$TMP/learned-4-4-2/routing.json" >"$TMP/too-many.json"
+go bad-choices 2 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/too-many.json" && { grep -q 'the choices of layer 0 are not what 4 ranks make of 2 micro-batches' "$TMP/bad-choices.log" && ok bad-choices || fail bad-choices "$(cat "$TMP/bad-choices.log")"; }
+
 # sent LOG GROUP: bytes of rank 0's step, 0 where there is no such group.
 sent() { sent_is=$(grep -o '"step": {"work[^}]*}}' "$TMP/$1.log" | head -n 1 | sed -n "s/.*\"$2\": \([0-9]*\).*/\1/p"); echo "${sent_is:-0}"; }
 
