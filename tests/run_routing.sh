@@ -69,6 +69,14 @@ differ one-sequence-0 one-batch-0 loss_balance
 differ one-sequence-0 one-sequence-1 loss
 [ "$(exact "$TMP/one-batch")" = "$(exact "$TMP/one-global-0")" ] && ok global-of-one || fail global-of-one "$(metric "$TMP/one-global-0" 1 loss_balance), want $(metric "$TMP/one-batch" 1 loss_balance)"
 
+# Documents that cross a border between the tokens of tensor ranks and none between pieces; and data ranks with other numbers of padding.
+for how in "4 parallel.tensor=4 parallel.expert=4" "2 parallel.tensor=2 parallel.sequence=true" "8 parallel.tensor=4 parallel.context=2 parallel.expert=2" "3 parallel.tensor=1 parallel.expert=1 parallel.data=3 train.global_batch=3"; do
+    set -- $how; n=$1; shift; name=borders-$n-$(echo "$*" | tr -dc '0-9'); one=one-sequence-0
+    [ $n != 3 ] || { one=one-3; go $one 0 1 "$TMP/deck.yaml" train.global_batch=3 train.micro_batch=3 || continue; }
+    go "$name" 0 "$n" "$TMP/deck.yaml" train.micro_batch=1 "$@" || continue
+    why=$(like "$name" $one) && ok "$name" || fail "$name" "$why"
+done
+
 # Drawn meshes. `batch` is of as many sequences as are computed at once, on however many data ranks; `global` of as many micro-batches.
 i=0
 while [ $i -lt "$draws" ]; do
