@@ -162,8 +162,7 @@ struct dropping {
     int64_t first, rows;
 };
 struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
-                            const void *document, const struct dropping *d,
-                            const struct layout *l);
+                            const void *document, const struct dropping *d, const struct layout *l);
 
 /* Losses that act on the router (ops.def: balance_loss). `weight` goes through unchanged; backward adds
  * even * (gradient of the sum of `even`) + square * (that of `square`) to the gradient of the scores.

@@ -86,7 +86,7 @@ static void planned_choices(const struct parallel *p, const struct travel *v, in
     struct mesh_coords at = mesh_coords(&p->shape, rank);
     struct token_range r = own_tokens(&p->shape, &at, v, true);
     int64_t tokens = part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first;
-    const int ranks = mesh_ranks(&p->shape) / p->shape.pipeline, here = rank % ranks;
+    const int ranks = mesh_stage_ranks(&p->shape), here = rank % ranks;
     if (v->known)
         for (int64_t e = 0; e < n; e++) choices[e] = v->known[here * v->experts + from + e];
     else if (v->load) loaded_choices(v, here, ranks, tokens * v->chosen, from, n, choices);

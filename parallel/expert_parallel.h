@@ -34,10 +34,12 @@ bool experts_at_home(const struct parallel *p);
  * sequence, each to `chosen` of `experts` experts. */
 struct travel {
     int64_t experts, chosen, tokens, length;
-    const int64_t *load; /* on a dry device: the experts' shares of load_of choices; NULL: even ones */
+    /* On a dry device: the experts' shares of load_of choices; or instead the choices of each rank of the
+     * stage, [ranks][experts]. NULL: even ones. */
+    const int64_t *load;
     int64_t load_of;
-    const int32_t *known; /* instead, of each rank of the stage: [ranks][experts]; or NULL */
-    int32_t *note;        /* gets this rank's choices of each expert; or NULL */
+    const int32_t *known;
+    int32_t *note; /* gets this rank's choices of each expert; or NULL */
 };
 
 /* Which of these are a rank's own, with tensor ranks that split them or not (then all). Along context a

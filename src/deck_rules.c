@@ -352,3 +352,7 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
          "%" N " is no multiple of micro_batch x data = %" N " x %d; %s would do", t->global_batch,
          t->micro_batch, out->data, hint);
 }
+
+int64_t deck_micro_batches(const struct deck *d, const struct mesh_shape *s) {
+    return d->train.global_batch / (d->train.micro_batch * s->data);
+}

@@ -12,6 +12,7 @@
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/choose_context.h"
+#include "src/deck_rules.h"
 #include "src/init.h"
 #include "src/recompute.h"
 #include "src/trace.h"
@@ -128,15 +129,14 @@ static void make_expert_rules(struct engine *e) {
 /* Plans may know how tokens choose. More than an expert has room for does not travel. */
 static int expect_loads(struct engine *e, struct mistakes *m) {
     struct loads *s = &e->expected.loads;
-    const int64_t ranks = mesh_ranks(&e->shape) / e->shape.pipeline,
-                  batches =
-                      e->deck->train.global_batch / (e->deck->train.micro_batch * e->shape.data);
+    const int64_t numbers = deck_micro_batches(e->deck, &e->shape) * mesh_stage_ranks(&e->shape) *
+                            e->config->keys.n_routed_experts;
     if (recorded_read(&e->expected, e->deck, e->config, &e->shape, m)) return -1;
     for (int i = 0; i < s->layers; i++) {
         struct layer *l = &e->model.layer[s->layer[i]];
         int64_t *n = s->n + i * s->experts;
         l->expected = n;
-        if (e->expected.choices) l->known = e->expected.choices + i * batches * ranks * s->experts;
+        if (e->expected.choices) l->known = e->expected.choices + i * numbers;
         for (int64_t k = 0; k < s->experts; k++) l->expected_of += n[k];
         double room = ceil(e->experts.capacity * (double)l->expected_of / (double)s->experts);
         for (int64_t k = 0; e->experts.capacity > 0 && k < s->experts; k++)

@@ -12,6 +12,7 @@
 #include "parallel/expert_parallel.h"
 #include "src/config.h"
 #include "src/deck.h"
+#include "src/deck_rules.h"
 #include "src/engine.h"
 #include "src/output.h"
 
@@ -20,16 +21,9 @@ enum { MOST_BYTES = 1 << 28 };
 
 /* ---- writing ---- */
 
-static int64_t micro_batches_of(const struct deck *d, const struct mesh_shape *s) {
-    return d->train.global_batch / (d->train.micro_batch * s->data);
-}
-
-static int stage_ranks(const struct mesh_shape *s) {
-    return mesh_ranks(s) / s->pipeline;
-}
-
 void recorded_begin(struct engine *e) {
-    const int64_t numbers = micro_batches_of(e->deck, &e->shape) * e->config->keys.n_routed_experts;
+    const int64_t numbers =
+        deck_micro_batches(e->deck, &e->shape) * e->config->keys.n_routed_experts;
     if (!e->deck->log.routing || experts_at_home(&e->parallel)) return;
     for (int i = 0; i < e->config->n_layers; i++)
         if (e->config->kinds[i] == 'E')
@@ -62,8 +56,8 @@ static void print_numbers(FILE *f, const int32_t *x, int64_t n) {
 /* The choices of a layer: of those ranks that have it, which have chosen something. Collective. */
 static void print_choices(FILE *f, const struct engine *e, const struct layer *l) {
     const int64_t experts = e->config->keys.n_routed_experts,
-                  batches = micro_batches_of(e->deck, &e->shape);
-    const int world = e->comm->size, ranks = stage_ranks(&e->shape),
+                  batches = deck_micro_batches(e->deck, &e->shape);
+    const int world = e->comm->size, ranks = mesh_stage_ranks(&e->shape),
               first = staging_rank(&e->stages, staging_of_layer(&e->stages, l->number)) * ranks;
     int32_t *all = die_alloc((size_t)(world * batches * experts) * sizeof *all);
     int64_t *counts = die_alloc((size_t)world * sizeof *counts);
@@ -155,6 +149,7 @@ static bool same_mesh(const json_t *root, const struct deck *d, const struct mes
                {"global_batch", d->train.global_batch},
                {"micro_batch", d->train.micro_batch},
                {"sequence_length", d->train.sequence_length}};
+    if (strcmp(d->run.mode, "train")) return false; /* other passes have other tokens */
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (whole(mesh, all[i].key) != all[i].value) return false;
     return true;
@@ -177,9 +172,9 @@ static bool take_rank(int32_t *to, const json_t *list, int64_t experts, int64_t 
 static bool take_choices(int32_t *to, const json_t *layer, const struct deck *d,
                          const struct mesh_shape *s, int64_t experts) {
     const json_t *list = json_object_get(layer, "choices");
-    const int64_t batches = micro_batches_of(d, s),
+    const int64_t batches = deck_micro_batches(d, s),
                   tokens = d->train.micro_batch * d->train.sequence_length / s->context;
-    const int ranks = stage_ranks(s);
+    const int ranks = mesh_stage_ranks(s);
     if ((int64_t)json_array_size(list) != batches) return false;
     for (int64_t b = 0; b < batches; b++) {
         const json_t *of_ranks = json_array_get(list, (size_t)b);
@@ -206,7 +201,7 @@ static char *take(struct recorded *r, const json_t *root, const struct deck *d,
         return die_format("has %ld layers with experts, and the model %d",
                           (long)json_array_size(list), s->layers);
     const bool each = same_mesh(root, d, shape);
-    const int64_t numbers = micro_batches_of(d, shape) * stage_ranks(shape) * s->experts;
+    const int64_t numbers = deck_micro_batches(d, shape) * mesh_stage_ranks(shape) * s->experts;
     if (each) r->choices = die_alloc((size_t)(s->layers * numbers) * sizeof *r->choices);
     for (int i = 0; i < s->layers; i++) {
         const json_t *entry = json_array_get(list, (size_t)i);
@@ -218,7 +213,8 @@ static char *take(struct recorded *r, const json_t *root, const struct deck *d,
         if (each && !take_choices(r->choices + i * numbers, entry, d, shape, s->experts))
             return die_format("the choices of layer %d are not what %d ranks make of %ld "
                               "micro-batches",
-                              s->layer[i], stage_ranks(shape), (long)micro_batches_of(d, shape));
+                              s->layer[i], mesh_stage_ranks(shape),
+                              (long)deck_micro_batches(d, shape));
     }
     r->step = whole(root, "step");
     return NULL;

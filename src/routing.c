@@ -25,7 +25,7 @@ struct decision {
 struct travel tokens_to_route(const struct layer *l) {
     const struct batch *b = &l->pass->batch;
     const int64_t experts = l->config->keys.n_routed_experts, number = l->pass->number,
-                  ranks = mesh_ranks(l->mesh) / l->mesh->pipeline;
+                  ranks = mesh_stage_ranks(l->mesh);
     return (struct travel){.experts = experts,
                            .chosen = l->config->keys.num_experts_per_tok,
                            .tokens = b->rows * b->length,

@@ -112,8 +112,7 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
 }
 
 static void record(const struct training *r, int64_t step) {
-    if (step > r->resume.step)
-        recorded_write(r->e, &r->loads, step, &r->o);
+    if (step > r->resume.step) recorded_write(r->e, &r->loads, step, &r->o);
 }
 
 static void save(struct training *r, int64_t step) {

@@ -130,6 +130,11 @@ done
 # Of another mesh: in proportion.
 go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
 go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
+# Generation has other micro-batches on the same mesh; and a run expects the memory that such a plan says.
+set -- $(learned parallel.expert=2 parallel.tensor=2)
+go noted 0 2 "$@" train.steps=1 && go generation 0 1 plan "$@" run.ranks=2 plan.routing="$TMP/noted" run.mode=generate generate.prompt_ids="[1,2,3]" &&
+    { grep -q 'in these proportions' "$TMP/generation.log" && ok generation || fail generation "$(cat "$TMP/generation.log")"; }
+go expecting 0 2 "$@" train.steps=1 plan.routing="$TMP/noted" && ok expecting
 sed '/choices/,/^  {/{s/\[\([0-9]*\), /[9\1, /}' "$TMP/learned-4-4-2/routing.json" >"$TMP/too-many.json"
 go bad-choices 2 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/too-many.json" && { grep -q 'the choices of layer 0 are not what 4 ranks make of 2 micro-batches' "$TMP/bad-choices.log" && ok bad-choices || fail bad-choices "$(cat "$TMP/bad-choices.log")"; }
 
