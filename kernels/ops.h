@@ -139,29 +139,43 @@ struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const st
 void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct tensor **order,
                   struct tensor **position, struct tensor **offset);
 
-/* How often each of `groups` sequences chose each expert, and its tokens: [groups, experts + 1]
- * integers, of this rank's tokens. counted: device integers, a token each, or NULL. */
-struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts, int64_t groups,
-                             const struct token_range *tokens, const void *counted);
-/* load[e] += all choices of e; not in a replay. load: int64 device array. */
-void count_experts(struct tape *t, struct tensor *count, void *load);
+/* Whose choices are counted together (ops.def: count_choices). */
+struct documents {
+    int64_t groups;   /* rows of the table: documents that others have tokens of */
+    bool all;         /* one row for all of them */
+    const void *each; /* device integers, a token each; or NULL: all are one document */
+};
+/* Choices and tokens of these documents, of this rank's tokens: [groups, experts + 1] integers. */
+struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts,
+                             const struct documents *d);
+/* load[e] += all choices of e but those of padding; not in a replay. load: int64 device array. */
+void count_experts(struct tape *t, struct tensor *index, int64_t experts, const void *document,
+                   void *load);
+/* Adds count to `seen`, an int64 device array, and gives the sums. */
+struct tensor *counts_so_far(struct tape *t, struct tensor *count, void *seen);
 /* index with the choices beyond `limit` of a sequence and expert, those of least weight, replaced by
- * `experts`: dropped. All tokens of the sequences must be here. */
+ * `experts`: dropped. index, weight and document: of all tokens of the sequences, from `ranks` ranks
+ * along context (ops.def: drop_choices). What comes is of `rows` tokens from `first` on, laid out as l. */
+struct dropping {
+    int64_t experts, length, limit;
+    int ranks;
+    int64_t first, rows;
+};
 struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
-                            int64_t experts, int64_t length, int64_t limit);
+                            const void *document, const struct dropping *d, const struct layout *l);
 
 /* Losses that act on the router (ops.def: balance_loss). `weight` goes through unchanged; backward adds
  * even * (gradient of the sum of `even`) + square * (that of `square`) to the gradient of the scores.
- * count: of all tokens of the sequences, on all ranks. even_sum, square_sum: exact accumulators on the
- * device that the sums are added to, or NULL; not in a replay. */
+ * count: the table, summed over all ranks; NULL where it has no rows. even_sum, square_sum: exact
+ * accumulators on the device that the sums are added to, or NULL; not in a replay. */
 struct balancing {
     double even, square; /* coefficients */
-    double share;        /* of one sequence's loss in the whole */
+    double share;        /* of one token in the whole */
     void *even_sum, *square_sum;
 };
 struct tensor *balance_loss(struct tape *t, struct tensor *weight, struct tensor *logits,
-                            struct tensor *count, const struct token_range *tokens,
-                            struct tensor *counted, const struct balancing *b);
+                            struct tensor *index, struct tensor *count, const struct documents *d,
+                            const struct balancing *b);
 struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *order,
                            struct tensor *position, int64_t chosen);
 struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight,

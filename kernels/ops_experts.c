@@ -66,30 +66,41 @@ void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct 
 
 /* ---- balance ---- */
 
-struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts, int64_t groups,
-                             const struct token_range *tokens, const void *counted) {
-    struct tensor *count = tensor_new_ints(t, "choices", groups, experts + 1, &index->layout);
-    DEVICE_RUN(t->device, count_choices, t->real, .index = index->data, .counted = counted,
-               .count = count->data, .T = index->rows, .K = index->width, .E = experts, .G = groups,
-               .first = tokens->first, .L = tokens->length);
+struct tensor *count_choices(struct tape *t, struct tensor *index, int64_t experts,
+                             const struct documents *d) {
+    struct tensor *count = tensor_new_ints(t, "choices", d->groups, experts + 1, &index->layout);
+    DEVICE_RUN(t->device, count_choices, t->real, .index = index->data, .document = d->each,
+               .count = count->data, .T = index->rows, .K = index->width, .E = experts,
+               .G = d->groups, .all = d->all);
     return count;
 }
 
-void count_experts(struct tape *t, struct tensor *count, void *load) {
+void count_experts(struct tape *t, struct tensor *index, int64_t experts, const void *document,
+                   void *load) {
     if (t->replaying) return;
-    DEVICE_RUN(t->device, count_experts, t->real, .count = count->data, .load = load,
-               .G = count->rows, .E = count->width - 1);
+    DEVICE_RUN(t->device, count_experts, t->real, .index = index->data, .document = document,
+               .load = load, .T = index->rows, .K = index->width, .E = experts);
+}
+
+struct tensor *counts_so_far(struct tape *t, struct tensor *count, void *seen) {
+    struct tensor *sum =
+        tensor_new_ints(t, "choices so far", count->rows, count->width, &count->layout);
+    DEVICE_RUN(t->device, add_counts, t->real, .count = count->data, .seen = seen, .sum = sum->data,
+               .n = tensor_elements(count));
+    tensor_drop(t, count);
+    return sum;
 }
 
 struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
-                            int64_t experts, int64_t length, int64_t limit) {
-    struct tensor *kept =
-                      tensor_new_ints(t, "kept choices", index->rows, index->width, &index->layout),
+                            const void *document, const struct dropping *d,
+                            const struct layout *l) {
+    struct tensor *kept = tensor_new_ints(t, "kept choices", d->rows, index->width, l),
                   *order = tensor_new_ints(t, "choices in order", index->rows, index->width,
                                            &index->layout);
     DEVICE_RUN(t->device, drop_choices, weight->dtype, .index = index->data, .weight = weight->data,
-               .order = order->data, .kept = kept->data, .T = index->rows, .K = index->width,
-               .E = experts, .L = length, .limit = limit);
+               .document = document, .order = order->data, .kept = kept->data, .T = index->rows,
+               .K = index->width, .E = d->experts, .L = d->length, .C = d->ranks, .limit = d->limit,
+               .first = d->first, .n = d->rows);
     tensor_drop(t, order);
     return kept;
 }
@@ -101,8 +112,9 @@ static void *constant(struct tape *t, enum dtype d, int64_t n, double value, str
     return x;
 }
 
+/* in: weight, logits, index, count, documents. */
 static void balance_backward(struct tape *t, struct note *n, unsigned mask) {
-    struct tensor *logits = n->in[1], *count = n->in[2], *counted = n->in[3];
+    struct tensor *logits = n->in[1], *index = n->in[2], *count = n->in[3], *each = n->in[4];
     struct piece *piece[2];
     int add;
     tape_grad_pass(t, n, 0, 0, mask);
@@ -111,27 +123,26 @@ static void balance_backward(struct tape *t, struct note *n, unsigned mask) {
     void *even = constant(t, logits->dtype, logits->rows, n->real[0], &piece[0]),
          *square = constant(t, logits->dtype, logits->rows, n->real[1], &piece[1]);
     DEVICE_RUN(t->device, balance_loss_adjoint, logits->dtype, .logits = logits->data,
-               .counted = counted ? counted->data : NULL, .count = count->data, .deven = even,
-               .dsquare = square, .dlogits = dl, .dlogits_add = add, .T = logits->rows,
-               .E = logits->width, .K = n->in[0]->width, .G = count->rows, .first = n->size[0],
-               .L = n->size[1], .share = n->real[2]);
+               .index = index->data, .document = each ? each->data : NULL,
+               .count = count ? count->data : NULL, .deven = even, .dsquare = square, .dlogits = dl,
+               .dlogits_add = add, .T = logits->rows, .E = logits->width, .K = index->width,
+               .G = n->size[0], .all = n->size[1], .share = n->real[2]);
     scratch_give(t, piece[1]);
     scratch_give(t, piece[0]);
 }
 static const struct tape_op op_balance = {
-    "balance_loss", balance_backward, BIT(1) | BIT(2) | BIT(3), 0, 0, 0};
+    "balance_loss", balance_backward, BIT(1) | BIT(2) | BIT(3) | BIT(4), 0, 0, 0};
 
-static void add_losses(struct tape *t, struct tensor *logits, int64_t chosen, struct tensor *count,
-                       const struct token_range *tokens, struct tensor *counted,
-                       const struct balancing *b) {
+static void add_losses(struct tape *t, struct tensor *logits, struct tensor *index,
+                       struct tensor *count, const struct documents *d, const struct balancing *b) {
     struct piece *piece[2];
     void *sums[] = {b->even_sum, b->square_sum}, *losses[2];
     for (int i = 0; i < 2; i++)
         losses[i] = scratch_take(t, (size_t)logits->rows * dtype_size(logits->dtype), &piece[i]);
-    DEVICE_RUN(t->device, balance_loss, logits->dtype, .logits = logits->data,
-               .counted = counted ? counted->data : NULL, .count = count->data, .even = losses[0],
-               .square = losses[1], .T = logits->rows, .E = logits->width, .K = chosen,
-               .G = count->rows, .first = tokens->first, .L = tokens->length, .share = b->share);
+    DEVICE_RUN(t->device, balance_loss, logits->dtype, .logits = logits->data, .index = index->data,
+               .document = d->each, .count = count ? count->data : NULL, .even = losses[0],
+               .square = losses[1], .T = logits->rows, .E = logits->width, .K = index->width,
+               .G = d->groups, .all = d->all, .share = b->share);
     for (int i = 0; i < 2; i++)
         if (sums[i])
             DEVICE_RUN(t->device, exact_sum, logits->dtype, .x = losses[i], .sum = sums[i],
@@ -141,18 +152,22 @@ static void add_losses(struct tape *t, struct tensor *logits, int64_t chosen, st
 }
 
 struct tensor *balance_loss(struct tape *t, struct tensor *weight, struct tensor *logits,
-                            struct tensor *count, const struct token_range *tokens,
-                            struct tensor *counted, const struct balancing *b) {
+                            struct tensor *index, struct tensor *count, const struct documents *d,
+                            const struct balancing *b) {
     struct layout l = layout_join("balance_loss", 2, (struct tensor *[]){weight, logits});
-    op_require(weight->rows == logits->rows && count->width == logits->width + 1, "balance_loss",
-               count, "has not a column an expert and one more");
-    if (!t->replaying && (b->even_sum || b->square_sum))
-        add_losses(t, logits, weight->width, count, tokens, counted, b);
+    struct tensor *each = NULL;
+    op_require(weight->rows == logits->rows && index->rows == logits->rows, "balance_loss", index,
+               "is not of the scores' tokens");
+    op_require(count ? count->rows == d->groups && count->width == logits->width + 1 : !d->groups,
+               "balance_loss", logits, "has no table of counts that fits");
+    if (!t->replaying && (b->even_sum || b->square_sum)) add_losses(t, logits, index, count, d, b);
+    if (d->each)
+        each = tensor_over(t, "documents", (void *)d->each, I32, logits->rows, 1, &logits->layout);
     struct tensor *y = tensor_alias(t, weight, &l);
-    struct note *n =
-        tape_note(t, &op_balance, 4, (struct tensor *[]){weight, logits, count, counted}, 1, &y);
+    struct note *n = tape_note(t, &op_balance, 5,
+                               (struct tensor *[]){weight, logits, index, count, each}, 1, &y);
     if (n) {
-        n->size[0] = tokens->first, n->size[1] = tokens->length;
+        n->size[0] = d->groups, n->size[1] = d->all;
         n->real[0] = b->even, n->real[1] = b->square, n->real[2] = b->share;
     }
     return y;

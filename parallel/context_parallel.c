@@ -1,5 +1,8 @@
 #include "parallel/context_parallel.h"
 
+#include <stdlib.h>
+
+#include "kernels/die.h"
 #include "parallel/groups.h"
 
 int context_held(int context) {
@@ -39,4 +42,20 @@ void context_exchange(struct tape *t, const void *send, const int64_t *send_byte
     comm_exchange_start(context_group(t), device_host(t->device, send), send_bytes,
                         device_host(t->device, recv), recv_bytes, &r);
     comm_wait(&r);
+}
+
+struct tensor *context_all_rows(struct tape *t, struct tensor *x) {
+    struct group *g = context_group(t);
+    struct layout l = x->layout;
+    struct request r;
+    if (g->size == 1) return x;
+    l.state[AXIS_CONTEXT] = ENTERED;
+    struct tensor *y = tensor_new_of(t, x->dtype, "all tokens", g->size * x->rows, x->width, &l);
+    int64_t *counts = die_alloc((unsigned long)g->size * sizeof *counts);
+    for (int i = 0; i < g->size; i++) counts[i] = tensor_elements(x);
+    comm_gather_start(g, device_host(t->device, x->data), device_host(t->device, y->data), counts,
+                      dtype_size(x->dtype), &r);
+    comm_wait(&r);
+    free(counts);
+    return y;
 }

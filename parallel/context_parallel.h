@@ -50,6 +50,10 @@ struct group *context_group(const struct tape *t);
 void context_exchange(struct tape *t, const void *send, const int64_t *send_bytes, void *recv,
                       const int64_t *recv_bytes);
 
+/* All rows of x that the ranks have, which is as many each: rank after rank; x itself where there is
+ * one rank. No gradient flows through it. Collective. */
+struct tensor *context_all_rows(struct tape *t, struct tensor *x);
+
 /* `p` moved on by n numbers of format d. */
 static inline void *moved(const void *p, int64_t n, enum dtype d) {
     return (void *)((uintptr_t)p + (uintptr_t)(n * (int64_t)dtype_size(d)));

@@ -58,15 +58,39 @@ void even_choices(const struct travel *v, const struct token_range *r, int64_t t
     }
 }
 
+/* Choices of the experts before e, of a rank. The ranks round at different places: floor(x + r/n) over
+ * all r of n adds up to floor(n x). */
+static int64_t choices_before(int64_t load, int64_t all, int64_t choices, int rank, int ranks) {
+    const __int128 n = (__int128)load * choices * ranks + (__int128)all * rank;
+    return (int64_t)(n / ((__int128)all * ranks));
+}
+
+void loaded_choices(const struct travel *v, int rank, int ranks, int64_t choices, int64_t from,
+                    int64_t n, int64_t *of_each) {
+    int64_t load = 0, before;
+    for (int64_t e = 0; e < from; e++) load += v->load[e];
+    before = choices_before(load, v->load_of, choices, rank, ranks);
+    for (int64_t e = 0; e < n; e++) {
+        load += v->load[from + e];
+        int64_t after = choices_before(load, v->load_of, choices, rank, ranks);
+        of_each[e] = after - before;
+        before = after;
+    }
+}
+
 /* ---- who sends how much ---- */
 
-/* What a rank of the stage sends to experts from .. from+n-1, if it is even. */
+/* What a rank of the stage sends to experts from .. from+n-1, on a dry device. */
 static void planned_choices(const struct parallel *p, const struct travel *v, int rank,
                             int64_t from, int64_t n, int64_t *choices) {
     struct mesh_coords at = mesh_coords(&p->shape, rank);
     struct token_range r = own_tokens(&p->shape, &at, v, true);
-    even_choices(v, &r, part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first, from, n,
-                 choices);
+    int64_t tokens = part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first;
+    const int ranks = mesh_stage_ranks(&p->shape), here = rank % ranks;
+    if (v->known)
+        for (int64_t e = 0; e < n; e++) choices[e] = v->known[here * v->experts + from + e];
+    else if (v->load) loaded_choices(v, here, ranks, tokens * v->chosen, from, n, choices);
+    else even_choices(v, &r, tokens, from, n, choices);
 }
 
 static int32_t *read_ints(struct tape *t, const struct tensor *x) {
@@ -83,7 +107,10 @@ static int64_t *own_choices(struct tape *t, const struct travel *v, struct tenso
         return n;
     }
     int32_t *at = read_ints(t, offset);
-    for (int64_t e = 0; e < v->experts; e++) n[e] = at[e + 1] - at[e];
+    for (int64_t e = 0; e < v->experts; e++) {
+        n[e] = at[e + 1] - at[e];
+        if (v->note) v->note[e] = (int32_t)n[e];
+    }
     free(at);
     return n;
 }

@@ -13,7 +13,8 @@
  * and back the other way: partial results are summed to the rank whose row it is, and sent home.
  * Each way is the other's adjoint. Both are a start and a wait: what is computed between them does
  * not wait for tokens. Numbers of rows are not known before the run; on a dry device they are those
- * of round-robin routing (kernels/ops.def: route_evenly), which is also what it computes if asked to.
+ * of round-robin routing (kernels/ops.def: route_evenly), which is also what it computes if asked to,
+ * or in proportion to loads that are given.
  *
  * With one rank along expert, and experts split over the tensor group, every expert is at home:
  * tokens stay where they are, all of them on all tensor ranks, and only the names of the axes change.
@@ -33,6 +34,12 @@ bool experts_at_home(const struct parallel *p);
  * sequence, each to `chosen` of `experts` experts. */
 struct travel {
     int64_t experts, chosen, tokens, length;
+    /* On a dry device: the experts' shares of load_of choices; or instead the choices of each rank of the
+     * stage, [ranks][experts]. NULL: even ones. */
+    const int64_t *load;
+    int64_t load_of;
+    const int32_t *known;
+    int32_t *note; /* gets this rank's choices of each expert; or NULL */
 };
 
 /* Which of these are a rank's own, with tensor ranks that split them or not (then all). Along context a
@@ -52,6 +59,11 @@ struct tensor *expert_dispatch_wait(struct tape *t, struct journey *j, struct te
  * they left. y must not be dropped before the wait, which drops it. */
 void expert_return_start(struct tape *t, struct journey *j, struct tensor *y);
 struct tensor *expert_return_wait(struct tape *t, struct journey *j);
+
+/* Choices of experts from .. from+n-1, each on its own, by rank `rank` of `ranks` with `choices` in all,
+ * in proportion to v->load. Together the ranks' are as near to it as whole numbers can be. */
+void loaded_choices(const struct travel *v, int rank, int ranks, int64_t choices, int64_t from,
+                    int64_t n, int64_t *of_each);
 
 /* Choices of experts from .. from+n-1, each on its own, by `tokens` tokens of this range, if experts are
  * taken in turn. */

@@ -12,6 +12,10 @@ const char *mesh_axis_name(enum mesh_axis axis) {
     return axis_names[axis];
 }
 
+int mesh_stage_ranks(const struct mesh_shape *s) {
+    return s->data * s->context * s->tensor;
+}
+
 int mesh_extent(const struct mesh_shape *s, enum mesh_axis axis) {
     const int extent[MESH_AXES] = {s->pipeline,    s->data,   s->context,      s->tensor,
                                    s->expert_data, s->expert, s->expert_tensor};

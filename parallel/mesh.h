@@ -49,6 +49,7 @@ const char *mesh_axis_name(enum mesh_axis axis);
 int mesh_complete(struct mesh_shape *s, int ranks, struct mistakes *m);
 
 int mesh_ranks(const struct mesh_shape *s);
+int mesh_stage_ranks(const struct mesh_shape *s); /* of one pipeline stage: neighbours */
 int mesh_extent(const struct mesh_shape *s, enum mesh_axis axis);
 int mesh_coordinate(const struct mesh_coords *c, enum mesh_axis axis);
 

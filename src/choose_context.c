@@ -60,10 +60,12 @@ double context_mamba_sent(const struct deck *d, bool heads) {
 }
 
 void context_choose(const struct deck *d, struct parallel *p) {
-    const char *attention = d->parallel.context_attention;
+    const char *attention = d->parallel.context_attention, *mamba = d->parallel.context_mamba;
     bool less = context_has_heads(d, '*') &&
                 context_attention_sent(d, true) < context_attention_sent(d, false);
     p->attention_heads =
         p->shape.context > 1 && (strcmp(attention, "auto") ? !strcmp(attention, "heads") : less);
-    p->mamba_heads = p->shape.context > 1 && !strcmp(d->parallel.context_mamba, "heads");
+    less = context_has_heads(d, 'M') && context_mamba_sent(d, true) < context_mamba_sent(d, false);
+    p->mamba_heads =
+        p->shape.context > 1 && (strcmp(mamba, "auto") ? !strcmp(mamba, "heads") : less);
 }

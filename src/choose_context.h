@@ -1,6 +1,6 @@
 /* choose_context: which way layers go across the context ranks.
  *
- * The deck may say; parallel.context_attention: auto takes the way that sends fewer bytes forward
+ * The deck may say; auto takes the way that sends fewer bytes forward
  * and back. A ring sends the keys and values of a rank context - 1 times, and once more with the
  * sums of their gradients; an exchange sends queries, keys, values and results once to whoever has
  * the heads. So few key heads speak for the ring, many ranks for the exchange. A function of the

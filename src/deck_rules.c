@@ -286,8 +286,15 @@ static void check_experts(const struct deck *d, const struct mesh_shape *s, stru
     RULE("parallel.expert", some && k->n_routed_experts % p->expert,
          "%" N ": %" N " experts (model.n_routed_experts) are no multiple of it", p->expert,
          k->n_routed_experts);
-    RULE("moe.capacity", some && s->context > 1 && d->moe.capacity > 0,
-         "%g: is not built for sequences on several ranks; 0 would do", d->moe.capacity);
+    RULE("plan.routing", *d->plan.routing && !some, "is given, but the model has no experts");
+    RULE("plan.routing", *d->plan.routing && some && is(d->moe.balance, "forced"),
+         "is given, but with moe.balance: forced experts are taken in turn; one of the two");
+    RULE("moe.aux_kind",
+         some && is(d->moe.aux_kind, "global") && d->moe.aux_coefficient > 0 &&
+             d->train.global_batch * d->train.sequence_length > INT32_MAX,
+         "global: %" N " sequences of %" N " tokens a step are more tokens than can be counted; "
+         "sequence or batch would do",
+         d->train.global_batch, d->train.sequence_length);
     RULE("parallel.expert", is(d->run.mode, "generate") && some && !within_tensor(s),
          "%d x expert_tensor %d: generation needs experts within the ranks of parallel.tensor, %d, "
          "or a divisor of them",
@@ -344,4 +351,8 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
     RULE("train.global_batch", t->global_batch % unit,
          "%" N " is no multiple of micro_batch x data = %" N " x %d; %s would do", t->global_batch,
          t->micro_batch, out->data, hint);
+}
+
+int64_t deck_micro_batches(const struct deck *d, const struct mesh_shape *s) {
+    return d->train.global_batch / (d->train.micro_batch * s->data);
 }

@@ -7,6 +7,8 @@
 #ifndef SRC_DECK_RULES_H
 #define SRC_DECK_RULES_H
 
+#include <stdint.h>
+
 struct deck;
 struct mesh_shape;
 struct mistakes;
@@ -16,5 +18,8 @@ struct mistakes;
  * it told nothing. Called after config_settle: heads and groups are checked if the settled pattern
  * has such layers. */
 void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out, struct mistakes *m);
+
+/* Micro-batches of a rank in a step. */
+int64_t deck_micro_batches(const struct deck *d, const struct mesh_shape *s);
 
 #endif

@@ -1,5 +1,6 @@
 #include "src/engine.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 #include "parallel/timer.h"
 #include "src/choose.h"
 #include "src/choose_context.h"
+#include "src/deck_rules.h"
 #include "src/init.h"
 #include "src/recompute.h"
 #include "src/trace.h"
@@ -93,6 +95,20 @@ static bool any_trained(const struct params *s) {
     return false;
 }
 
+/* Room for the choices of a step's micro-batches so far. */
+static void allocate_seen(struct engine *e) {
+    size_t bytes = (size_t)(e->config->keys.n_routed_experts + 1) * sizeof(int64_t);
+    for (int i = 0; i < e->config->n_layers; i++)
+        if (e->model.layer[i].load)
+            arena_take(&e->values, bytes, "choices of a step", &e->model.layer[i].seen);
+}
+
+static enum balance_of balance_of(const char *kind) {
+    return !strcmp(kind, "batch")    ? OF_MICRO_BATCH
+           : !strcmp(kind, "global") ? OF_STEP
+                                     : OF_DOCUMENTS;
+}
+
 /* The losses of routers are part of what training minimises; in a comparison gradients are those of
  * the text alone. */
 static void make_expert_rules(struct engine *e) {
@@ -101,14 +117,32 @@ static void make_expert_rules(struct engine *e) {
     r->evenly = !strcmp(k->balance, "forced");
     if (!e->updates || !strchr(e->config->kinds, 'E')) return;
     r->capacity = k->capacity;
-    r->whole_batch = !strcmp(k->aux_kind, "batch");
-    r->balancing = (struct balancing){.even = k->aux_coefficient,
-                                      .square = k->z_coefficient,
-                                      .share = 1.0 / (double)e->deck->train.global_batch};
+    r->of = balance_of(k->aux_kind);
+    r->balancing = (struct balancing){.even = k->aux_coefficient, .square = k->z_coefficient};
     if (k->aux_coefficient > 0)
         arena_take(&e->values, sizeof(struct exact), "balance loss", &r->balancing.even_sum);
     if (k->z_coefficient > 0)
         arena_take(&e->values, sizeof(struct exact), "z loss", &r->balancing.square_sum);
+    if (k->aux_coefficient > 0 && r->of == OF_STEP) allocate_seen(e);
+}
+
+/* Plans may know how tokens choose. More than an expert has room for does not travel. */
+static int expect_loads(struct engine *e, struct mistakes *m) {
+    struct loads *s = &e->expected.loads;
+    const int64_t numbers = deck_micro_batches(e->deck, &e->shape) * mesh_stage_ranks(&e->shape) *
+                            e->config->keys.n_routed_experts;
+    if (recorded_read(&e->expected, e->deck, e->config, &e->shape, m)) return -1;
+    for (int i = 0; i < s->layers; i++) {
+        struct layer *l = &e->model.layer[s->layer[i]];
+        int64_t *n = s->n + i * s->experts;
+        l->expected = n;
+        if (e->expected.choices) l->known = e->expected.choices + i * numbers;
+        for (int64_t k = 0; k < s->experts; k++) l->expected_of += n[k];
+        double room = ceil(e->experts.capacity * (double)l->expected_of / (double)s->experts);
+        for (int64_t k = 0; e->experts.capacity > 0 && k < s->experts; k++)
+            if ((double)n[k] > room) n[k] = (int64_t)room;
+    }
+    return 0;
 }
 
 int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *shape, bool dry,
@@ -141,6 +175,8 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                    updates ? &e->moments : NULL, e->stored);
     arena_take(&e->values, sizeof(struct exact), "loss", &e->loss_sum);
     make_expert_rules(e);
+    if (!dry && updates) recorded_begin(e);
+    if (dry && *d->plan.routing && expect_loads(e, m)) return -1;
     tape_init(&e->tape, &e->device, &e->work, &e->scratch, e->stored, &e->parallel);
     e->tape.learning = learns;
     pipeline_init(&e->pipeline, e, &e->stages);
@@ -168,7 +204,9 @@ void engine_free(struct engine *e) {
         for (int i = 0; i < 6; i++)
             if (all[i]->base) arena_free_all(all[i]);
     }
+    recorded_end(e);
     model_free(&e->model);
+    recorded_free(&e->expected);
     staging_free(&e->stages);
     if (e->has_weights) weights_close(&e->weights);
     memset(e, 0, sizeof *e);
@@ -186,14 +224,32 @@ static void sum_gradients(struct engine *e) {
         sum_over(&e->tape, ends, both->grad, both->rows * both->width, e->real);
 }
 
+/* Before the first micro-batch: sums are empty, and the part of a token in the whole is known. */
+static void begin_balancing(struct engine *e, int n, const struct host_batch *batches) {
+    struct balancing *b = &e->experts.balancing;
+    size_t bytes = (size_t)(e->config->keys.n_routed_experts + 1) * sizeof(int64_t);
+    int64_t tokens = 0;
+    if (b->even_sum) device_zero(&e->device, b->even_sum, sizeof(struct exact));
+    if (b->square_sum) device_zero(&e->device, b->square_sum, sizeof(struct exact));
+    for (int i = 0; i < e->config->n_layers; i++)
+        if (e->model.layer[i].seen) device_zero(&e->device, e->model.layer[i].seen, bytes);
+    if (!(b->even > 0 || b->square > 0)) return;
+    for (int i = 0; !e->device.dry && i < n; i++) {
+        size_t of_batch = (size_t)(batches[i].rows * batches[i].length);
+        int32_t *document = die_alloc(of_batch * sizeof *document);
+        tokens += host_batch_documents(e, &batches[i], document);
+        free(document);
+    }
+    tokens = comm_total(e->parallel.replicas, tokens);
+    b->share = tokens ? 1.0 / (double)tokens : 0;
+}
+
 double engine_gradients(struct engine *e, int n, const struct host_batch *batches, int64_t count,
                         bool count_experts) {
     struct timer *timer = e->comm->timer;
     params_zero_gradients(&e->model.params, &e->device, e->real);
-    const struct balancing *b = &e->experts.balancing;
     engine_loss_begin(e);
-    if (b->even_sum) device_zero(&e->device, b->even_sum, sizeof(struct exact));
-    if (b->square_sum) device_zero(&e->device, b->square_sum, sizeof(struct exact));
+    begin_balancing(e, n, batches);
     pipeline_run(&e->pipeline, &(struct pipeline_pass){.what = PASS_GRADIENTS,
                                                        .n = n,
                                                        .batch = batches,

@@ -10,6 +10,7 @@
 #include "src/model.h"
 #include "src/optimiser.h"
 #include "src/pipeline.h"
+#include "src/recorded.h"
 #include "src/staging.h"
 #include "src/weights.h"
 
@@ -32,6 +33,7 @@ struct engine {
     struct weights weights;
     bool has_weights;            /* weights is open: the model came from a folder */
     void *loss_sum;              /* struct exact on the device */
+    struct recorded expected;    /* of experts, for plans: plan.routing */
     struct expert_rules experts; /* of passes with gradients; of others only whether evenly */
 };
 

@@ -7,6 +7,7 @@
 #include "io/token_pool.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "src/deck_rules.h"
 #include "src/engine.h"
 #include "src/machine.h"
 #include "src/units.h"
@@ -62,7 +63,7 @@ int feed_init(struct feed *f, const struct engine *e, struct mistakes *m) {
                        .rows = (int)d->train.micro_batch,
                        .global_batch = d->train.global_batch,
                        .engine = e};
-    f->micro_batches = (int)(f->global_batch / (f->rows * e->shape.data));
+    f->micro_batches = (int)deck_micro_batches(d, &e->shape);
     f->first = (int64_t)e->parallel.at.data * f->micro_batches * f->rows;
     if (open_corpus(f, e, m)) return -1;
     f->batch = die_alloc((unsigned long)f->micro_batches * sizeof *f->batch);

@@ -5,6 +5,7 @@
 
 #include "kernels/die.h"
 #include "parallel/context_parallel.h"
+#include "src/documents.h"
 #include "src/engine.h"
 
 bool host_batch_whole(const struct engine *e) {
@@ -24,7 +25,7 @@ struct host_batch host_batch_make(const struct engine *e, int64_t rows, int64_t 
     b.start = die_alloc(n * sizeof *b.start);
     b.target = die_alloc(n * sizeof *b.target);
     b.weight = die_alloc(n * sizeof *b.weight);
-    b.counted = die_alloc(n * sizeof *b.counted);
+    b.document = die_alloc(n * sizeof *b.document);
     if (host_batch_whole(e))
         b.whole_start = die_alloc((unsigned long)(rows * length) * sizeof *b.whole_start);
     return b;
@@ -36,16 +37,19 @@ void host_batch_free(struct host_batch *b) {
     free(b->target);
     free(b->weight);
     free(b->whole_start);
-    free(b->counted);
+    free(b->document);
     *b = (struct host_batch){0};
 }
 
-void host_batch_counted(int64_t n, const int32_t *start, const double *weight, int32_t *counted) {
-    for (int64_t from = 0, end; from < n; from = end) {
-        bool any = false;
-        for (end = from; end < n && start[end] == start[from]; end++) any |= weight[end] > 0;
-        for (int64_t t = from; t < end; t++) counted[t] = any;
-    }
+int64_t host_batch_documents(const struct engine *e, const struct host_batch *b, int32_t *to) {
+    const int64_t n = b->rows * b->length;
+    int64_t counted = 0;
+    if (b->document) memcpy(to, b->document, (unsigned long)n * sizeof *to);
+    for (int64_t i = 0, at = 0; !b->document && i < b->rows; i++, at += b->length)
+        documents_number(&e->parallel, b->rows, i, b->length, b->start + at, b->weight + at,
+                         to + at);
+    for (int64_t t = 0; t < n; t++) counted += to[t] >= 0;
+    return counted;
 }
 
 int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row,
@@ -55,13 +59,13 @@ int64_t host_batch_put(const struct engine *e, struct host_batch *b, int64_t row
               all = context_pieces(context);
     int64_t counted = 0;
     int32_t *whole = die_alloc((unsigned long)(all * b->length) * sizeof *whole);
-    host_batch_counted(all * b->length, start, weight, whole);
+    documents_number(&e->parallel, b->rows / held, row, all * b->length, start, weight, whole);
     for (int i = 0; i < held; i++) {
         const int64_t first = context_piece(context, e->parallel.at.context, i) * b->length,
                       to = (row * held + i) * b->length;
         memcpy(b->ids + to, ids + first, (unsigned long)b->length * sizeof *ids);
         memcpy(b->target + to, target + first, (unsigned long)b->length * sizeof *target);
-        memcpy(b->counted + to, whole + first, (unsigned long)b->length * sizeof *whole);
+        memcpy(b->document + to, whole + first, (unsigned long)b->length * sizeof *whole);
         memcpy(b->weight + to, weight + first, (unsigned long)b->length * sizeof *weight);
         for (int64_t t = 0; t < b->length; t++) {
             b->start[to + t] = (int32_t)(start[first + t] - first);

@@ -13,11 +13,11 @@
 struct engine;
 
 /* rows * length of each; weight: 1 where the token's target counts, else 0. whole_start: of all
- * tokens of the sequences, or NULL. counted: 0 for tokens of padding, or NULL: as if the rows were
- * whole sequences. */
+ * tokens of the sequences, or NULL. document: the number of each token's (src/documents.h), or NULL
+ * where the rows are whole sequences and nobody has numbered them. */
 struct host_batch {
     int64_t rows, length;
-    int32_t *ids, *start, *target, *whole_start, *counted;
+    int32_t *ids, *start, *target, *whole_start, *document;
     double *weight;
 };
 
@@ -29,9 +29,9 @@ void host_batch_free(struct host_batch *b);
 /* Whether the starts of whole sequences are needed. */
 bool host_batch_whole(const struct engine *e);
 
-/* Of a sequence of n tokens: a document none of whose targets count is padding, and its tokens do
- * not. */
-void host_batch_counted(int64_t n, const int32_t *start, const double *weight, int32_t *counted);
+/* The number of each token's document, to memory for rows * length. Returns how many tokens are no
+ * padding. */
+int64_t host_batch_documents(const struct engine *e, const struct host_batch *b, int32_t *to);
 
 /* Puts sequence number `row` of a batch there, as far as it is this rank's. start: counted from the
  * sequence's first token. Returns how many targets count. */

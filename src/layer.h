@@ -39,12 +39,13 @@ struct layer_state {
 };
 
 /* How tokens find experts, beyond what the model says; zeros: by the router alone. */
+enum balance_of { OF_DOCUMENTS, OF_MICRO_BATCH, OF_STEP };
 struct expert_rules {
     bool evenly; /* in turn, whatever the router says */
     double
         capacity; /* tokens that an expert takes of a sequence, as a multiple of an even share; 0:
                          all that come */
-    bool whole_batch; /* losses are of a micro-batch, not of each sequence */
+    enum balance_of of; /* whose loads the losses make even */
     struct balancing balancing;
 };
 
@@ -53,11 +54,10 @@ struct pass {
     struct batch batch;
     struct batch whole; /* the sequences whole, where layers meet some heads of them */
     struct expert_rules experts;
+    int number;         /* of the micro-batch in its step */
     bool count_experts; /* add each expert's tokens to the layer's load */
-    void *
-        counted; /* device integers, a token each: 0 where it is padding, which is not counted; NULL:
-                      none is */
-    bool ends_only; /* logits of each row's last token only */
+    void *document;     /* device integers, a token each: src/documents.h; NULL: all are one */
+    bool ends_only;     /* logits of each row's last token only */
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
@@ -72,6 +72,14 @@ struct layer {
     struct param *p[LAYER_ROWS]; /* by row of the kind's table; NULL where the model has none */
     const struct pass *pass;     /* of the forward or replay that is running */
     void *load; /* experts: tokens of each since the last step, int64 on the device */
+    int32_t
+        *choices; /* experts: of this rank's tokens in each micro-batch, [micro-batches][experts],
+                         for a record; or NULL */
+    const int64_t *expected; /* experts: loads that a plan takes them to have; or NULL: even ones */
+    int64_t expected_of;     /* choices that these loads are of; what is missing is dropped */
+    const int32_t
+        *known; /* instead: choices, [micro-batches][ranks of the stage][experts]; or NULL */
+    void *seen; /* likewise, and all tokens, as summed over ranks for losses of a step; or NULL */
 };
 
 struct layer_kind {

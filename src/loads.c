@@ -8,7 +8,10 @@
 #include "src/engine.h"
 
 void loads_init(struct loads *s, const struct engine *e) {
-    const struct config *c = e->config;
+    loads_of_model(s, e->config);
+}
+
+void loads_of_model(struct loads *s, const struct config *c) {
     *s = (struct loads){.experts = c->keys.n_routed_experts};
     s->layer = die_alloc((size_t)(c->n_layers + 1) * sizeof *s->layer);
     for (int i = 0; i < c->n_layers; i++)
@@ -43,14 +46,21 @@ void loads_take(struct loads *s, struct engine *e) {
     free(scratch);
 }
 
-double loads_imbalance(const struct loads *s, int i) {
-    const int64_t *n = s->n + i * s->experts;
-    int64_t most = 0, sum = 0;
-    for (int64_t e = 0; e < s->experts; e++) {
-        sum += n[e];
-        if (n[e] > most) most = n[e];
+double loads_imbalance_of(const struct loads *s, int i, int groups, int *fullest) {
+    const int64_t *n = s->n + i * s->experts, held = s->experts / groups;
+    int64_t most = -1, sum = 0;
+    for (int g = 0; g < groups; g++) {
+        int64_t load = 0;
+        for (int64_t e = g * held; e < (g + 1) * held; e++) load += n[e];
+        sum += load;
+        if (load > most && fullest) *fullest = g;
+        if (load > most) most = load;
     }
-    return sum ? (double)(most * s->experts) / (double)sum : 1;
+    return sum ? (double)most * groups / (double)sum : 1;
+}
+
+double loads_imbalance(const struct loads *s, int i) {
+    return loads_imbalance_of(s, i, (int)s->experts, NULL);
 }
 
 double loads_worst(const struct loads *s) {

@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+struct config;
 struct engine;
 
 struct loads {
@@ -19,6 +20,7 @@ struct loads {
 
 /* Makes room: zeros. */
 void loads_init(struct loads *s, const struct engine *e);
+void loads_of_model(struct loads *s, const struct config *c);
 void loads_free(struct loads *s);
 
 /* The loads since the last call. Collective over the world, unless no layer has experts. */
@@ -26,6 +28,9 @@ void loads_take(struct loads *s, struct engine *e);
 
 /* Largest load over mean load, of the i-th of those layers, and of the worst; 1 is even. */
 double loads_imbalance(const struct loads *s, int i);
+/* The same of groups of neighbours: of the ranks that share the experts out. fullest: whose it is, or
+ * NULL. */
+double loads_imbalance_of(const struct loads *s, int i, int groups, int *fullest);
 double loads_worst(const struct loads *s);
 
 /* Moves this rank's correction biases towards even load: bias += rate * sign(mean load - load). */

@@ -14,7 +14,7 @@
 #include "src/lastwords.h"
 #include "src/trace.h"
 
-enum { IDS, START, WHOLE_START, TARGET, WEIGHT, COUNTED, LOADED };
+enum { IDS, START, WHOLE_START, TARGET, WEIGHT, DOCUMENT, LOADED };
 
 struct flight {
     struct flight *next; /* spare */
@@ -96,6 +96,7 @@ static struct flight *flight_of(struct pipeline *p, int stage, int micro_batch) 
     *f = (struct flight){.tape = tape};
     f->tape.learning = p->pass.what == PASS_GRADIENTS;
     f->pass.count_experts = p->pass.count_experts;
+    f->pass.number = micro_batch;
     f->pass.experts.evenly = e->experts.evenly;
     if (p->pass.what == PASS_GRADIENTS) f->pass.experts = e->experts;
     return *at = f;
@@ -121,18 +122,18 @@ static void *load(struct engine *e, struct flight *f, int i, const void *host, s
     return to;
 }
 
-static void load_counted(struct engine *e, struct flight *f, const struct stage *s,
-                         const struct host_batch *h) {
-    const struct balancing *b = &f->pass.experts.balancing;
+/* Whose document each token is, where layers with experts ask. */
+static void load_documents(struct engine *e, struct flight *f, const struct stage *s,
+                           const struct host_batch *h) {
+    const struct expert_rules *r = &f->pass.experts;
     bool experts = memchr(e->config->kinds + s->first, 'E', (size_t)(s->end - s->first)) != NULL;
-    if (!experts || !(f->pass.count_experts || b->even > 0 || b->square > 0)) return;
+    bool losses = r->balancing.even > 0 || r->balancing.square > 0;
+    if (!experts || !(f->pass.count_experts || losses || r->capacity > 0)) return;
     size_t bytes = (size_t)(h->rows * h->length) * sizeof(int32_t);
-    int32_t *counted = e->device.dry || h->counted ? NULL : die_alloc(bytes);
-    for (int64_t i = 0; counted && i < h->rows; i++)
-        host_batch_counted(h->length, h->start + i * h->length, h->weight + i * h->length,
-                           counted + i * h->length);
-    f->pass.counted = load(e, f, COUNTED, counted ? counted : h->counted, bytes, "counted tokens");
-    free(counted);
+    int32_t *document = e->device.dry ? NULL : die_alloc(bytes);
+    if (document) host_batch_documents(e, h, document);
+    f->pass.document = load(e, f, DOCUMENT, document, bytes, "documents");
+    free(document);
 }
 
 /* Of a micro-batch's tokens, what the stage reads. */
@@ -143,7 +144,7 @@ static void load_batch(struct engine *e, struct flight *f, const struct stage *s
     f->batch = (struct micro_batch){.rows = h->rows, .length = h->length};
     if (s->embeds) f->batch.ids = load(e, f, IDS, h->ids, ints, "ids");
     f->batch.start = load(e, f, START, h->start, ints, "document starts");
-    load_counted(e, f, s, h);
+    load_documents(e, f, s, h);
     if (host_batch_whole(e))
         f->batch.whole_start = load(e, f, WHOLE_START, h->whole_start,
                                     ints * (size_t)e->shape.context, "whole document starts");

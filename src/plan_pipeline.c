@@ -9,6 +9,7 @@
 #include "parallel/schedule_picture.h"
 #include "src/config.h"
 #include "src/deck.h"
+#include "src/deck_rules.h"
 #include "src/staging.h"
 
 enum { PICTURE_WIDTH = 96 };
@@ -26,7 +27,7 @@ static bool view_init(struct view *v, const struct deck *d, const struct config 
         staging_free(&v->stages);
         return false;
     }
-    int64_t of_rank = d->train.global_batch / (d->train.micro_batch * shape->data);
+    int64_t of_rank = deck_micro_batches(d, shape);
     struct schedule_wish wish = staging_wish(&v->stages, (int)of_rank);
     schedule_build(&v->schedule, &wish);
     schedule_time(&v->times, &v->schedule, &v->stages.costs, NULL);

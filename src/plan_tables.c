@@ -8,18 +8,18 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/groups.h"
-#include "src/choose_context.h"
 #include "src/costs.h"
 #include "src/deck.h"
 #include "src/engine.h"
 #include "src/machine.h"
+#include "src/plan_choices.h"
 #include "src/plan_pipeline.h"
 #include "src/planning.h"
 
 /* All ranks of a mesh, and their costs together. */
 struct plan {
     const struct deck *deck;
-    const struct config *config;
+    struct config *config;
     const struct mesh_shape *shape;
     bool trains;
     struct speed speed;
@@ -41,7 +41,11 @@ static void find_speed(struct plan *p) {
 }
 
 static double seconds_of(const struct plan *p, int rank) {
-    return costs_total(&p->costs[rank]).least_s + (double)costs_sent(&p->costs[rank]) / p->network;
+    return plan_seconds(&p->costs[rank], p->network);
+}
+
+static struct plan_setting setting_of(const struct plan *p) {
+    return (struct plan_setting){p->deck, p->config, p->shape, &p->speed, p->network};
 }
 
 static double step_seconds(const struct plan *p) {
@@ -127,53 +131,35 @@ static void print_groups(FILE *f, const struct plan *p) {
                 (long long)c->group[i].calls, 1e-6 * (double)c->group[i].bytes);
 }
 
-/* What the ways across the context ranks cost. */
-static void print_context(FILE *f, const struct plan *p) {
-    const struct deck *d = p->deck;
-    struct parallel chosen = {.shape = *p->shape};
-    const struct {
-        char kind;
-        const char *name, *passing;
-        double (*sent)(const struct deck *, bool);
-    } ways[] = {{'*', "attention", "ring", context_attention_sent},
-                {'M', "Mamba", "state", context_mamba_sent}};
-    if (p->shape->context == 1) return;
-    context_choose(d, &chosen);
-    fprintf(f, "\nacross %d context ranks, MB that a rank sends for a sequence in a layer\n",
-            p->shape->context);
-    for (int i = 0; i < 2; i++) {
-        if (!strchr(p->config->kinds, ways[i].kind)) continue;
-        const bool heads = i ? chosen.mamba_heads : chosen.attention_heads;
-        fprintf(f, "%-24s %s %.3f", ways[i].name, ways[i].passing, 1e-6 * ways[i].sent(d, false));
-        if (context_has_heads(d, ways[i].kind))
-            fprintf(f, ", heads %.3f", 1e-6 * ways[i].sent(d, true));
-        fprintf(f, "; by %s here\n", heads ? "heads" : ways[i].passing);
-    }
-}
-
 /* How many rows each rank's experts get is known before the run if they are taken in turn. */
 static bool learned_routes(const struct plan *p) {
     bool home = p->shape->expert == 1 && p->shape->expert_tensor == p->shape->tensor;
     return strchr(p->config->kinds, 'E') && !home && strcmp(p->deck->moe.balance, "forced");
 }
 
+static const char *routes_of(const struct plan *p) {
+    return !learned_routes(p) ? "known" : *p->deck->plan.routing ? "recorded" : "assumed even";
+}
+
 static void print_assumption(FILE *f, const struct plan *p) {
-    if (learned_routes(p))
+    if (learned_routes(p) && !*p->deck->plan.routing)
         fprintf(
             f,
             "\nassumed: every expert gets as many tokens as with moe.balance: forced. A rank whose "
             "experts get more\nneeds more memory and time; summary.yaml has the imbalance of a "
-            "run.\n");
+            "run, and with plan.routing\nthe loads of a run are taken instead.\n");
 }
 
 static void print_text(FILE *f, const struct plan *p) {
+    const struct plan_setting setting = setting_of(p);
     print_memory(f, p);
     print_assumption(f, p);
+    plan_loads_text(f, &setting);
     if (!p->trains) return;
     print_step(f, p);
     print_ops(f, p);
     print_groups(f, p);
-    print_context(f, p);
+    plan_choices_text(f, &setting);
     plan_pipeline_text(f, p->deck, p->config, p->shape);
 }
 
@@ -200,10 +186,12 @@ static void print_json_rank(FILE *f, const struct plan *p, int r) {
 }
 
 static void print_json(FILE *f, const struct plan *p) {
+    const struct plan_setting setting = setting_of(p);
     bool first = true;
     fprintf(f, "{\n  \"ranks\": [\n");
     for (int r = 0; r < p->ranks; r++) print_json_rank(f, p, r);
-    fprintf(f, "  ],\n  \"routes\": \"%s\"", learned_routes(p) ? "assumed even" : "known");
+    fprintf(f, "  ],\n  \"routes\": \"%s\"", routes_of(p));
+    plan_loads_json(f, &setting);
     if (p->trains) {
         fprintf(f,
                 ",\n  \"step_seconds\": %.6g,\n  \"machine\": {\"peak_fp32\": %.4g, "
@@ -221,6 +209,7 @@ static void print_json(FILE *f, const struct plan *p) {
             first = false;
         }
         fprintf(f, "\n  }");
+        plan_choices_json(f, &setting);
         plan_pipeline_json(f, p->deck, p->config, p->shape);
     }
     fprintf(f, "\n}\n");

@@ -9,6 +9,7 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "src/costs.h"
+#include "src/deck_rules.h"
 #include "src/generate.h"
 #include "src/loads.h"
 
@@ -101,9 +102,8 @@ static struct costs cost_of(struct engine *e, int micro_batches) {
 /* A step. Where one stage does all, micro-batches come one after the other and cost the same: two
  * tell what each further one does. In a pipeline the schedule decides what is held at once. */
 static struct costs dry_step(struct engine *e) {
-    const struct deck_train *k = &e->deck->train;
-    int64_t n = k->global_batch / (k->micro_batch * e->shape.data);
-    bool alone = e->stages.n == 1;
+    int64_t n = deck_micro_batches(e->deck, &e->shape);
+    bool alone = e->stages.n == 1 && !e->expected.choices; /* recorded ones differ */
     struct costs all = cost_of(e, alone ? 1 : (int)n), first = all;
     if (alone && n > 1) {
         struct costs two = cost_of(e, 2);

@@ -111,11 +111,16 @@ static bool train_step(struct training *r, int64_t step, double *seconds) {
     return goes_on;
 }
 
+static void record(const struct training *r, int64_t step) {
+    if (step > r->resume.step) recorded_write(r->e, &r->loads, step, &r->o);
+}
+
 static void save(struct training *r, int64_t step) {
     lastwords_at(step, "checkpoint");
     timer_enter(r->c->timer, RANGE_CHECKPOINT);
     r->stop.last_save = resume_save(r->e, &r->o, step, r->feed.corpus.identity);
     timer_leave(r->c->timer);
+    record(r, step);
     show_did(&r->show, 'c', NULL);
 }
 
@@ -135,6 +140,7 @@ static int train(struct training *r) {
         if (every && (step % every == 0 || wish || step == r->steps)) save(r, step);
         show_line(&r->show, wish != STOP_NO);
     }
+    record(r, step);
     if (!wish) return show_end(&r->show, "finished", 0);
     if (r->o.speaks) stop_clear(&r->stop);
     char *why = die_format("early, by %s; %s", stop_reason(wish),

@@ -153,6 +153,15 @@ static void make_starts(int64_t *start, int64_t n, int64_t L, int64_t reach, int
     }
 }
 
+/* Runs of padding (-1), of documents of a table of G, and of others, which are found once. */
+static void make_documents(int64_t *document, int64_t n, int64_t G, uint64_t seed) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t kind = random_below(seed, i, G + 4) - 1;
+        if (i && random_below(seed + 1, i, 3)) document[i] = document[i - 1];
+        else document[i] = kind < G ? kind : G + i;
+    }
+}
+
 static void make_permutation(int64_t *order, int64_t n, uint64_t seed, bool inverse) {
     int64_t *p = die_alloc((uint64_t)n * sizeof *p);
     for (int64_t i = 0; i < n; i++) p[i] = i;
@@ -186,6 +195,8 @@ static void make_integers(struct value *v, enum op op, const void *args) {
     const int64_t past = attends ? field_size(op, args, "P") + field_size(op, args, "away") : 0;
     if (strcmp(v->name, "start") == 0)
         make_starts(v->i, v->n, L, most(5, past + 3), attends && L + past > 60 ? 50 : 4, seed);
+    else if (strcmp(v->name, "document") == 0)
+        make_documents(v->i, v->n, field_size(op, args, "G"), seed);
     else if (strcmp(v->name, "order") == 0) make_permutation(v->i, v->n, seed, false);
     else if (strcmp(v->name, "position") == 0) make_permutation(v->i, v->n, seed, true);
     else if (strcmp(v->name, "offset") == 0) {
@@ -196,7 +207,6 @@ static void make_integers(struct value *v, enum op op, const void *args) {
             else if (strcmp(v->name, "target") == 0)
                 v->i[i] = random_below(seed, i, V + 3) - 1 + (i % 3 ? first : 0);
             else if (op == OP_sort_experts) v->i[i] = random_below(seed, i, E + 1);
-            else if (strcmp(v->name, "counted") == 0) v->i[i] = random_below(seed, i, 3);
             else if (strcmp(v->name, "count") == 0) v->i[i] = random_below(seed, i, 9);
             else if (strcmp(v->name, "index") == 0)
                 v->i[i] = (random_below(seed, i / field_size(op, args, "K"), E) + i) % E;

@@ -54,7 +54,7 @@ while [ $i -lt "$draws" ]; do
     [ $((c * t * p * d)) -le 8 ] || p=1
     pick "24 12" "24 1" "24 24"; read -r heads kv <<<"$picked"; [ $((c * t)) != 8 ] || kv=1
     pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
-    pick ring heads auto; attention=$picked; pick state heads; mamba=$picked
+    pick ring heads auto; attention=$picked; pick state heads auto; mamba=$picked
     # exchanged heads must come out even on every rank
     own=$((kv > t ? kv / t : 1)); [ $((own % c)) = 0 ] || [ $((c % own)) = 0 ] || { attention=ring; mamba=state; }
     pick none none selective full; recompute=$picked; pick fp64 fp64 fp32 bf16; recipe=$picked; pick 24 72; length=$picked; pick 1 2; micro=$picked

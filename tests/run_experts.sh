@@ -54,17 +54,19 @@ while [ $i -lt "$draws" ]; do
     [ -n "$all" ] || { i=$((i - 1)); continue; }
     pick $all; e=${picked%:*} y=${picked#*:}
     pick 8 16; experts=$picked; pick 1 2 3; chosen=$picked
-    pick 29 16 13; length=$picked; pick 1 2; micro=$picked; [ $((8 % (micro * d))) = 0 ] || micro=1
+    pick 29 16 13 64; length=$picked; pick 1 2; micro=$picked; [ $((8 % (micro * d))) = 0 ] || micro=1
     pick true false; sequence=$picked; [ $t -gt 1 ] || sequence=false
     pick none none full selective; recompute=$picked; pick fp32 fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
-    pick none bias forced forced; balance=$picked; pick sequence batch; kind=$picked; pick 0 0 0.1; aux=$picked; pick 0 0.05; z=$picked; pick 0 0 1.25; capacity=$picked
-    [ $c = 1 ] || { length=$((length / 4 * 4)); capacity=0; }
+    pick none bias forced forced; balance=$picked; pick sequence sequence batch global; kind=$picked; pick 0 0.1; aux=$picked; pick 0 0.05; z=$picked; pick 0 0 1.25; capacity=$picked
+    [ $c = 1 ] || length=$((length / 4 * 4))
+    one=$micro; [ $kind != sequence ] || { pick 1 2 4; one=$picked; } # whose documents are computed together changes nothing
+    [ $kind != global ] || [ $d = 1 ] || one=8 micro=$((8 / d))       # all at once on all data ranks, as on one
     schedule=1f1b; [ $p = 1 ] || { pick 1f1b zero-bubble zbv; schedule=$picked; }
     name=$(printf '%02d' $i)-e$e-y$y-t$t-d$d-c$c-p$p-$balance-$recompute-$recipe$([ $latent = 0 ] || echo -latent)$([ $aux = 0 ] || echo -$kind)$([ $capacity = 0 ] || echo -capacity)
     deck d$i "$pattern" $latent $experts $chosen $length
-    same="train.micro_batch=$micro precision.recipe=$recipe moe.balance=$balance moe.aux_kind=$kind moe.aux_coefficient=$aux moe.z_coefficient=$z moe.capacity=$capacity log.loads=true"
-    how="parallel.tensor=$t parallel.data=$d parallel.context=$c parallel.pipeline=$p parallel.schedule=$schedule parallel.sequence=$sequence parallel.expert=$e parallel.expert_tensor=$y memory.recompute=$recompute run.debug=$debug"
-    go one-d$i 0 1 "$TMP/d$i.yaml" $same || continue
+    same="precision.recipe=$recipe moe.balance=$balance moe.aux_kind=$kind moe.aux_coefficient=$aux moe.z_coefficient=$z moe.capacity=$capacity log.loads=true"
+    how="train.micro_batch=$micro parallel.tensor=$t parallel.data=$d parallel.context=$c parallel.pipeline=$p parallel.schedule=$schedule parallel.sequence=$sequence parallel.expert=$e parallel.expert_tensor=$y memory.recompute=$recompute run.debug=$debug"
+    go one-d$i 0 1 "$TMP/d$i.yaml" $same train.micro_batch=$one || continue
     go "$name" 0 $((t * d * p * c)) "$TMP/d$i.yaml" $same $how || continue
     bounds="1e-6 2e-5 1e-4"; [ $recipe = fp32 ] || bounds="3e-3 3e-2 2e-2"
     close "$name" one-d$i $bounds || { fail "$name" "off one rank: $(said "$name") against $(said one-d$i) [$same $how]"; continue; }

@@ -354,13 +354,13 @@ static void sorting(void **state) {
     free(weight);
 }
 
-/* Whom each token would take in turn; who chose whom in which sequence; and whose choices are too many. */
+/* Whom each token would take in turn; who chose whom in which document; and what was chosen so far. */
 static void loads(void **state) {
     (void)state;
-    enum { T = 9, K = 2, E = 4, L = 3, G = 4, FIRST = 2, LIMIT = 2 };
-    const int32_t counted[T] = {1, 0, 1, 1, 1, 1, 0, 7, 1};
-    int32_t index[T * K], count[G * (E + 1)], order[T * K], kept[T * K];
-    int64_t load[E] = {1, 1, 1, 1};
+    enum { T = 9, K = 2, E = 4, L = 3, G = 2, FIRST = 2 };
+    const int32_t document[T] = {-1, 1, 1, 7, 7, 0, -1, 1, 9};
+    int32_t index[T * K], count[G * (E + 1)], sum[E + 1];
+    int64_t load[E] = {1, 1, 1, 1}, seen[E + 1] = {5, 4, 3, 2, 1};
     RUN(route_evenly, .index = index, .T = T, .E = E, .K = K, .first = FIRST, .L = L,
         .piece = L - 1, .low = 5, .high = 11);
     for (int t = 0; t < T; t++)
@@ -368,70 +368,114 @@ static void loads(void **state) {
             const int at = (t + FIRST) % L, place = at < L - 1 ? 5 + at : 11;
             assert_int_equal(index[t * K + k], (place * K + k) % E);
         }
-    for (int i = 0; i < T * K; i++) index[i] = (i * i + i / 5) % E;
-    RUN(count_choices, .index = index, .counted = counted, .count = count, .T = T, .K = K, .E = E,
-        .G = G, .first = FIRST, .L = L);
-    RUN(count_experts, .count = count, .load = load, .G = G, .E = E);
-    for (int e = 0; e <= E; e++) {
-        int all = 0;
-        for (int g = 0; g < G; g++) {
+    for (int i = 0; i < T * K; i++) index[i] = (i * i + i / 5) % (E + 1); /* E: nobody's */
+    for (int all = 0; all < 2; all++) {
+        RUN(count_choices, .index = index, .document = document, .count = count, .T = T, .K = K,
+            .E = E, .G = G - all, .all = all);
+        for (int i = 0; i < (G - all) * (E + 1); i++) {
+            const int g = i / (E + 1), e = i % (E + 1);
             int want = 0;
             for (int t = 0; t < T; t++)
                 for (int k = 0; k < K; k++)
-                    want += counted[t] && (t + FIRST) / L == g &&
+                    want += (all ? document[t] >= 0 : document[t] == g) &&
                             (e < E ? index[t * K + k] == e : k == 0);
-            assert_int_equal(count[g * (E + 1) + e], want);
-            all += want;
+            assert_int_equal(count[i], want);
         }
-        if (e < E) assert_int_equal(load[e], 1 + all);
     }
-    double *weight = random_reals(T * K, 3);
-    for (int i = 1; i < T * K; i += 3) weight[i] = weight[i - 1]; /* ties */
-    RUN(drop_choices, .index = index, .weight = weight, .order = order, .kept = kept, .T = T,
-        .K = K, .E = E, .L = L, .limit = LIMIT);
-    for (int i = 0; i < T * K; i++) {
-        int better = 0;
-        for (int j = i / (L * K) * L * K; j < (i / (L * K) + 1) * L * K; j++)
-            better += index[j] == index[i] &&
-                      (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
-        assert_int_equal(kept[i], better < LIMIT ? index[i] : E);
+    RUN(count_experts, .index = index, .document = document, .load = load, .T = T, .K = K, .E = E);
+    for (int e = 0; e < E; e++) assert_int_equal(load[e], 1 + count[e]);
+    RUN(add_counts, .count = count, .seen = seen, .sum = sum, .n = E + 1);
+    for (int e = 0; e <= E; e++) {
+        assert_int_equal(sum[e], (e < E ? 5 - e : 1) + count[e]);
+        assert_int_equal(seen[e], sum[e]);
     }
-    free(weight);
 }
 
-/* The balance loss by its definition, and its least value, 1, where all is even. */
+/* Whose choices are too many, by counting who is better: sequences on one rank and cut for several. */
+static void dropping(void **state) {
+    (void)state;
+    enum { T = 48, K = 2, E = 4, L = 24, LIMIT = 9 };
+    double *drawn = random_reals(T * K, 3), weight[T * K];
+    int32_t index[T * K], document[T], order[T * K], kept[T * K];
+    for (int i = 1; i < T * K; i += 3) drawn[i] = drawn[i - 1]; /* ties */
+    for (int C = 1; C <= 3; C++) {
+        int token[T]; /* of the sequences: what is stored at each place */
+        for (int t = 0, n = 0; t < C; t++)
+            for (int b = 0; b < T / L; b++)
+                for (int i = 0; i < (C > 1 ? 2 : 1); i++) {
+                    const int length = C > 1 ? L / (2 * C) : L, piece = i ? 2 * C - 1 - t : t;
+                    for (int k = 0; k < length; k++) token[n++] = b * L + piece * length + k;
+                }
+        for (int i = 0; i < T * K; i++) {
+            const int at = token[i / K] * K + i % K;
+            weight[i] = drawn[at];
+            index[i] = (at * at + at / 5) % E;
+            document[i / K] = token[i / K] % 7 == 0 ? -1 : 0;
+        }
+        const int first = C == 3 ? 16 : 0, n = C == 3 ? 16 : T;
+        RUN(drop_choices, .index = index, .weight = weight, .document = document, .order = order,
+            .kept = kept, .T = T, .K = K, .E = E, .L = L, .C = C, .limit = LIMIT, .first = first,
+            .n = n);
+        int dropped = 0;
+        for (int i = first * K; i < (first + n) * K; i++) {
+            const int me = token[i / K] * K + i % K;
+            int better = 0;
+            for (int j = 0; j < T * K; j++) {
+                const int other = token[j / K] * K + j % K;
+                const bool mine = document[i / K] >= 0, theirs = document[j / K] >= 0;
+                if (index[j] != index[i] || other / (L * K) != me / (L * K)) continue;
+                if (mine != theirs) better += theirs;
+                else better += weight[j] > weight[i] || (weight[j] == weight[i] && other < me);
+            }
+            assert_int_equal(kept[i - first * K], better < LIMIT ? index[i] : E);
+            dropped += better >= LIMIT;
+        }
+        assert_true(dropped > 0);
+    }
+    free(drawn);
+}
+
+/* The balance loss by its definition, and its least value, 1 a token, where all is even. */
 static void balance(void **state) {
     (void)state;
-    enum { T = 7, K = 2, E = 3, L = 4, G = 2 };
-    const int32_t counted[T] = {1, 1, 0, 1, 1, 0, 1};
+    enum { T = 9, K = 2, E = 3, G = 2 };
+    const int32_t document[T] = {1, 1, -1, 5, 5, 5, 8, 0, 1};
     const int32_t count[G * (E + 1)] = {3, 1, 2, 3, 2, 0, 2, 2};
+    const int32_t index[T * K] = {0, 1, 1, 2, 0, 1, 2, 0, 2, 1, 2, 0, 1, 0, 0, 2, 1, 2};
+    const int32_t of_5[E + 1] = {2, 1, 3, 3}, of_8[E + 1] = {1, 1, 0, 1};
     double *logits = random_reals(T * E, 1), even[T], square[T];
-    RUN(balance_loss, .logits = logits, .counted = counted, .count = count, .even = even,
-        .square = square, .T = T, .E = E, .K = K, .G = G, .L = L, .share = 0.5);
-    for (int t = 0; t < T; t++) {
-        const int32_t *c = count + t / L * (E + 1);
-        double sum = 0, met = 0, exponentials = 0;
-        for (int e = 0; e < E; e++) {
-            const double p = 1 / (1 + exp(-logits[t * E + e]));
-            sum += p;
-            met += p * c[e];
-            exponentials += exp(logits[t * E + e]);
+    for (int all = 0; all < 2; all++) {
+        RUN(balance_loss, .logits = logits, .index = index, .document = document, .count = count,
+            .even = even, .square = square, .T = T, .E = E, .K = K, .G = G - all, .all = all,
+            .share = 0.5);
+        for (int t = 0; t < T; t++) {
+            const int32_t *c = all                ? count
+                               : document[t] == 5 ? of_5
+                               : document[t] == 8 ? of_8
+                                                  : count + document[t] * (E + 1);
+            double sum = 0, met = 0, exponentials = 0;
+            for (int e = 0; e < E && document[t] >= 0; e++) {
+                const double p = 1 / (1 + exp(-logits[t * E + e]));
+                sum += p;
+                met += p * c[e];
+                exponentials += exp(logits[t * E + e]);
+            }
+            close_to(even[t], document[t] < 0 ? 0 : 0.5 * E / (K * (double)c[E]) * met / sum);
+            close_to(square[t], document[t] < 0 ? 0 : 0.5 * pow(log(exponentials), 2));
         }
-        close_to(even[t], counted[t] ? 0.5 * E / (K * (double)(c[E] * c[E])) * met / sum : 0);
-        close_to(square[t], counted[t] ? 0.5 / c[E] * pow(log(exponentials), 2) : 0);
     }
     const int32_t all_alike[E + 1] = {2, 2, 2, 3}, none[E + 1] = {0};
-    RUN(balance_loss, .logits = logits, .count = all_alike, .even = even, .square = square, .T = 3,
-        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
-    close_to(even[0] + even[1] + even[2], 1);
+    RUN(balance_loss, .logits = logits, .index = index, .count = all_alike, .even = even,
+        .square = square, .T = 3, .E = E, .K = K, .G = 1, .share = 1);
+    close_to(even[0] + even[1] + even[2], 3);
     for (int i = 0; i < 3 * E; i++) logits[i] = i < 3 ? -2000 : 2000; /* no score above 0; all 1 */
-    RUN(balance_loss, .logits = logits, .count = all_alike, .even = even, .square = square, .T = 3,
-        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
+    RUN(balance_loss, .logits = logits, .index = index, .count = all_alike, .even = even,
+        .square = square, .T = 3, .E = E, .K = K, .G = 1, .share = 1);
     close_to(even[0], 0);
-    close_to(even[1], 1. / 3);
-    close_to(square[1], pow(2000 + log(3), 2) / 3);
-    RUN(balance_loss, .logits = logits, .count = none, .even = even, .square = square, .T = 3,
-        .E = E, .K = K, .G = 1, .L = 3, .share = 1);
+    close_to(even[1], 1);
+    close_to(square[1], pow(2000 + log(3), 2));
+    RUN(balance_loss, .logits = logits, .index = index, .count = none, .even = even,
+        .square = square, .T = 3, .E = E, .K = K, .G = 1, .share = 1);
     for (int t = 0; t < 3; t++) assert_true(even[t] == 0 && square[t] == 0);
     free(logits);
 }
@@ -491,13 +535,14 @@ static void optimiser(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(elementwise),   cmocka_unit_test(embedding_rows),
-        cmocka_unit_test(products),      cmocka_unit_test(grouped_products),
-        cmocka_unit_test(norms),         cmocka_unit_test(convolution),
-        cmocka_unit_test(scan_formula),  cmocka_unit_test(attention_formula),
-        cmocka_unit_test(routing),       cmocka_unit_test(sorting),
-        cmocka_unit_test(loads),         cmocka_unit_test(balance),
-        cmocka_unit_test(head_and_loss), cmocka_unit_test(optimiser),
+        cmocka_unit_test(elementwise),  cmocka_unit_test(embedding_rows),
+        cmocka_unit_test(products),     cmocka_unit_test(grouped_products),
+        cmocka_unit_test(norms),        cmocka_unit_test(convolution),
+        cmocka_unit_test(scan_formula), cmocka_unit_test(attention_formula),
+        cmocka_unit_test(routing),      cmocka_unit_test(sorting),
+        cmocka_unit_test(loads),        cmocka_unit_test(dropping),
+        cmocka_unit_test(balance),      cmocka_unit_test(head_and_loss),
+        cmocka_unit_test(optimiser),
     };
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);

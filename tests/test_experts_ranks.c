@@ -129,7 +129,7 @@ struct visit { /* what the inside of a layer needs */
 static struct tensor *visit_experts(struct tape *t, void *context, struct tensor *x) {
     struct visit *v = context;
     const struct setting *s = v->s;
-    const struct travel travel = {s->experts, CHOSEN, s->tokens, LENGTH};
+    const struct travel travel = {s->experts, CHOSEN, s->tokens, LENGTH, NULL, 0, NULL, NULL};
     struct tensor *order, *position, *offset;
     sort_experts(t, v->index, s->experts, &order, &position, &offset);
     struct journey *j =
@@ -271,7 +271,7 @@ static void every_mesh(void **state) {
 static void in_turn(void **state) {
     (void)state;
     for (int64_t i = 0; i < 300; i++) {
-        struct travel v = {1 + i % 7, 1 + i % 3, 40, 1 + i % 11};
+        struct travel v = {1 + i % 7, 1 + i % 3, 40, 1 + i % 11, NULL, 0, NULL, NULL};
         struct token_range r = {i % 17, v.length, i % 2 ? v.length : v.length / 2, {i % 5, i % 19}};
         int64_t tokens = i % 13, found[8], want[8] = {0};
         even_choices(&v, &r, tokens, 0, v.experts, found);
@@ -287,10 +287,44 @@ static void in_turn(void **state) {
     }
 }
 
+/* Shares in proportion to loads: each rank gives what it has, all of it unless some is dropped; and all
+ * ranks together what the proportion says, to a whole number. */
+static void by_loads(void **state) {
+    (void)state;
+    for (int64_t i = 0; i < 200; i++) {
+        enum { EXPERTS = 6 };
+        int64_t load[EXPERTS], all = 0, dropped = i % 3 ? 0 : 5, total[EXPERTS] = {0},
+                               part[EXPERTS];
+        const int ranks = (int)(1 + i % 7), choices = (int)(i % 29);
+        for (int e = 0; e < EXPERTS; e++)
+            all += load[e] = e == i % EXPERTS ? 0 : i * 37 % (e + 11) + 1;
+        struct travel v = {.experts = EXPERTS, .load = load, .load_of = all + dropped};
+        for (int r = 0; r < ranks; r++) {
+            int64_t sum = 0;
+            loaded_choices(&v, r, ranks, choices, 0, EXPERTS, part);
+            for (int e = 0; e < EXPERTS; e++) {
+                int64_t alone;
+                loaded_choices(&v, r, ranks, choices, e, 1, &alone);
+                assert_int_equal(part[e], alone);
+                assert_true(part[e] >= 0 && (load[e] || !part[e]));
+                total[e] += part[e];
+                sum += part[e];
+            }
+            assert_true(dropped ? sum <= choices : sum == choices);
+        }
+        for (int64_t e = 0, before = 0; e < EXPERTS; e++) {
+            const int64_t n = (int64_t)ranks * choices, after = before + load[e];
+            assert_int_equal(total[e], after * n / v.load_of - before * n / v.load_of);
+            before = after;
+        }
+    }
+}
+
 int main(void) {
     struct mistakes *none = NULL;
     if (comm_init(&comm, none)) return 1;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_mesh), cmocka_unit_test(in_turn)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_mesh), cmocka_unit_test(in_turn),
+                                       cmocka_unit_test(by_loads)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_end(&comm);
     return failed != 0;

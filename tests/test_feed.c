@@ -41,8 +41,9 @@ static void feed_as(struct fed *f, const char *kind, int data, int at, int rows)
     f->engine.config = &f->config;
     f->engine.comm = &comm;
     f->engine.shape.data = data;
-    f->engine.shape.context = 1;
+    f->engine.shape.context = f->engine.shape.tensor = 1;
     f->engine.parallel.at.data = at;
+    f->engine.parallel.shape = f->engine.shape;
     f->engine.device.threads = 1;
     int failed = m.n || feed_init(&f->feed, &f->engine, &m);
     mistakes_print(&m, stderr);

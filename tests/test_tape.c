@@ -197,15 +197,10 @@ static struct tensor *layer_forward(struct tape *t, void *context, struct tensor
     index = tensor_enter(t, index, TOKENS);
     struct tensor *full = tensor_enter(t, h, TOKENS);
     sort_experts(t, index, EXPERTS, &order, &position, &offset);
-    if (!t->replaying) {
-        struct tensor *count =
-            count_choices(t, index, EXPERTS, 1, &(struct token_range){.length = TOKENS}, NULL);
-        count_experts(t, count, l->load);
-        tensor_drop(t, count);
-    }
-    struct journey *j =
-        expert_dispatch_start(t, gather_rows(t, full, order, position, CHOSEN), offset,
-                              &(struct travel){EXPERTS, CHOSEN, TOKENS, LENGTH});
+    count_experts(t, index, EXPERTS, NULL, l->load);
+    struct journey *j = expert_dispatch_start(
+        t, gather_rows(t, full, order, position, CHOSEN), offset,
+        &(struct travel){EXPERTS, CHOSEN, TOKENS, LENGTH, NULL, 0, NULL, NULL});
     struct tensor *in = expert_dispatch_wait(t, j, &offset);
     struct tensor *a = relu2(t, grouped_linear(t, in, l->up, EXPERTS, offset));
     tensor_drop(t, in);
