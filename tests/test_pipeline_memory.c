@@ -38,7 +38,7 @@ static int64_t held_by(const char *pattern, enum schedule_kind kind, int ranks, 
                        int micro_batches, const char *more, int64_t *said, double *idle) {
     bool equal = !strcmp(pattern, equal_costs);
     struct lab l;
-    struct host_batch b[4 * RANKS];
+    struct host_batch b[8 * RANKS];
     struct schedule_times times;
     int64_t most[RANKS];
     char *over[] = {die_format("model.hybrid_override_pattern=%s", pattern),
@@ -102,7 +102,7 @@ static void test_said(void **state) {
 static void test_no_more(void **state) {
     (void)state;
     for (int ranks = 2; ranks <= RANKS; ranks *= 2)
-        for (int of_a_stage = 2; of_a_stage <= 4; of_a_stage++) {
+        for (int of_a_stage = 2; of_a_stage <= 8; of_a_stage *= 2) {
             double of_plain, of_zero, of_zbv;
             int m = ranks * of_a_stage;
             int64_t plain = most_of(equal_costs, SCHEDULE_1F1B, ranks, m, "", &of_plain);
