@@ -269,7 +269,7 @@ static void say_end(const struct show *s, const struct timetable *t, double took
     say(o, "  %s tokens/s, peak %s on a rank%s",
         s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),
         skipped);
-    if (code) say_wrapped(o, "  why", why);
+    if (code || strcmp(why, "finished")) say_wrapped(o, "  why", why);
 }
 
 int show_end(struct show *s, const char *why, int code) {

@@ -152,6 +152,7 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
 
 struct schedule_wish staging_wish(const struct staging *s, int micro_batches) {
     struct schedule_wish w = {.shape = s->shape,
+                              .group = s->group,
                               .costs = s->work ? &s->costs : NULL,
                               .sizes = s->work ? &s->sizes : NULL};
     w.shape.micro_batches = micro_batches;
@@ -176,6 +177,7 @@ void staging_init(struct staging *s, const struct deck *d, const struct config *
                   const struct mesh_shape *shape) {
     memset(s, 0, sizeof *s);
     s->shape = staging_shape(d, shape->pipeline);
+    s->group = (int)d->parallel.micro_batch_group;
     s->n = schedule_stages(&s->shape);
     s->n_layers = c->n_layers;
     s->first = die_alloc((unsigned long)s->n * sizeof *s->first);

@@ -37,6 +37,7 @@ struct stage_work {
 
 struct staging {
     struct schedule_shape shape; /* micro_batches: 0, the step's business */
+    int group;                   /* of micro-batches, or 0 (parallel/schedule_build.h) */
     int n, n_layers;
     int *first;                        /* [n] layer each begins with */
     struct stage_work *work;           /* [n]; NULL where there is one stage */

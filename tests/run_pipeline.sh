@@ -5,7 +5,7 @@
 # rounding); against one rank losses and norm agree to rounding. LONG=1: 60 meshes and the deep ones. SEED.
 . tests/lib.sh
 begin
-draws=${DRAWS:-12}; [ -z "$LONG" ] || draws=60; [ -z "$SHORT" ] || draws=4
+draws=${DRAWS:-12}; [ -z "$LONG" ] || draws=${DRAWS:-60}; [ -z "$SHORT" ] || draws=4
 RANDOM=${SEED:-11}
 set -f # patterns are full of stars
 pick() { shift $((RANDOM % $#)); picked=$1; }
@@ -62,13 +62,14 @@ while [ $i -lt "$draws" ]; do
     pick 1f1b interleaved zero-bubble zbv; kind=$picked
     [ $kind != interleaved ] || { pick 1 2 3; v=$picked; }
     [ $kind != zbv ] || v=2
+    group=; [ $kind != interleaved ] || { pick 0 1 2 3 5; group=parallel.micro_batch_group=$picked; }
     pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
     pick none selective full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
     name=$(printf '%02d' $i)-$kind-p$p-v$v-t$t-d$d-m$m-$recipe-$recompute$([ $tied = false ] || echo -tied)
     dk=$(echo "$pattern" | tr '*-' 'sd')-$tied; deck "$dk" "$pattern" $tied
     set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute run.debug=$debug
     mesh="parallel.tensor=$t parallel.data=$d parallel.sequence=$sequence"
-    pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind"
+    pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind $group"
     [ $((RANDOM % 2)) = 0 ] && { bars "$pattern" $((p * v)); pipe="$pipe parallel.stages=$drawn"; }
     flat=flat-$dk-$t-$d-$sequence-$1-$recipe; one=one-$dk-$recipe
     base "$flat" 0 $((t * d)) "$TMP/$dk.yaml" $mesh "$1" precision.recipe=$recipe || continue
