@@ -313,7 +313,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     default: finish(p, a, stage);
     }
     if (computes) timer_leave(timer);
-    trace_action(a, since);
+    trace_action(a, stage, since);
 }
 
 /* The forwards of a schedule, and what moves activations, are a schedule of their own: taking actions

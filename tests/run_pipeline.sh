@@ -129,6 +129,14 @@ go converted 0 3 "$TMP/convert.yaml" parallel.pipeline=3 convert.to="$TMP/conver
 go traced 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 parallel.schedule=zbv checkpoint.interval=0 'log.trace_steps=[2, 3]' &&
     { got=$(grep -c '"name": "forward"' "$TMP/traced/trace.json"); [ "$got" = 64 ] && grep -q '"group": "stage 0 to 1"' "$TMP/traced/trace.json" && ok trace || fail trace "$got forwards, want 2 steps x 8 micro-batches x 4 stages"; }
 
+# Each message is one arrow, from its send to the end of its receive, on another rank and later.
+awk 'function word(key, r) { match($0, "\"" key "\": \"?[^,\"}]*"); r = substr($0, RSTART, RLENGTH); sub(/.*: "?/, "", r); return r }
+    /"ph": "[sf]"/ { k = word("ph") word("id"); bad += k in at; at[k] = word("ts") + 0; who[k] = word("tid"); n[word("ph")]++ }
+    /"name": "send / { sends++ }
+    END { for (k in at) { f = "f" substr(k, 2); if (k ~ /^s/ && (!(f in at) || at[f] < at[k] || who[f] == who[k])) bad++ }
+          if (!sends || n["s"] != sends || n["f"] != sends || bad) { print sends " sends, " n["s"] " and " n["f"] " ends of arrows, " bad " wrong"; exit 1 } }' \
+    "$TMP/traced/trace.json" >"$TMP/arrows" && ok arrows || fail arrows "$(cat "$TMP/arrows")"
+
 # A rank that is killed ends all within seconds, and the next start names it and what it did.
 mpi 4 "$MESTAR" "$TMP/pairs.yaml" train.steps=100000 parallel.pipeline=4 train.sequence_length=97 checkpoint.interval=0 run.output="$TMP/killed" >"$TMP/killed.log" 2>&1 </dev/null &
 pid=$!
