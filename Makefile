@@ -50,7 +50,8 @@ endif
 FLAGS = -std=c11 -D_GNU_SOURCE -g $(OPTIMISE) -fno-math-errno $(if $(MARCH),-march=$(MARCH)) $(WARNINGS) -fopenmp \
         -I. -I$(B) $(HAVE) $(CFLAGS)
 
-# What the machine has is looked up once and kept in found.mk. The goals that may have to install something first call make again
+# What the machine has is looked up once and kept in found.mk; what is wanting is said by that file too, which is read at once and
+# then removes itself: one line, and nothing else, is what the person sees. The goals that may have to install something first call make again
 # for their second half, so that the look-up comes after.
 INSTALL_FIRST := run test test-long test-reference bench bench-compare packages help clean format uninstall
 ifneq ($(filter-out $(INSTALL_FIRST),$(or $(MAKECMDGOALS),all)),)
@@ -151,8 +152,9 @@ $(B)/asked: FORCE
 
 $(B)/found.mk: Makefile tests/mpi_hello.c $(B)/asked
 	@mkdir -p $(B)
-	@sh -uc "$$PROBE" >$@.new || { code=$$?; rm -f $@.new; exit $$code; }
-	@mv $@.new $@
+	@sh -uc "$$PROBE" >$@.new 2>$@.err || \
+	 printf '$$(shell rm -f $@)$$(error %s)\n' "$$(grep '^mestar: ' $@.err | head -n 1)" >$@.new
+	@cat $@.err | grep -v '^mestar: ' >&2 || true; rm $@.err; mv $@.new $@
 
 found: $(B)/found.mk
 	@echo "compiler: $(FOUND_COMPILER)"

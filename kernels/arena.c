@@ -109,6 +109,7 @@ struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void 
     best->bytes = bytes;
     best->label = label;
     a->live += size;
+    if (a->live > a->live_most) a->live_most = a->live;
     poison(a, best, 1);
     *address = a->base + best->at * spread(a);
     return best;

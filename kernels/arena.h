@@ -23,7 +23,8 @@ struct arena {
     size_t reserved;        /* bytes of address space */
     struct piece *first;    /* all pieces by address, free ones too */
     struct piece *spare;    /* nodes for reuse */
-    size_t top, peak, live; /* end of the last piece; highest top ever; bytes in use */
+    size_t top, peak;       /* end of the last piece; highest ever */
+    size_t live, live_most; /* bytes in use; at most, since the owner last set that down */
 };
 
 /* Reserves address space (four times the machine's memory, less if the system refuses). Dies if

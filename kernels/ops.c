@@ -102,7 +102,7 @@ struct tensor *add_bias(struct tape *t, struct tensor *x, struct param *bias) {
 
 static void relu2_backward(struct tape *t, struct note *n, unsigned mask) {
     int more;
-    void *dx = tape_grad_in(t, n, 0, mask, &more);
+    void *dx = tape_grad_in_place(t, n, 0, 0, mask, &more);
     if (dx)
         DEVICE_RUN(t->device, relu2_adjoint, n->in[0]->dtype, .x = n->in[0]->data,
                    .dy = tape_grad_out(n, 0), .dx = dx, .dx_add = more,

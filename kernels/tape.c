@@ -160,18 +160,32 @@ void *tape_grad_out(const struct note *n, int i) {
     return n->out[i] && n->out[i]->has_grad ? n->out[i]->grad : NULL;
 }
 
+/* Whether x, which has no gradient yet, can have y's memory for it; then it has. */
+static bool grad_share(struct tensor *x, const struct tensor *y) {
+    if (x->has_grad || x->grad || x->of || x->param || !y->grad_buffer) return false;
+    x->grad_buffer = y->grad_buffer;
+    x->grad_buffer->refs++;
+    x->grad = y->grad;
+    x->has_grad = true;
+    return true;
+}
+
+void *tape_grad_in_place(struct tape *t, struct note *n, int out, int in, unsigned mask, int *add) {
+    const struct tensor *y = n->out[out];
+    struct tensor *x = n->in[in];
+    if (!wanted(n, in, mask) || !y->has_grad || !y->grad_buffer || y->grad_buffer->refs != 1 ||
+        y->dtype != x->dtype || !grad_share(x, y))
+        return tape_grad_in(t, n, in, mask, add);
+    *add = 0;
+    return x->grad;
+}
+
 void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned mask) {
     struct tensor *y = n->out[out], *x = n->in[in];
     if (!wanted(n, in, mask) || !y->has_grad) return;
     op_require(y->dtype == (x->param ? t->real : x->dtype), n->op->name, x,
                "is of another format than what was made of it");
-    if (!x->has_grad && !x->grad && !x->of && !x->param && y->grad_buffer) {
-        x->grad_buffer = y->grad_buffer;
-        x->grad_buffer->refs++;
-        x->grad = y->grad;
-        x->has_grad = true;
-        return;
-    }
+    if (grad_share(x, y)) return;
     int add;
     void *dx = tape_grad_in(t, n, in, mask, &add);
     DEVICE_RUN(t->device, copy, y->dtype, .x = y->grad, .y = dx, .y_add = add, .T = x->rows,

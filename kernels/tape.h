@@ -92,8 +92,8 @@ struct tape {
     unsigned again;  /* ops that are run again instead of kept: tape_again.h */
     struct run *run; /* how */
     int n_runs, max_runs;
-    bool ran;                       /* one more is written down, whose note is not made yet */
-    void **remembered;              /* host memory of ops */
+    bool ran;          /* one more is written down, whose note is not made yet */
+    void **remembered; /* host memory of ops */
     int n_remembered, max_remembered;
     void (*between)(void *context); /* called now and then in long walks; or NULL */
     void *context;
@@ -170,6 +170,9 @@ void tape_clear(struct tape *t);
 void *tape_grad_in(struct tape *t, struct note *n, int i, unsigned mask, int *add);
 /* The gradient of output i; NULL if it has none. */
 void *tape_grad_out(const struct note *n, int i);
+/* The same for an op of single elements, whose kernel may write where it reads: where nobody else has
+ * output `out`'s gradient, and the input none yet, its memory becomes the input's. */
+void *tape_grad_in_place(struct tape *t, struct note *n, int out, int in, unsigned mask, int *add);
 /* Gives output i's gradient to input i as it is (sums, copies): shares the memory where it can. */
 void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned mask);
 

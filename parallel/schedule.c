@@ -81,6 +81,12 @@ int64_t schedule_change(const struct schedule_sizes *z, enum action_kind kind, i
     }
 }
 
+int64_t schedule_rise(const struct schedule_sizes *z, enum action_kind kind, int stage) {
+    if (z && action_computes(kind) && z->rise[kind]) return z->rise[kind][stage];
+    int64_t change = schedule_change(z, kind, stage);
+    return change > 0 ? change : 0;
+}
+
 void schedule_init(struct schedule *s, const struct schedule_shape *shape) {
     s->shape = *shape;
     s->rank = die_alloc((unsigned long)shape->ranks * sizeof *s->rank);

@@ -56,6 +56,7 @@ enum action_kind {
     ACTION_WAIT_RECEIVE_GRADIENT,
     N_ACTION_KINDS
 };
+enum { N_COMPUTING = ACTION_BACKWARD_WEIGHT + 1 };
 enum { ACTION_WAIT = ACTION_WAIT_SEND_ACTIVATION - ACTION_SEND_ACTIVATION };
 
 struct action {
@@ -112,9 +113,13 @@ struct schedule_costs {
 };
 
 /* What a micro-batch holds in a stage: `kept` from its forward to its backward (or input half),
- * `between` from the input half to the weight half. NULL: each 1, which counts micro-batches. */
+ * `between` from the input half to the weight half. NULL: each 1, which counts micro-batches. For
+ * bytes: what computing needs on its way above what the rank held before it (NULL: what it leaves),
+ * and what crosses a boundary, an activation (the stage behind counts it in `kept`) or a gradient. */
 struct schedule_sizes {
-    const int64_t *kept, *between; /* [stages] */
+    const int64_t *kept, *between;    /* [stages] */
+    const int64_t *rise[N_COMPUTING]; /* [stages] by kind of action */
+    int64_t stream;
 };
 
 int64_t schedule_cost(const struct schedule_costs *c, enum action_kind kind, int stage);
@@ -122,6 +127,8 @@ int64_t schedule_cost(const struct schedule_costs *c, enum action_kind kind, int
 /* How the action changes what its rank holds (0 for transfers); a forward's counts from its start,
  * a backward's from its end. */
 int64_t schedule_change(const struct schedule_sizes *z, enum action_kind kind, int stage);
+/* The most that computing adds to what its rank holds, on its way or at its end. */
+int64_t schedule_rise(const struct schedule_sizes *z, enum action_kind kind, int stage);
 
 void schedule_init(struct schedule *s, const struct schedule_shape *shape); /* empty lists */
 void schedule_reserve(struct schedule *s, int rank, int n);                 /* room for n more */

@@ -21,6 +21,7 @@ struct message {
 struct transfer {
     const struct schedule *computing;
     const struct schedule_costs *costs;
+    const enum transfer_haste *haste;
     struct message *message;
     int n;
     int *place[2];                        /* [stage][micro-batch] place of the forward, backward */
@@ -82,6 +83,7 @@ static int ahead(const struct transfer *t, int rank, int place) {
     const struct action_list *l = &t->computing->rank[rank];
     int64_t needed = t->costs ? t->costs->transfer : 0, hidden = 0;
     int p = place;
+    if (t->haste && t->haste[rank] == TRANSFER_LATE) return place;
     while (p > 0 && (p == place || (hidden < needed && place - p < MOST_AHEAD))) {
         const struct action *a = &l->action[--p];
         int stage = schedule_stage(&t->computing->shape, rank, a->chunk);
@@ -198,7 +200,7 @@ static void place_send_waits(struct transfer *t, const struct schedule *s) {
     for (struct message *m = t->message; m < t->message + t->n; m++) {
         int n = t->computing->rank[m->from].n;
         int p = place_from(t, &times, m->from, times.rank[m->from][m->send_index].end);
-        p = (p > m->send_behind ? p : m->send_behind + 1) + 1;
+        p = (p > m->send_behind ? p : m->send_behind + 1) + !(t->haste && t->haste[m->from]);
         if (m->send.kind == ACTION_SEND_ACTIVATION) {
             /* The backward frees what the forward made; the message was over long before. */
             int stage = schedule_stage(shape, m->from, m->send.chunk);
@@ -223,11 +225,11 @@ static void tables_free(int **t, int ranks) {
 }
 
 void schedule_transfer(struct schedule *out, const struct schedule *computing,
-                       const struct schedule_costs *costs) {
+                       const struct schedule_costs *costs, const enum transfer_haste *haste) {
     const struct schedule_shape *shape = &computing->shape;
     unsigned long cells =
         (unsigned long)schedule_stages(shape) * (unsigned long)shape->micro_batches;
-    struct transfer t = {.computing = computing, .costs = costs};
+    struct transfer t = {.computing = computing, .costs = costs, .haste = haste};
     t.place[0] = die_alloc(2 * cells * sizeof *t.place[0]);
     t.place[1] = t.place[0] + cells;
     int ***all[] = {&t.starts, &t.waits, &t.use, &t.sent, &t.index};

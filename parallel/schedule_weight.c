@@ -4,10 +4,6 @@
 
 #include "kernels/die.h"
 
-/* Stages differ by what embedding and head hold beside their layers; a bubble is too much to pay for
- * such a share of the limit. */
-enum { SLACK = 32 };
-
 struct placing {
     struct schedule *out;
     const struct schedule *order;
@@ -41,9 +37,10 @@ static int64_t ready(const struct placing *p, int rank, const struct action *a) 
 
 static void run(struct placing *p, int rank, struct action a, int64_t start) {
     int stage = stage_of(p, rank, &a);
+    int64_t most = p->held[rank] + schedule_rise(p->sizes, a.kind, stage);
+    if (most > p->most[rank]) p->most[rank] = most;
     p->clock[rank] = start + schedule_cost(p->costs, a.kind, stage);
     p->held[rank] += schedule_change(p->sizes, a.kind, stage);
-    if (p->held[rank] > p->most[rank]) p->most[rank] = p->held[rank];
     schedule_add(p->out, rank, a);
 }
 
@@ -70,7 +67,7 @@ static void run_weight(struct placing *p, int rank) {
 static bool weight_first(const struct placing *p, int rank, const struct action *next, int64_t at) {
     const struct action_queue *q = &p->queue[rank];
     if (!q->n) return false;
-    int64_t more = schedule_change(p->sizes, next->kind, stage_of(p, rank, next));
+    int64_t more = schedule_rise(p->sizes, next->kind, stage_of(p, rank, next));
     if (more > 0 && p->held[rank] + more > p->limit) return true;
     int64_t gap = at - p->clock[rank];
     int64_t cost =
@@ -101,16 +98,17 @@ static bool advance(struct placing *p, int rank, int *at) {
     return *at > began;
 }
 
-/* What the most burdened rank holds if every backward is whole. */
-static int64_t plain_most_held(const struct schedule *order, const struct schedule_sizes *sizes) {
+int64_t schedule_weight_none(const struct schedule *order, const struct schedule_sizes *sizes) {
     int64_t most = 0;
     for (int r = 0; r < order->shape.ranks; r++) {
         int64_t held = 0;
         for (int i = 0; i < order->rank[r].n; i++) {
             const struct action *a = &order->rank[r].action[i];
             enum action_kind kind = a->kind == ACTION_FORWARD ? a->kind : ACTION_BACKWARD;
-            held += schedule_change(sizes, kind, schedule_stage(&order->shape, r, a->chunk));
-            if (held > most) most = held;
+            int stage = schedule_stage(&order->shape, r, a->chunk);
+            int64_t rise = held + schedule_rise(sizes, kind, stage);
+            if (rise > most) most = rise;
+            held += schedule_change(sizes, kind, stage);
         }
     }
     return most;
@@ -118,19 +116,14 @@ static int64_t plain_most_held(const struct schedule *order, const struct schedu
 
 struct weight_result schedule_weight(struct schedule *out, const struct schedule *order,
                                      const struct schedule_costs *costs,
-                                     const struct schedule_sizes *sizes, int choice) {
+                                     const struct schedule_sizes *sizes, int choice,
+                                     int64_t limit) {
     const struct schedule_shape *shape = &order->shape;
     unsigned long P = (unsigned long)shape->ranks;
     unsigned long cells =
         (unsigned long)schedule_stages(shape) * (unsigned long)shape->micro_batches;
-    const int64_t plain = plain_most_held(order, sizes);
-    struct placing p = {out,
-                        order,
-                        costs,
-                        sizes,
-                        choice,
-                        plain + (sizes ? plain / SLACK : 0),
-                        .clock = die_alloc(3 * P * sizeof *p.clock)};
+    struct placing p = {
+        out, order, costs, sizes, choice, limit, .clock = die_alloc(3 * P * sizeof *p.clock)};
     p.held = p.clock + P;
     p.most = p.held + P;
     p.ended[0] = die_alloc(2 * cells * sizeof *p.ended[0]);

@@ -1,228 +1,18 @@
 /* compare: the same numbers as another program?
  *
  * A reference file holds token ids, and what another program made of them with the same weights:
- * logits, loss, gradients. Every rank compares what it holds; the largest differences decide.
- * Tokens that attention_mask leaves out are documents of their own: what stands at their places is
- * compared with nothing. */
+ * logits, loss, gradients (src/reference.h). Every rank compares what it holds (src/dealing.h); the
+ * largest differences decide. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
-#include "parallel/context_parallel.h"
+#include "src/dealing.h"
 #include "src/engine.h"
 #include "src/modes.h"
 #include "src/output.h"
-
-struct reference {
-    struct checkpoint file;
-    const struct stored_tensor *logits, *loss;
-    int64_t rows, length;         /* of input_ids */
-    int64_t *ids, *labels, *mask; /* all of them; mask is all ones if the file has none */
-    int n_gradients;
-};
-
-/* ---- reading ---- */
-
-static int64_t *read_integers(const struct checkpoint *c, const struct stored_tensor *t,
-                              struct mistakes *m) {
-    int64_t n = t->elements, *out = die_alloc(n * sizeof *out);
-    if (t->dtype == I64) {
-        if (checkpoint_read_whole(c, t, out, m)) memset(out, 0, n * sizeof *out);
-    } else if (t->dtype == I32) {
-        int32_t *p = die_alloc(n * sizeof *p);
-        if (!checkpoint_read_whole(c, t, p, m))
-            for (int64_t i = 0; i < n; i++) out[i] = p[i];
-        free(p);
-    } else if (t->dtype == BOOL || t->dtype == U8) {
-        uint8_t *p = die_alloc(n);
-        if (!checkpoint_read_whole(c, t, p, m))
-            for (int64_t i = 0; i < n; i++) out[i] = p[i];
-        free(p);
-    } else {
-        mistake(m, c->folder, 0, "tensor %s is %s; whole numbers (I64 or I32) are wanted", t->name,
-                dtype_name(t->dtype));
-    }
-    return out;
-}
-
-/* The integers of a tensor shaped like input_ids; NULL if it is absent. */
-static int64_t *read_like_ids(struct reference *r, const char *name, bool required,
-                              struct mistakes *m) {
-    const struct stored_tensor *t = checkpoint_find(&r->file, name);
-    if (!t) {
-        if (required) mistake(m, r->file.folder, 0, "tensor %s is missing", name);
-        return NULL;
-    }
-    if (t->n_dims != 2 || (r->rows >= 0 && (t->dim[0] != r->rows || t->dim[1] != r->length))) {
-        mistake(m, r->file.folder, 0,
-                "tensor %s must have the shape [sequences, tokens] of input_ids", name);
-        return NULL;
-    }
-    r->rows = t->dim[0];
-    r->length = t->dim[1];
-    return read_integers(&r->file, t, m);
-}
-
-static void check_values(const struct reference *r, int64_t vocabulary, struct mistakes *m) {
-    for (int64_t i = 0; i < r->rows * r->length; i++) {
-        if (r->ids[i] < 0 || r->ids[i] >= vocabulary) {
-            mistake(m, r->file.folder, 0, "input_ids holds %ld; the model has ids 0 to %ld",
-                    (long)r->ids[i], (long)vocabulary - 1);
-            return;
-        }
-        if (r->labels[i] != -100 && (r->labels[i] < 0 || r->labels[i] >= vocabulary)) {
-            mistake(m, r->file.folder, 0,
-                    "labels holds %ld; ids 0 to %ld and -100 (ignored) are legal",
-                    (long)r->labels[i], (long)vocabulary - 1);
-            return;
-        }
-    }
-    for (int64_t b = 0; b < r->rows; b++) {
-        int runs = 0;
-        for (int64_t t = 0; t < r->length; t++) {
-            int64_t v = r->mask[b * r->length + t];
-            if (v != 0 && v != 1)
-                mistake(m, r->file.folder, 0, "attention_mask holds %ld; 0 and 1 are legal",
-                        (long)v);
-            runs += v && (t == 0 || !r->mask[b * r->length + t - 1]);
-        }
-        if (runs > 1)
-            mistake(m, r->file.folder, 0,
-                    "attention_mask of sequence %ld has a hole; padding may be at its ends",
-                    (long)b);
-    }
-}
-
-static int reference_open(struct reference *r, const struct engine *e, struct mistakes *m) {
-    const char *path = e->deck->compare.reference;
-    memset(r, 0, sizeof *r);
-    if (checkpoint_open(&r->file, path, m)) return -1;
-    int before = m->n;
-    r->rows = -1;
-    r->ids = read_like_ids(r, "input_ids", true, m);
-    r->labels = read_like_ids(r, "labels", true, m);
-    r->mask = read_like_ids(r, "attention_mask", false, m);
-    r->logits = checkpoint_find(&r->file, "logits");
-    r->loss = checkpoint_find(&r->file, "loss");
-    for (int i = 0; i < r->file.n; i++)
-        r->n_gradients += !strncmp(r->file.tensor[i].name, "grad.", 5);
-    if (m->n > before) return -1;
-    int64_t v = e->config->keys.vocab_size;
-    if (!r->mask) {
-        r->mask = die_alloc(r->rows * r->length * sizeof *r->mask);
-        for (int64_t i = 0; i < r->rows * r->length; i++) r->mask[i] = 1;
-    }
-    if (r->rows * r->length == 0) mistake(m, path, 0, "input_ids is empty");
-    if (!r->logits && !r->loss && !r->n_gradients)
-        mistake(m, path, 0, "holds neither logits, loss nor grad.*: nothing to compare");
-    const struct stored_tensor *l = r->logits;
-    if (l && (l->n_dims != 3 || l->dim[0] != r->rows || l->dim[1] != r->length || l->dim[2] != v))
-        mistake(m, path, 0,
-                "logits must have the shape [%ld, %ld, %ld]: sequences, tokens, vocabulary",
-                (long)r->rows, (long)r->length, (long)v);
-    if (r->loss && r->loss->elements != 1) mistake(m, path, 0, "loss must be one number");
-    for (int i = 0; i < r->file.n; i++) {
-        const struct stored_tensor *t = &r->file.tensor[i];
-        bool number = t == l || t == r->loss || !strncmp(t->name, "grad.", 5);
-        if (number && !dtype_is_real(t->dtype))
-            mistake(m, path, 0, "tensor %s is %s, not real numbers", t->name, dtype_name(t->dtype));
-    }
-    check_values(r, v, m);
-    return m->n > before ? -1 : 0;
-}
-
-static void reference_close(struct reference *r) {
-    checkpoint_close(&r->file);
-    free(r->ids);
-    free(r->labels);
-    free(r->mask);
-}
-
-/* ---- micro-batches ---- */
-
-struct work {
-    int n;
-    struct host_batch *batch;
-    int64_t first, rows; /* this rank's sequences */
-    int64_t counted;     /* targets of all ranks */
-    int64_t tokens;      /* of all micro-batches */
-};
-
-/* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of
- * its own. */
-static int64_t padded_length(const struct reference *r, const struct engine *e) {
-    const int64_t pieces = context_pieces(e->shape.context);
-    return (r->length + pieces - 1) / pieces * pieces;
-}
-
-/* One sequence, as it is read. */
-struct row {
-    int32_t *ids, *start, *target;
-    double *weight;
-};
-
-static void fill_row(const struct reference *r, int64_t row, const struct row *to, int64_t padded,
-                     bool counts) {
-    const int64_t *ids = r->ids + row * r->length, *labels = r->labels + row * r->length,
-                  *mask = r->mask + row * r->length;
-    int64_t begin = 0, length = r->length;
-    for (int64_t t = 0; t < padded; t++) {
-        if (t == length || (t > 0 && t < length && mask[t] != mask[t - 1])) begin = t;
-        bool target = counts && t + 1 < length && labels[t + 1] != -100;
-        to->ids[t] = t < length ? (int32_t)ids[t] : 0;
-        to->start[t] = (int32_t)begin;
-        to->target[t] = target ? (int32_t)labels[t + 1] : -1;
-        to->weight[t] = target;
-    }
-}
-
-/* Sequences are dealt out in blocks; a rank without any computes the first one without counting it,
- * so that every rank uses every parameter; and where tokens travel between data ranks all of them go
- * as many times. */
-static struct work make_work(const struct reference *r, const struct engine *e) {
-    struct work w = {0};
-    int64_t micro = e->deck->train.micro_batch, length = r->length, padded = padded_length(r, e);
-    const struct row one = {
-        die_alloc(padded * sizeof *one.ids), die_alloc(padded * sizeof *one.start),
-        die_alloc(padded * sizeof *one.target), die_alloc(padded * sizeof *one.weight)};
-    w.first = part_begin(r->rows, e->shape.data, e->parallel.at.data, 1);
-    w.rows = part_begin(r->rows, e->shape.data, e->parallel.at.data + 1, 1) - w.first;
-    for (int64_t b = 0; b < r->rows; b++)
-        for (int64_t t = 1; t < length; t++) w.counted += r->labels[b * length + t] != -100;
-    int64_t most = (r->rows + e->shape.data - 1) / e->shape.data,
-            real = (w.rows + micro - 1) / micro;
-    w.n = (int)(e->shape.expert * e->shape.expert_tensor > e->shape.tensor
-                    ? (most + micro - 1) / micro
-                : real ? real
-                       : 1);
-    w.batch = die_alloc(w.n * sizeof *w.batch);
-    for (int i = 0; i < w.n; i++) {
-        struct host_batch *b = &w.batch[i];
-        int64_t done = i * micro;
-        bool any = i < real;
-        int64_t rows = !any ? 1 : w.rows - done < micro ? w.rows - done : micro;
-        *b = host_batch_make(e, rows, padded);
-        w.tokens += b->rows * b->length;
-        for (int64_t k = 0; k < rows; k++) {
-            fill_row(r, any ? w.first + done + k : 0, &one, padded, any);
-            host_batch_put(e, b, k, one.ids, one.start, one.target, one.weight);
-        }
-    }
-    free(one.ids);
-    free(one.start);
-    free(one.target);
-    free(one.weight);
-    return w;
-}
-
-static void free_work(struct work *w) {
-    for (int i = 0; i < w->n; i++) host_batch_free(&w->batch[i]);
-    free(w->batch);
-}
-
-/* ---- comparing ---- */
 
 static double number_at(const void *p, enum dtype d, int64_t i) {
     return d == F64 ? ((const double *)p)[i] : (double)((const float *)p)[i];
@@ -252,56 +42,7 @@ static void largest_of_all(struct comm *c, int64_t n, double *x) {
     free(counts);
 }
 
-/* A run of tokens whose logits a rank has: n of them, the first is number `from` of all and number
- * `at` of its own. Counted by i, from 0; n is 0 where all there is is padding. */
-struct run_of_tokens {
-    int64_t from, at, n;
-};
-
-static int64_t runs_of(const struct engine *e, const struct work *w) {
-    return context_rows(e->shape.context, w->rows);
-}
-
-static struct run_of_tokens tokens_of(const struct reference *r, const struct engine *e,
-                                      const struct work *w, int64_t i) {
-    const int context = e->shape.context, held = context_held(context);
-    const int64_t length = context_length(context, padded_length(r, e)),
-                  first = context_piece(context, e->parallel.at.context, (int)(i % held)) * length,
-                  left = r->length - first;
-    return (struct run_of_tokens){(w->first + i / held) * r->length + first, i * length,
-                                  left < 0        ? 0
-                                  : left < length ? left
-                                                  : length};
-}
-
-/* Where this rank's logits are in the file's; returns how many boxes were made, at most runs_of. */
-static int logits_boxes(const struct reference *r, const struct engine *e, const struct work *w,
-                        void *memory, enum dtype d, struct box *boxes) {
-    const int64_t words = e->model.words->rows;
-    int n = 0;
-    for (int64_t i = 0; memory && words && i < runs_of(e, w); i++) {
-        const struct run_of_tokens run = tokens_of(r, e, w, i);
-        if (run.n)
-            boxes[n++] =
-                (struct box){.tensor = r->logits ? (int)(r->logits - r->file.tensor) : 0,
-                             .width = e->config->keys.vocab_size,
-                             .row = run.from,
-                             .rows = run.n,
-                             .column = e->model.first_word,
-                             .columns = words,
-                             .memory = (char *)memory + (size_t)(run.at * words) * dtype_size(d),
-                             .stride = words,
-                             .dtype = d};
-    }
-    return n;
-}
-
-/* Tokens whose logits are computed here. */
-static int64_t own_tokens(const struct reference *r, const struct engine *e, const struct work *w) {
-    return (w->rows > 0 ? w->rows : 1) * padded_length(r, e) / e->shape.context;
-}
-
-static void *compute_logits(struct engine *e, const struct work *w) {
+static void *compute_logits(struct engine *e, const struct dealt *w) {
     size_t bytes = (size_t)(w->tokens * e->model.words->rows) * dtype_size(e->real) + 1;
     char *logits = engine_has_head(e) ? die_alloc(bytes) : NULL;
     engine_logits(e, w->n, w->batch, logits);
@@ -309,15 +50,15 @@ static void *compute_logits(struct engine *e, const struct work *w) {
 }
 
 static int compare_logits(struct engine *e, struct comm *c, const struct reference *r,
-                          const struct work *w, const void *ours, double *difference,
+                          const struct dealt *w, const void *ours, double *difference,
                           double *largest, struct mistakes *m) {
-    int64_t words = e->model.words->rows, n = own_tokens(r, e, w) * words;
+    int64_t words = e->model.words->rows, n = dealing_tokens(r, e, w) * words;
     double *theirs = ours ? die_alloc(n * sizeof *theirs + 1) : NULL, both[2] = {0};
-    struct box *boxes = die_alloc((runs_of(e, w) + 1) * sizeof *boxes);
+    struct box *boxes = die_alloc((dealing_runs(e, w) + 1) * sizeof *boxes);
     int bad =
-        checkpoint_read(&r->file, c->world, logits_boxes(r, e, w, theirs, F64, boxes), boxes, m);
-    for (int64_t i = 0; !bad && ours && i < runs_of(e, w); i++) {
-        const struct run_of_tokens run = tokens_of(r, e, w, i);
+        checkpoint_read(&r->file, c->world, dealing_boxes(r, e, w, theirs, F64, boxes), boxes, m);
+    for (int64_t i = 0; !bad && ours && i < dealing_runs(e, w); i++) {
+        const struct run_of_tokens run = dealing_run(r, e, w, i);
         for (int64_t t = 0; t < run.n; t++)
             for (int64_t k = 0; r->mask[run.from + t] && k < words; k++) {
                 const int64_t at = (run.at + t) * words + k;
@@ -418,7 +159,7 @@ static int compare_gradients(struct engine *e, struct comm *c, const struct refe
 
 /* ---- dumping ---- */
 
-static void dump(struct engine *e, struct comm *c, const struct reference *r, const struct work *w,
+static void dump(struct engine *e, struct comm *c, const struct reference *r, const struct dealt *w,
                  void *logits, double loss) {
     const struct params *s = &e->model.params;
     struct new_tensor *tensors = die_alloc((s->n_tensors + 2) * sizeof *tensors);
@@ -438,13 +179,13 @@ static void dump(struct engine *e, struct comm *c, const struct reference *r, co
         memcpy(tensors[n++].dim, t->dim, sizeof t->dim);
     }
     struct box *grads = params_boxes(s, e->real, PART_GRADIENTS, true, &n_boxes);
-    struct box *boxes = die_alloc((n_boxes + runs_of(e, w) + 1) * sizeof *boxes);
+    struct box *boxes = die_alloc((n_boxes + dealing_runs(e, w) + 1) * sizeof *boxes);
     boxes_to_host(&e->device, n_boxes, grads);
     for (int i = 0; i < n_boxes; i++) {
         boxes[i] = grads[i];
         boxes[i].tensor = number[grads[i].tensor];
     }
-    int n_logits = logits_boxes(r, e, w, logits, e->real, boxes + n_boxes);
+    int n_logits = dealing_boxes(r, e, w, logits, e->real, boxes + n_boxes);
     for (int i = 0; i < n_logits; i++) boxes[n_boxes++].tensor = 0;
     if (c->rank == 0)
         boxes[n_boxes++] = (struct box){.tensor = 1,
@@ -484,7 +225,7 @@ static void judge(const struct output *o, struct verdict *v, const char *what, d
 static int run_comparison(struct engine *e, struct comm *c, struct reference *r, struct run *run,
                           struct mistakes *m) {
     const struct deck *d = e->deck;
-    struct work w = make_work(r, e);
+    struct dealt w = dealing_make(r, e);
     struct output o;
     struct verdict v = {true, NULL};
     struct worst worst = {0};
@@ -525,7 +266,7 @@ static int run_comparison(struct engine *e, struct comm *c, struct reference *r,
     }
     free(v.yaml);
     free(logits);
-    free_work(&w);
+    dealing_free(&w);
     return bad ? 2 : v.good ? 0 : 4;
 }
 

@@ -223,6 +223,11 @@ static void check_pipeline(const struct deck *d, struct mistakes *m) {
          is(p->schedule, "zbv") && p->virtual_stages != 1 && p->virtual_stages != 2,
          "%" N ", but schedule zbv has 2 stages a rank; give 2, or leave it out",
          p->virtual_stages);
+    bool interleaved = is(p->schedule, "interleaved") ||
+                       (p->virtual_stages > 1 && !deck_given(d, "parallel.schedule"));
+    RULE("parallel.micro_batch_group", p->micro_batch_group && !interleaved,
+         "%" N ", but only schedule interleaved takes micro-batches in groups",
+         p->micro_batch_group);
     if (!*p->stages) return;
     RULE("parallel.stages", bars + 1 != stages,
          "has %" N " stages; pipeline %" N " x %" N " stage%s a rank needs %" N ", %" N

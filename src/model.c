@@ -162,9 +162,12 @@ static struct tensor *finish(struct model *m, struct tape *t, const struct micro
         return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
     struct tensor *target = tensor_over(t, "targets", b->target, I32, tokens, 1, &l);
+    int scope = tape_scope_begin(t);
     head(t, h, m->words, m->first_word, target, &lse, &picked);
     tensor_drop(t, h);
-    return word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
+    struct tensor *y = word_loss(t, tensor_gather(t, lse), tensor_gather(t, picked), b->weight);
+    tape_scope_end(t, scope, y);
+    return y;
 }
 
 void model_batch(struct tape *t, const struct micro_batch *b, struct pass *pass) {

@@ -102,13 +102,19 @@ static struct flight *flight_of(struct pipeline *p, int stage, int micro_batch) 
     return *at = f;
 }
 
+static void unload(struct pipeline *p, struct flight *f) {
+    for (int i = 0; i < LOADED; i++) {
+        if (f->piece[i]) arena_give(&p->engine->work, f->piece[i]);
+        f->piece[i] = NULL;
+    }
+}
+
 /* Gives the flight's memory back once nobody needs it. */
 static void land(struct pipeline *p, int stage, int micro_batch) {
     struct flight **at = place_of(p, stage, micro_batch), *f = *at;
+    if (f->computed) unload(p, f);
     if (!f->computed || !f->handed_over || f->requests) return;
     tape_clear(&f->tape);
-    for (int i = 0; i < LOADED; i++)
-        if (f->piece[i]) arena_give(&p->engine->work, f->piece[i]);
     f->next = p->spare;
     p->spare = f;
     *at = NULL;
@@ -204,7 +210,10 @@ static void forward(struct pipeline *p, int stage, int i) {
     }
     f->out = model_stage(&e->model, &f->tape, &s, &f->batch, &f->pass, f->in,
                          p->pass.what == PASS_LOGITS ? END_LOGITS : END_LOSSES);
-    if (s.heads) take_result(p, f, i);
+    if (s.heads) {
+        take_result(p, f, i);
+        tensor_drop(&f->tape, f->out);
+    }
     f->computed = !learning;
     f->handed_over = learning ? s.embeds : s.heads;
     land(p, stage, i);
@@ -305,7 +314,7 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     default: finish(p, a, stage);
     }
     if (computes) timer_leave(timer);
-    trace_action(a, since);
+    trace_action(a, stage, since);
 }
 
 /* The forwards of a schedule, and what moves activations, are a schedule of their own: taking actions

@@ -246,10 +246,14 @@ static char *summary_lines(const struct show *s, const struct timetable *t, doub
 static void say_end(const struct show *s, const struct timetable *t, double took, double speed,
                     const char *why, int code) {
     const struct output *o = s->output;
-    char tokens[UNIT_TEXT], peak[UNIT_TEXT], duration[UNIT_TEXT], skipped[48] = "";
-    int64_t most = 0;
+    char tokens[UNIT_TEXT], peak[UNIT_TEXT], plan[UNIT_TEXT], duration[UNIT_TEXT], skipped[48] = "";
+    int64_t most = 0, planned = 0;
+    const bool through = !strcmp(why, "finished");
     for (int r = 0; r < s->machine.ranks; r++)
-        if (s->machine.rank[r].peak > most) most = s->machine.rank[r].peak;
+        if (s->machine.rank[r].peak > most) {
+            most = s->machine.rank[r].peak;
+            planned = plan_bytes(&s->machine.rank[r].plan);
+        }
     if (!s->steps && s->done && !code) {
         say(o,
             "\nAll %ld steps were finished before: nothing is left to do. More train.steps would "
@@ -258,7 +262,7 @@ static void say_end(const struct show *s, const struct timetable *t, double took
         return;
     }
     if (s->skipped) snprintf(skipped, sizeof skipped, ", %ld updates skipped", (long)s->skipped);
-    say(o, "\n%s at step %ld of %ld after %s\n", code == 0 ? "Finished" : "Stopped",
+    say(o, "\n%s at step %ld of %ld after %s\n", through ? "Finished" : "Stopped",
         (long)s->last.step, (long)s->total, duration_text(took, duration));
     timetable_say(t, o, &s->machine);
     const struct engine *e = s->run->engine;
@@ -266,10 +270,10 @@ static void say_end(const struct show *s, const struct timetable *t, double took
         say(o, "  pipeline %s: %.1f %% idle by plan, %.1f %% of the passes waited",
             schedule_kind_name(e->stages.shape.kind), 100 * pipeline_idle(&e->pipeline),
             100 * waited_for_stages(t));
-    say(o, "  %s tokens/s, peak %s on a rank%s",
+    say(o, "  %s tokens/s, peak %s on a rank, %s by plan%s",
         s->steps ? grouped_text((int64_t)speed, tokens) : "no", bytes_text((double)most, peak),
-        skipped);
-    if (code) say_wrapped(o, "  why", why);
+        bytes_text((double)planned, plan), skipped);
+    if (!through) say_wrapped(o, "  why", why);
 }
 
 int show_end(struct show *s, const char *why, int code) {

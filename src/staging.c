@@ -30,12 +30,22 @@ static void add_share(struct stage_share *to, struct stage_share s) {
     to->seconds += s.seconds;
 }
 
+/* What comes behind. */
+static void follow(struct stage_span *to, struct stage_span s) {
+    if (to->change + s.rise > to->rise) to->rise = to->change + s.rise;
+    to->change += s.change;
+}
+
 static void add_work(struct stage_work *to, const struct stage_work *w) {
     add_share(&to->forward, w->forward);
     add_share(&to->input, w->input);
     add_share(&to->weight, w->weight);
-    to->kept += w->kept;
-    to->between += w->between;
+    follow(&to->span[ACTION_FORWARD], w->span[ACTION_FORWARD]);
+    for (int k = ACTION_BACKWARD; k < N_COMPUTING; k++) { /* from the end */
+        struct stage_span s = w->span[k];
+        follow(&s, to->span[k]);
+        to->span[k] = s;
+    }
 }
 
 /* Largest sum of a part, so that ticks of all sizes are in proportion to it. */
@@ -100,6 +110,18 @@ static void even_out(struct staging *s, const struct config *c, const struct cou
     free(before);
 }
 
+/* What stage i holds, its tokens included. */
+static void weigh_memory(struct staging *s, int i, const struct counted *k) {
+    const struct stage_span *span = s->work[i].span;
+    struct stage g = staging_stage(s, i);
+    int64_t tokens = k->tokens + g.embeds * k->ids + g.heads * k->targets;
+    int64_t comes = g.embeds ? 0 : k->stream, goes = g.heads ? 0 : k->stream;
+    s->kept[i] = span[ACTION_FORWARD].change + comes - goes + tokens;
+    s->between[i] = -span[ACTION_BACKWARD_WEIGHT].change + tokens;
+    for (int p = 0; p < N_COMPUTING; p++) s->rise[p][i] = span[p].rise;
+    s->rise[ACTION_FORWARD][i] += tokens;
+}
+
 static void fill_work(struct staging *s, const struct config *c, const struct counted *k) {
     s->work = die_alloc((unsigned long)s->n * sizeof *s->work);
     for (int i = 0; i < s->n; i++) {
@@ -109,33 +131,53 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
         if (g.heads) add_work(&s->work[i], &k->head);
     }
     double tick = largest(s) / TICKS;
-    int64_t **to[5] = {&s->forward, &s->input, &s->weight, &s->kept, &s->between};
+    int64_t **to[] = {&s->forward, &s->input, &s->weight, &s->kept, &s->between};
     for (int p = 0; p < 5; p++) *to[p] = die_alloc((unsigned long)s->n * sizeof **to[p]);
+    for (int p = 0; p < N_COMPUTING; p++)
+        s->rise[p] = die_alloc((unsigned long)s->n * sizeof *s->rise[p]);
     for (int i = 0; i < s->n; i++) {
         s->forward[i] = (int64_t)(s->work[i].forward.seconds / tick);
         s->input[i] = (int64_t)(s->work[i].input.seconds / tick);
         s->weight[i] = (int64_t)(s->work[i].weight.seconds / tick);
-        s->kept[i] = s->work[i].kept;
-        s->between[i] = s->work[i].between;
+        weigh_memory(s, i, k);
     }
     /* A tick for a message says nothing of how long it takes, but has its receive started before the
      * rank computes what comes before it, and not when it stands and waits. */
     s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 1};
-    s->sizes = (struct schedule_sizes){s->kept, s->between};
+    s->sizes = (struct schedule_sizes){.kept = s->kept, .between = s->between, .stream = k->stream};
+    for (int p = 0; p < N_COMPUTING; p++) s->sizes.rise[p] = s->rise[p];
+    s->like = (struct schedule_wish){.shape = s->shape, .costs = &s->costs, .sizes = &s->sizes};
+    s->like.shape.kind = SCHEDULE_1F1B;
 }
 
 struct schedule_wish staging_wish(const struct staging *s, int micro_batches) {
     struct schedule_wish w = {.shape = s->shape,
+                              .group = s->group,
                               .costs = s->work ? &s->costs : NULL,
                               .sizes = s->work ? &s->sizes : NULL};
     w.shape.micro_batches = micro_batches;
+    if (s->work) w.like = s->plain ? &s->plain->like : &s->like;
     return w;
+}
+
+/* 1f1b of the same model on the same ranks: its stages are two of zbv's each, or balanced. */
+static void compare_with(struct staging *s, const struct config *c, const struct counted *k,
+                         bool drawn) {
+    struct staging *p = s->plain = die_alloc(sizeof *p);
+    p->shape = (struct schedule_shape){.kind = SCHEDULE_1F1B, .ranks = s->shape.ranks, .chunks = 1};
+    p->n = s->shape.ranks;
+    p->n_layers = s->n_layers;
+    p->first = die_alloc((unsigned long)p->n * sizeof *p->first);
+    for (int i = 0; i < p->n; i++) p->first[i] = s->first[2 * i];
+    if (!drawn) balance(p, c, k);
+    fill_work(p, c, k);
 }
 
 void staging_init(struct staging *s, const struct deck *d, const struct config *c,
                   const struct mesh_shape *shape) {
     memset(s, 0, sizeof *s);
     s->shape = staging_shape(d, shape->pipeline);
+    s->group = (int)d->parallel.micro_batch_group;
     s->n = schedule_stages(&s->shape);
     s->n_layers = c->n_layers;
     s->first = die_alloc((unsigned long)s->n * sizeof *s->first);
@@ -151,9 +193,13 @@ void staging_init(struct staging *s, const struct deck *d, const struct config *
         if (s->shape.chunks > 1) even_out(s, c, &k);
     }
     fill_work(s, c, &k);
+    if (s->shape.kind == SCHEDULE_ZBV) compare_with(s, c, &k, *d->parallel.stages);
 }
 
 void staging_free(struct staging *s) {
+    if (s->plain) staging_free(s->plain);
+    free(s->plain);
+    for (int p = 0; p < N_COMPUTING; p++) free(s->rise[p]);
     free(s->first);
     free(s->work);
     free(s->forward);

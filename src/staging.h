@@ -22,25 +22,32 @@ struct stage {
 };
 
 /* Of a part of the model on one micro-batch: work, multiply-adds as two; the time it takes, by the
- * roofline of a machine with the deck's speeds or usual ones; and the bytes it holds from the forward
- * to the backward, and from the input half to the weight half. */
+ * roofline of a machine with the deck's speeds or usual ones; and what each kind of action does to the
+ * bytes that its rank holds, the stream that comes in and the one that goes on included. */
 struct stage_share {
     double work, seconds;
 };
+struct stage_span {
+    int64_t change, rise; /* from its beginning to its end; at most on its way */
+};
 struct stage_work {
     struct stage_share forward, input, weight;
-    int64_t kept, between;
+    struct stage_span span[N_COMPUTING];
 };
 
 struct staging {
     struct schedule_shape shape; /* micro_batches: 0, the step's business */
+    int group;                   /* of micro-batches, or 0 (parallel/schedule_build.h) */
     int n, n_layers;
     int *first;                        /* [n] layer each begins with */
     struct stage_work *work;           /* [n]; NULL where there is one stage */
     int64_t *forward, *input, *weight; /* [n] the same in ticks, a part of the slowest stage's */
     struct schedule_costs costs;       /* of these three */
     int64_t *kept, *between;           /* [n] bytes of a micro-batch */
-    struct schedule_sizes sizes;       /* of these two */
+    int64_t *rise[N_COMPUTING];
+    struct schedule_sizes sizes; /* of these */
+    struct staging *plain;       /* zbv: 1f1b of the same ranks; zero-bubble: NULL, these */
+    struct schedule_wish like;   /* of that */
 };
 
 /* How many stages a rank has, and the schedule, as the deck says. */

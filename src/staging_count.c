@@ -82,28 +82,49 @@ static void room_free(struct room *r) {
     comm_end(&r->comm);
 }
 
+static void begin_span(struct room *r, struct stage_span *s) {
+    r->work.live_most = r->work.live;
+    s->change = (int64_t)r->work.live;
+}
+
+static void end_span(struct room *r, struct stage_span *s) {
+    s->rise = (int64_t)r->work.live_most - s->change;
+    s->change = (int64_t)r->work.live - s->change;
+}
+
+static int64_t stream_bytes(const struct room *r, int64_t rows) {
+    return (int64_t)arena_round((size_t)(rows * r->model.config->keys.hidden_size) *
+                                dtype_size(r->tape.stored));
+}
+
 /* Work of the stage forward, and of what `mask` says of its backward; of its weight halves alone. */
 static struct stage_work run_stage(struct room *r, const struct stage *s, unsigned mask) {
     const struct micro_batch *b = &r->batch;
     struct pass pass = {0};
     struct tape *t = &r->tape;
     struct layout l = model_stream(t);
-    struct stage_work w;
+    struct stage_work w = {.forward = {0, 0}};
+    enum action_kind back = mask == MASK_ALL ? ACTION_BACKWARD : ACTION_BACKWARD_INPUT;
     struct stage_share before = {0, 0};
     int64_t rows = stream_rows(t, b->rows * b->length), width = r->model.config->keys.hidden_size;
     struct tensor *x = s->embeds ? NULL : tape_input(t, "stream", rows, width, &l);
-    int64_t stream = (int64_t)arena_round((size_t)(rows * width) * dtype_size(t->stored));
+    begin_span(r, &w.span[ACTION_FORWARD]);
     since(&r->device, &before);
     struct tensor *y = model_stage(&r->model, t, s, b, &pass, x, END_LOSSES);
     w.forward = since(&r->device, &before);
-    w.kept = (int64_t)r->work.live - (s->heads ? 0 : stream); /* what it made is the next one's */
-    if (!s->heads) tensor_drop(t, y);
+    if (s->heads) tensor_drop(t, y);
+    end_span(r, &w.span[ACTION_FORWARD]);
+    struct tensor *given = s->heads ? NULL : tensor_new(t, "gradient", rows, width, &l);
+    if (!s->heads) tensor_drop(t, y); /* it is the next one's */
+    begin_span(r, &w.span[back]);
     if (s->heads) tape_backward(t, y, 1, mask);
-    else tape_backward_given(t, y, tensor_new(t, "gradient", rows, width, &l), mask);
+    else tape_backward_given(t, y, given, mask);
+    end_span(r, &w.span[back]);
     w.input = since(&r->device, &before);
     if (x) tape_gradient_drop(x);
-    w.between = (int64_t)r->work.live;
+    begin_span(r, &w.span[ACTION_BACKWARD_WEIGHT]);
     tape_backward_weights(t);
+    end_span(r, &w.span[ACTION_BACKWARD_WEIGHT]);
     w.weight = since(&r->device, &before);
     tape_clear(t);
     return w;
@@ -111,9 +132,10 @@ static struct stage_work run_stage(struct room *r, const struct stage *s, unsign
 
 /* Some adjoints compute both halves at once: where a schedule does not part them, they run once. */
 static struct stage_work count_stage(struct room *r, const struct stage *s, bool parts) {
-    struct stage_work w = run_stage(r, s, MASK_INPUT);
+    struct stage_work w = run_stage(r, s, MASK_INPUT), whole = run_stage(r, s, MASK_ALL);
+    struct stage_share both = whole.input;
+    w.span[ACTION_BACKWARD] = whole.span[ACTION_BACKWARD];
     if (parts) return w;
-    struct stage_share both = run_stage(r, s, MASK_ALL).input;
     w.weight = (struct stage_share){both.work - w.input.work, both.seconds - w.input.seconds};
     return w;
 }
@@ -140,5 +162,11 @@ void staging_count(struct counted *k, const struct deck *d, const struct config 
         k->layer[i] = count_stage(&r, &s, parts);
     }
     k->head = count_stage(&r, &head, parts);
+    int64_t n = r.batch.rows * r.batch.length;
+    size_t ints = arena_round((size_t)n * sizeof(int32_t));
+    k->stream = stream_bytes(&r, stream_rows(&r.tape, n));
+    k->tokens = (int64_t)ints;
+    k->ids = (int64_t)ints;
+    k->targets = (int64_t)(ints + arena_round((size_t)n * dtype_size(r.tape.real)));
     room_free(&r);
 }

@@ -12,6 +12,8 @@
 enum { COUNTED_KINDS = 8 };
 
 struct counted {
+    int64_t stream, tokens, ids,
+        targets; /* bytes of a micro-batch: at a boundary; of each stage, the first, the last */
     struct stage_work embedding, head;
     char kinds[COUNTED_KINDS + 1];
     struct stage_work layer[COUNTED_KINDS]; /* by place in kinds */

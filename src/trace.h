@@ -1,8 +1,9 @@
 /* trace: what every rank did in chosen steps, as a picture for chrome://tracing or Perfetto.
  *
  * trace.json in the output folder has a row a rank: the actions of the schedule, what lies around
- * them in a step, and inside those every wait for other ranks with the name of the group. The
- * clocks of ranks are set to zero at a common barrier before a traced step; an untraced one pays a
+ * them in a step, and inside those every wait for other ranks with the name of the group. An arrow
+ * goes from each send between stages to the wait that ends its receive. The
+ * clocks of hosts are set to zero at a common barrier before a traced step; an untraced one pays a
  * test of a pointer for each span. */
 #ifndef SRC_TRACE_H
 #define SRC_TRACE_H
@@ -23,7 +24,8 @@ int64_t trace_now(void);
 
 /* From then until now. `group`: who was waited for, or NULL. */
 void trace_span(const char *name, const char *group, int64_t from);
-void trace_action(const struct action *a, int64_t from);
+/* The same for an action of that stage, and the end of an arrow. */
+void trace_action(const struct action *a, int stage, int64_t from);
 
 /* Ends the step and writes the file anew. Collective over the world. */
 void trace_end(const struct engine *e, const struct output *o);

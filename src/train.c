@@ -144,8 +144,9 @@ static int train(struct training *r) {
     if (!wish) return show_end(&r->show, "finished", 0);
     if (r->o.speaks) stop_clear(&r->stop);
     char *why = die_format("early, by %s; %s", stop_reason(wish),
-                           every ? "the same command continues" : "nothing is saved");
-    int code = show_end(&r->show, why, every ? 3 : 1);
+                           every ? "the same command continues"
+                                 : "checkpoint.interval is 0, so nothing is saved");
+    int code = show_end(&r->show, why, every ? 3 : 0); /* all that was asked for has been done */
     free(why);
     return code;
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # A rank is killed, and a rank hangs, in every kind of group: the two of a tensor axis, of a data axis, of a pipeline, and on a mesh of
-# all three. All ranks end within seconds, and it is said who it was, where, and in the middle of what; of the others, for which group
+# all three; LONG=1: of context, of experts, of shared heads, of tied embeddings, of stages round and round. All ranks end within seconds, and it is said who it was, where, and in the middle of what; of the others, for which group
 # they wait. SEED decides who and when.
 . tests/lib.sh
 begin
@@ -60,4 +60,11 @@ try pipeline 2 "stage_0_to_1 stage_1_to_0 world pipeline" parallel.pipeline=2 pa
 [ -n "$SHORT" ] || try tensor 2 "tensor world" parallel.tensor=2
 [ -n "$SHORT" ] || try data 2 "data world replicas" parallel.data=2
 [ -n "$SHORT" ] || try all 8 "tensor data world replicas pipeline stage_0_to_1 stage_1_to_0" parallel.pipeline=2 parallel.tensor=2 parallel.data=2
+if [ -n "$LONG" ]; then # the groups that only some meshes have
+    try context 2 "context sample world replicas" parallel.context=2 train.sequence_length=96
+    try expert 4 "expert data sample expert_data world replicas" parallel.data=4 parallel.expert=4
+    try shared 4 "tensor share_of_2 world" parallel.tensor=4
+    try ends 4 "stage_0_to_1 stage_1_to_0 stage_1_to_2 stage_2_to_1 stage_2_to_3 stage_3_to_2 ends_0_to_3 world pipeline" parallel.pipeline=4 parallel.schedule=zero-bubble model.tie_word_embeddings=true
+    try round 3 "stage_0_to_1 stage_1_to_0 stage_1_to_2 stage_2_to_1 stage_2_to_0 stage_0_to_2 world pipeline" parallel.pipeline=3 parallel.virtual_stages=2
+fi
 finish

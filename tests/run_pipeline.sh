@@ -5,7 +5,7 @@
 # rounding); against one rank losses and norm agree to rounding. LONG=1: 60 meshes and the deep ones. SEED.
 . tests/lib.sh
 begin
-draws=${DRAWS:-12}; [ -z "$LONG" ] || draws=60; [ -z "$SHORT" ] || draws=4
+draws=${DRAWS:-12}; [ -z "$LONG" ] || draws=${DRAWS:-60}; [ -z "$SHORT" ] || draws=4
 RANDOM=${SEED:-11}
 set -f # patterns are full of stars
 pick() { shift $((RANDOM % $#)); picked=$1; }
@@ -62,13 +62,14 @@ while [ $i -lt "$draws" ]; do
     pick 1f1b interleaved zero-bubble zbv; kind=$picked
     [ $kind != interleaved ] || { pick 1 2 3; v=$picked; }
     [ $kind != zbv ] || v=2
+    group=; [ $kind != interleaved ] || { pick 0 1 2 3 5; group=parallel.micro_batch_group=$picked; }
     pick true false; sequence=$picked; [ $t = 2 ] || sequence=false
     pick none selective full; recompute=$picked; pick fp32 fp32 bf16; recipe=$picked; pick false false true; debug=$picked
     name=$(printf '%02d' $i)-$kind-p$p-v$v-t$t-d$d-m$m-$recipe-$recompute$([ $tied = false ] || echo -tied)
     dk=$(echo "$pattern" | tr '*-' 'sd')-$tied; deck "$dk" "$pattern" $tied
     set -- train.micro_batch=$((8 / d / m > 0 ? 8 / d / m : 1)) precision.recipe=$recipe memory.recompute=$recompute run.debug=$debug
     mesh="parallel.tensor=$t parallel.data=$d parallel.sequence=$sequence"
-    pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind"
+    pipe="parallel.pipeline=$p parallel.virtual_stages=$v parallel.schedule=$kind $group"
     [ $((RANDOM % 2)) = 0 ] && { bars "$pattern" $((p * v)); pipe="$pipe parallel.stages=$drawn"; }
     flat=flat-$dk-$t-$d-$sequence-$1-$recipe; one=one-$dk-$recipe
     base "$flat" 0 $((t * d)) "$TMP/$dk.yaml" $mesh "$1" precision.recipe=$recipe || continue
@@ -127,6 +128,14 @@ go converted 0 3 "$TMP/convert.yaml" parallel.pipeline=3 convert.to="$TMP/conver
     { "$TENSORS" same "$TMP/start/checkpoints/step-00000000" "$TMP/converted.hf" >/dev/null 2>&1 && ok convert || fail convert differs; }
 go traced 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 parallel.schedule=zbv checkpoint.interval=0 'log.trace_steps=[2, 3]' &&
     { got=$(grep -c '"name": "forward"' "$TMP/traced/trace.json"); [ "$got" = 64 ] && grep -q '"group": "stage 0 to 1"' "$TMP/traced/trace.json" && ok trace || fail trace "$got forwards, want 2 steps x 8 micro-batches x 4 stages"; }
+
+# Each message is one arrow, from its send to the end of its receive, on another rank and later.
+awk 'function word(key, r) { match($0, "\"" key "\": \"?[^,\"}]*"); r = substr($0, RSTART, RLENGTH); sub(/.*: "?/, "", r); return r }
+    /"ph": "[sf]"/ { k = word("ph") word("id"); bad += k in at; at[k] = word("ts") + 0; who[k] = word("tid"); n[word("ph")]++ }
+    /"name": "send / { sends++ }
+    END { for (k in at) { f = "f" substr(k, 2); if (k ~ /^s/ && (!(f in at) || at[f] < at[k] || who[f] == who[k])) bad++ }
+          if (!sends || n["s"] != sends || n["f"] != sends || bad) { print sends " sends, " n["s"] " and " n["f"] " ends of arrows, " bad " wrong"; exit 1 } }' \
+    "$TMP/traced/trace.json" >"$TMP/arrows" && ok arrows || fail arrows "$(cat "$TMP/arrows")"
 
 # A rank that is killed ends all within seconds, and the next start names it and what it did.
 mpi 4 "$MESTAR" "$TMP/pairs.yaml" train.steps=100000 parallel.pipeline=4 train.sequence_length=97 checkpoint.interval=0 run.output="$TMP/killed" >"$TMP/killed.log" 2>&1 </dev/null &

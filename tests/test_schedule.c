@@ -158,8 +158,8 @@ static void test_costs(void **state) {
                 cost[k][i] = (int64_t)(seed >> 33) % 20;
             }
         struct schedule_costs costs = {cost[0], cost[1], cost[2], round % 7 * 3};
-        struct schedule_sizes sizes = {cost[3], cost[4]};
-        struct schedule_wish wish = {{kind, P, v, m}, 0, &costs, &sizes};
+        struct schedule_sizes sizes = {.kept = cost[3], .between = cost[4]};
+        struct schedule_wish wish = {.shape = {kind, P, v, m}, .costs = &costs, .sizes = &sizes};
         struct schedule s, again;
         schedule_build(&s, &wish);
         schedule_build(&again, &wish);
@@ -238,7 +238,7 @@ static void test_unequal(void **state) {
             int F = of[k][0], B = of[k][1], W = of[k][2], m = 3 * P;
             for (int i = 0; i < 8; i++) cost[0][i] = F, cost[1][i] = B, cost[2][i] = W;
             struct schedule_costs costs = {cost[0], cost[1], cost[2], 0};
-            struct schedule_wish wish = {{SCHEDULE_ZERO_BUBBLE, P, 1, m}, 0, &costs, NULL};
+            struct schedule_wish wish = {.shape = {SCHEDULE_ZERO_BUBBLE, P, 1, m}, .costs = &costs};
             struct schedule s;
             struct schedule_times t;
             schedule_build(&s, &wish);
@@ -478,7 +478,7 @@ static void test_time(void **state) {
     int64_t forward[] = {10, 20}, input[] = {5, 15}, weight[] = {5, 15};
     int64_t kept[] = {100, 200}, between[] = {1, 2};
     struct schedule_costs costs = {forward, input, weight, 3};
-    struct schedule_sizes sizes = {kept, between};
+    struct schedule_sizes sizes = {.kept = kept, .between = between};
     struct schedule_times t;
     schedule_time(&t, &s, &costs, &sizes);
     /* 10, a transfer, rank 1 without a gap, a transfer, the last backward. */
@@ -491,7 +491,7 @@ static void test_time(void **state) {
 
     /* Held in between halves, and no more than the plain schedule's most burdened rank. */
     int64_t one[] = {1, 1, 1, 1}, large[] = {6, 6, 6, 6}, some[] = {2, 2, 2, 2};
-    sizes = (struct schedule_sizes){large, some};
+    sizes = (struct schedule_sizes){.kept = large, .between = some};
     costs = (struct schedule_costs){one, one, one, 0};
     schedule_build(&s, &(struct schedule_wish){.shape = {SCHEDULE_ZERO_BUBBLE, 4, 1, 8},
                                                .costs = &costs,
