@@ -34,12 +34,13 @@ bool experts_at_home(const struct parallel *p) {
 
 struct token_range own_tokens(const struct mesh_shape *s, const struct mesh_coords *at,
                               const struct travel *v, bool split) {
-    int64_t pieces = s->context > 1 ? 2 : 1, piece = v->length / pieces;
+    const int context = v->dealt ? 1 : s->context, c = v->dealt ? 0 : at->context;
+    int64_t pieces = context > 1 ? 2 : 1, piece = v->length / pieces;
     return (struct token_range){
         .first = split ? part_begin(v->tokens, s->tensor, at->tensor, 1) : 0,
         .length = v->length,
         .piece = piece,
-        .begin = {at->context * piece, (2 * s->context - 1 - at->context) * piece},
+        .begin = {c * piece, (2 * context - 1 - c) * piece},
     };
 }
 
@@ -61,11 +62,17 @@ void even_choices(const struct travel *v, const struct token_range *r, int64_t t
 /* ---- who sends how much ---- */
 
 /* What a rank of the stage sends to experts from .. from+n-1, if it is even. */
-static void planned_choices(const struct parallel *p, const struct travel *v, int rank,
+static void planned_choices(const struct parallel *p, const struct travel *own, int rank,
                             int64_t from, int64_t n, int64_t *choices) {
     struct mesh_coords at = mesh_coords(&p->shape, rank);
-    struct token_range r = own_tokens(&p->shape, &at, v, true);
-    even_choices(v, &r, part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first, from, n,
+    struct travel v = *own;
+    if (own->of) {
+        const struct token_share *its = &own->of[at.data * p->shape.context + at.context];
+        v.tokens = its->tokens;
+        v.length = its->length;
+    }
+    struct token_range r = own_tokens(&p->shape, &at, &v, true);
+    even_choices(&v, &r, part_begin(v.tokens, p->shape.tensor, at.tensor + 1, 1) - r.first, from, n,
                  choices);
 }
 

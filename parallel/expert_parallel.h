@@ -29,10 +29,19 @@ struct journey; /* one dispatch and its return; lives until the tape is cleared 
 
 bool experts_at_home(const struct parallel *p);
 
+/* Tokens of a place on (data, context): all, and of each sequence. */
+struct token_share {
+    int64_t tokens, length;
+};
+
 /* What rows are sent: of a micro-batch of `tokens` tokens on the ranks of a tensor group, `length` of each
  * sequence, each to `chosen` of `experts` experts. */
 struct travel {
     int64_t experts, chosen, tokens, length;
+    bool dealt; /* along context whole sequences, not pieces */
+    /* [data * context], where not all places have as many tokens (src/decoder.h); else NULL. Plans
+     * alone read it: a run is told by those who send. */
+    const struct token_share *of;
 };
 
 /* Which of these are a rank's own, with tensor ranks that split them or not (then all). Along context a

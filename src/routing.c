@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "kernels/tape_segment.h"
+#include "parallel/context_parallel.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
@@ -21,8 +22,13 @@ struct decision {
 /* With context ranks a sequence is two rows of the batch: its two pieces. */
 struct travel tokens_to_route(const struct layer *l) {
     const struct batch *b = &l->pass->batch;
-    return (struct travel){l->config->keys.n_routed_experts, l->config->keys.num_experts_per_tok,
-                           b->rows * b->length, b->length * (l->mesh->context > 1 ? 2 : 1)};
+    const int held = b->dealt ? 1 : context_held(l->mesh->context);
+    return (struct travel){.experts = l->config->keys.n_routed_experts,
+                           .chosen = l->config->keys.num_experts_per_tok,
+                           .tokens = b->rows * b->length,
+                           .length = b->length * held,
+                           .dealt = b->dealt,
+                           .of = l->pass->shares};
 }
 
 /* Sequences whose loads are counted apart; all tokens of the micro-batch together count as one. */

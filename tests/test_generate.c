@@ -235,8 +235,8 @@ static void nothing_twice(void **state) {
         comm_init_dry(&comm, 1, 0);
         assert_int_equal(engine_open(&e, &d, &c, &m), 0);
         assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-        decoder_init(&dec, &e, PROMPTS, LENGTH + STEPS, chunk);
-        decoder_begin(&dec, PROMPTS, ids, n);
+        decoder_init(&dec, &e, PROMPTS, LENGTH, STEPS, chunk);
+        decoder_begin(&dec, PROMPTS, ids, n, NULL);
         struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
         static const int same[] = {OP_conv,      OP_scan,  OP_rms_norm,
                                    OP_embedding, OP_relu2, OP_attention};
