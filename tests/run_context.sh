@@ -99,7 +99,6 @@ refuse() { r_name=$1; r_words=$2; shift 2; go "$r_name" 2 1 check "$TMP/plain.ya
 refuse refuse-length "sequence_length: 50 is no multiple of 2 x parallel.context = 2 x 2; 48 or 52 would do" train.sequence_length=50 parallel.context=2
 refuse refuse-heads "context_attention: heads: 8 ranks" train.sequence_length=64 parallel.context=8 parallel.context_attention=heads
 refuse refuse-mamba "context_mamba: heads: 5 ranks" train.sequence_length=60 parallel.context=5 parallel.context_mamba=heads
-refuse refuse-generate "generation is not built" run.mode=generate generate.prompt=x parallel.context=2
 
 # What rank r of C sends along context in a step, from the sizes alone: B sequences of L tokens, H heads of P (Mamba and attention), G that
 # they share, states of S, K-1 columns of halo; numbers of 4 bytes.

@@ -133,8 +133,9 @@ go evaluated 0 1 "$TMP/evaluate.yaml" && go evaluated4 0 4 "$TMP/evaluate.yaml" 
 printf 'run:\n  mode: generate\nmodel:\n  from: %s\ngenerate:\n  prompt_ids: [1, 2, 3, 4, 5]\n  max_new_tokens: 9\n' "$TMP/whole" >"$TMP/generate.yaml"
 go generated 0 1 "$TMP/generate.yaml" && go generated2 0 2 "$TMP/generate.yaml" parallel.expert=2 parallel.tensor=2 &&
     { cmp -s "$TMP/generated/generations.jsonl" "$TMP/generated2/generations.jsonl" && ok generate || fail generate "$(cat "$TMP"/generated*/generations.jsonl)"; }
+go generated4 0 4 "$TMP/generate.yaml" parallel.expert=4 &&
+    { cmp -s "$TMP/generated/generations.jsonl" "$TMP/generated4/generations.jsonl" && ok generate-apart || fail generate-apart "$(cat "$TMP"/generated*/generations.jsonl)"; }
 refused() { name=$1 words=$2; shift 2; go "$name" 2 "$@" && { grep -q "$words" "$TMP/$name.log" && ok "$name" || fail "$name" "$(cat "$TMP/$name.log")"; }; }
-refused refused-generate "generation needs experts within" 2 "$TMP/generate.yaml" parallel.expert=2
 refused refused-multiple "are no multiple" 3 "$TMP/pairs.yaml" parallel.expert=3 train.global_batch=3
 refused refused-ranks "does not divide the 2 ranks" 2 "$TMP/pairs.yaml" parallel.expert=4
 
