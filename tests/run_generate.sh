@@ -11,6 +11,7 @@ generate:
 YAML
 deck=$TMP/generate.yaml
 
+numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
 new_ids() { sed -E 's/.*"ids": (\[[^]]*\]), "text": .*/\1/' "$1/generations.jsonl"; }
 tokens() { sed -E 's/.*"tokens": (\[[^]]*\]).*/\1/' "$1"; }
 ends() { sed -E 's/.*"stop": "([^"]*)".*/\1/' "$1/generations.jsonl" | tr '\n' ' '; }
@@ -75,6 +76,38 @@ for c in latent moe_nano; do
     [ -z "$LONG" ] || try $c 2 2 parallel.context=2 parallel.pipeline=2 parallel.expert=4 parallel.expert_tensor=2
 done
 
+# ---- long prompts beside short ones, read in many calls: what was read before goes round the ranks in parts
+{ model "M*-*M" | sed -E 's/(num_attention_heads|mamba_num_heads|num_key_value_heads|n_groups): .*/\1: 4/; s/head_dim: .*/head_dim: 4/; s/hidden_size: .*/hidden_size: 16/'
+  printf '  initializer_range: 0.5\ntrain:\n  steps: 0\n'; } >"$TMP/begin.yaml"
+numbered() { awk -v n="$1" 'BEGIN { printf "{\"ids\": [1"; for (i = 1; i < n; i++) printf ", %d", (i * 7919 + int(i / 13)) % 101; print "]}" }'; }
+if go begun 0 1 "$TMP/begin.yaml"; then
+    { numbered 3001; numbered 7; numbered 1799; } >"$TMP/long.jsonl"
+    set -- "$deck" "model.from=$TMP/begun" "generate.prompts=$TMP/long.jsonl" precision.recipe=fp64
+    go long1 0 1 "$@" || true
+    for how in "2 generate.prefill_chunk=128 parallel.context=2" "3 generate.prefill_chunk=500 parallel.context=3" "4 parallel.tensor=2 parallel.context=2 generate.prefill_chunk=300" \
+        "4 parallel.context=4 generate.prefill_chunk=777 $by_heads" "4 parallel.context=2 parallel.data=2"; do
+        name=long-$(printf %s "$how" | tr -c 'a-z0-9\n' _)
+        go "$name" 0 "${how%% *}" "$@" ${how#* } && is "$name" "$(cat "$TMP/$name/generations.jsonl")" "$(cat "$TMP/long1/generations.jsonl")"
+    done
+fi
+# As long as it says: the same tokens, memory linear in the tokens of a rank and as planned.
+if [ -n "$LONG" ]; then
+    { model "M-*E" | sed -E 's/(hidden_size|mamba_num_heads): .*/\1: 8/; s/(num_attention_heads|num_key_value_heads|n_groups): .*/\1: 1/; s/head_dim: .*/head_dim: 4/'
+      printf '  initializer_range: 0.5\ntrain:\n  steps: 0\n'; } >"$TMP/begin1.yaml"
+    go begun1 0 1 "$TMP/begin1.yaml"
+    for l in 131072 262144; do
+        numbered $l >"$TMP/$l.jsonl"
+        for c in 1 2 4; do
+            name=long-$l-$c
+            set -- "$deck" "model.from=$TMP/begun1" "generate.prompts=$TMP/$l.jsonl" moe.balance=forced parallel.context=$c
+            go "$name" 0 $c "$@" && go "$name-dry" 0 1 plan "$@" --json run.ranks=$c || continue
+            is "$name-plan" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)" "$(grep -o '"arena_bytes": *[0-9]*' "$TMP/$name-dry.log" | sed 's/.*: *//' | numbers)"
+            is "$name" "$(new_ids "$TMP/$name")" "$(new_ids "$TMP/long-$l-1")"
+            printf '%-16s %s tokens read a second, bytes %s\n' "$name" "$(words "$TMP/$name/summary.yaml" prefill_tokens_per_second)" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)"
+        done
+    done
+fi
+
 # ---- drawing: the same tokens in any company, others under another seed
 draw="generate.temperature=0.9 generate.top_k=40 generate.top_p=0.95 generate.max_new_tokens=24"
 # drawn NAME TENSOR DATA override...
@@ -121,7 +154,6 @@ echo '{"eos_token_id": 2}' >"$TMP/model/generation_config.json"
 go end-other 0 1 "$deck" "model.from=$TMP/model" "$first" && is end-other "$(ends "$TMP/end-other")" "length "
 
 # ---- plan: the memory of every rank, to the byte
-numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
 # planned NAME N override...
 planned() {
     name=plan-$1; n=$2; shift 2
@@ -152,7 +184,7 @@ planned long 1 $endless=2500
 # states RANKS TOKENS override...: of the rank that has most
 states() {
     n=$1; tokens=$2; shift 2
-    awk -v n="$tokens" 'BEGIN { printf "{\"ids\": [1"; for (i = 1; i < n; i++) printf ", %d", 1 + i % 99; print "]}" }' >"$TMP/long.jsonl"
+    numbered "$tokens" >"$TMP/long.jsonl"
     go "states-$n-$tokens" 0 1 plan "$deck" --json model.from=tests/reference/gqa "generate.prompts=$TMP/long.jsonl" generate.max_new_tokens=1 \
         run.ranks="$n" parallel.context="$n" "$@" || return
     grep -o '"states_bytes": *[0-9]*' "$TMP/states-$n-$tokens.log" | sed 's/.*: *//' | sort -n | tail -n 1
