@@ -177,7 +177,7 @@ static int draw_keys(char key[][KEY], int64_t ranks) {
     snprintf(key[n++], KEY, "parallel.context_attention=%s", below(2) ? "ring" : "heads");
     snprintf(key[n++], KEY, "parallel.context_mamba=%s", below(2) ? "state" : "heads");
     snprintf(key[n++], KEY, "precision.recipe=%s", recipes[below(4)]);
-    snprintf(key[n++], KEY, "train.micro_batch=1");
+    snprintf(key[n++], KEY, "train.sequence_length=48");
     return n;
 }
 
