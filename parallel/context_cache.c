@@ -1,5 +1,6 @@
 #include "parallel/context_cache.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "kernels/die.h"
@@ -30,6 +31,38 @@ int cache_keeper(const struct cache_plan *p, int64_t place) {
     return (int)((place - p->read) % p->context);
 }
 
+/* ---- what keys give queries ---- */
+
+/* A message with what one rank's keys give some tokens: their lse, then their o, and nothing up to a
+ * whole number of words. */
+struct part {
+    struct tape *t;
+    enum dtype d;
+    int64_t heads, q; /* of a token */
+};
+
+static int64_t lse_bytes(const struct part *p, int64_t tokens) {
+    return tokens * p->heads * (int64_t)dtype_size(p->t->real);
+}
+
+static int64_t part_bytes(const struct part *p, int64_t tokens) {
+    const int64_t word = 8,
+                  bytes = lse_bytes(p, tokens) + tokens * p->q * (int64_t)dtype_size(p->d);
+    return (bytes + word - 1) / word * word;
+}
+
+static void *behind(const void *p, int64_t bytes) {
+    return moved(p, bytes, U8);
+}
+
+/* Adds it to o and lse, real numbers. */
+static void part_add(const struct part *p, const void *message, int64_t tokens, void *o,
+                     void *lse) {
+    DEVICE_RUN(p->t->device, attention_merge, p->d, .more = behind(message, lse_bytes(p, tokens)),
+               .lse_more = message, .o = o, .lse = lse, .T = tokens, .H = p->heads,
+               .D = p->heads ? p->q / p->heads : 0);
+}
+
 /* ---- reading ---- */
 
 void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struct tensor *v,
@@ -40,125 +73,94 @@ void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struc
     past_append(t, &rows, v, c->v, c->tokens, c->room * v->width);
 }
 
-/* Tokens of a row that go round at once: as many as the call's own, so that they take as much
- * memory, but not so few that they are all messages. */
-static int64_t turn_tokens(const struct ring *r, const struct context_cache *c) {
-    enum { LEAST = 256 };
-    const int64_t own = r->held * r->length, n = own > LEAST ? own : LEAST;
-    return n < c->tokens ? n : c->tokens;
-}
-
-/* Own cached keys and values of n tokens of each row, from `first` on: [2][rows][n][k]. */
-static void pack(const struct ring *r, const struct context_cache *c, int64_t first, int64_t n,
-                 void *to) {
-    const int64_t rows = r->rows / r->held, row = c->room * r->k, width = n * r->k;
-    const void *const from[] = {c->k, c->v};
-    for (int i = 0; i < 2; i++)
-        copy_rows(r->t, r->d, moved(from[i], first * r->k, r->d), row,
-                  moved(to, i * rows * width, r->d), width, rows, width, 0);
-}
-
+/* Own queries, and those of others after s turns, meet this rank's cache; what comes of it goes to the
+ * rank they are from, and is added there. */
 void cache_meet(const struct ring *r, const struct tensor *q, const struct context_cache *c,
                 void *o, void *lse) {
     struct tape *t = r->t;
-    const int64_t rows = r->rows / r->held, most = turn_tokens(r, c);
-    const size_t stored = dtype_size(r->d);
+    if (!c->tokens) return; /* the same on all ranks: pieces are equally long */
+    const struct part p = {t, r->d, r->heads, r->q};
+    const int64_t size = part_bytes(&p, r->tokens),
+                  bytes = r->tokens * r->q * (int64_t)dtype_size(r->d);
+    int64_t *to = die_alloc(2 * (unsigned long)r->C * sizeof *to), *from = to + r->C;
     struct piece *piece[4];
-    void *kv[2];
-    if (!c->tokens) return;
-    for (int i = 0; i < 2; i++)
-        kv[i] = scratch_take(t, (size_t)(2 * rows * most * r->k) * stored, &piece[i]);
-    void *part = scratch_take(t, (size_t)(r->tokens * r->q) * stored, &piece[2]),
-         *part_lse =
-             scratch_take(t, (size_t)(r->tokens * r->heads) * dtype_size(t->real), &piece[3]);
-    for (int64_t first = 0; first < c->tokens; first += most) {
-        const int64_t left = c->tokens - first, n = left < most ? left : most,
-                      bytes = 2 * rows * n * r->k * (int64_t)stored;
-        pack(r, c, first, n, kv[0]);
-        for (int s = 0; s < r->C; s++) {
-            struct request turn;
-            if (s + 1 < r->C) ring_turn_start(r, &turn, kv[s % 2], kv[(s + 1) % 2], bytes);
-            const struct attention_block a = {
-                .q = q->data,
-                .k_past = kv[s % 2],
-                .v_past = moved(kv[s % 2], rows * n * r->k, r->d),
-                .start = moved(c->start, ring_source(r, s) * r->tokens, I32),
-                .rows = rows,
-                .length = r->held * r->length,
-                .past = n,
-                .heads = r->heads,
-                .kv = r->kv,
-                .head_dim = r->head_dim,
-                .ldq = q->stride,
-                .ldk = r->k,
-                .ldv = r->k,
-                .ldp = n * r->k,
-                .away = left - n + 1};
-            ring_meet(r, &a, 0, o, lse, part, part_lse);
-            if (s + 1 < r->C) comm_wait(&turn);
+    void *asking[2];
+    for (int i = 0; i < 2; i++) asking[i] = scratch_take(t, (size_t)bytes, &piece[i]);
+    void *out = scratch_take(t, (size_t)size, &piece[2]),
+         *in = scratch_take(t, (size_t)size, &piece[3]);
+    copy_rows(t, r->d, q->data, q->stride, asking[0], r->q, r->tokens, r->q, 0);
+    for (int s = 0; s < r->C; s++) {
+        const int source = ring_source(r, s), answering = (r->me + s) % r->C;
+        struct request turn;
+        if (s + 1 < r->C) ring_turn_start(r, &turn, asking[s % 2], asking[(s + 1) % 2], bytes);
+        const struct attention_block a = {.q = asking[s % 2],
+                                          .k_past = c->k,
+                                          .v_past = c->v,
+                                          .start = c->start,
+                                          .rows = r->rows / r->held,
+                                          .length = r->held * r->length,
+                                          .past = c->tokens,
+                                          .heads = r->heads,
+                                          .kv = r->kv,
+                                          .head_dim = r->head_dim,
+                                          .ldq = r->q,
+                                          .ldk = r->k,
+                                          .ldv = r->k,
+                                          .ldp = c->room * r->k,
+                                          .away = 1};
+        attention_run(t, r->d, &a, behind(out, lse_bytes(&p, r->tokens)), out, false);
+        if (s > 0) {
+            to[source] = from[answering] = size;
+            context_exchange(t, out, to, in, from);
+            to[source] = from[answering] = 0;
         }
+        part_add(&p, s > 0 ? in : out, r->tokens, o, lse);
+        if (s + 1 < r->C) comm_wait(&turn);
     }
     for (int i = 3; i >= 0; i--) scratch_give(t, piece[i]);
+    free(to);
 }
 
 /* ---- decoding ---- */
 
-/* A step: sizes, and what is where. A part is what one rank's keys give some rows: their lse, then
- * their o, and nothing up to a whole number of words. */
 struct step {
-    struct tape *t;
+    struct part part;
     struct group *g;
-    enum dtype d;
-    int64_t rows, all, heads, kv, head_dim, q, k, width;
+    int64_t rows, all, kv, head_dim, k, width;
 };
 
 static int64_t rows_of(const struct step *s, int r) {
     return context_dealt(s->g->size, r + 1, s->all) - context_dealt(s->g->size, r, s->all);
 }
 
-static int64_t lse_bytes(const struct step *s, int64_t rows) {
-    return rows * s->heads * (int64_t)dtype_size(s->t->real);
-}
-
-static int64_t part_bytes(const struct step *s, int64_t rows) {
-    const int64_t word = 8, bytes = lse_bytes(s, rows) + rows * s->q * (int64_t)dtype_size(s->d);
-    return (bytes + word - 1) / word * word;
-}
-
-static void *behind(const void *p, int64_t bytes) {
-    return moved(p, bytes, U8);
-}
-
 /* Every rank's rows. */
 static void gather(const struct step *s, const struct tensor *own, void *all) {
+    const struct part *p = &s->part;
     struct request r;
     int64_t *counts = die_alloc((unsigned long)s->g->size * sizeof *counts);
     for (int i = 0; i < s->g->size; i++) counts[i] = rows_of(s, i) * s->width;
-    comm_gather_start(s->g, device_host(s->t->device, own->data), device_host(s->t->device, all),
-                      counts, dtype_size(s->d), &r);
+    comm_gather_start(s->g, device_host(p->t->device, own->data), device_host(p->t->device, all),
+                      counts, dtype_size(p->d), &r);
     comm_wait(&r);
     free(counts);
 }
 
-/* What this rank's keys give all rows. */
+/* What this rank's keys give all rows; before, the new keys among them. */
 static void ask(const struct step *s, const struct context_cache *c, const void *all, void *o,
                 void *lse) {
-    int64_t tokens = c->tokens;
-    if (c->keeps) {
-        void *const to[] = {c->k, c->v};
-        for (int i = 0; i < 2; i++)
-            copy_rows(s->t, s->d, moved(all, s->q + i * s->k, s->d), s->width,
-                      moved(to[i], tokens * s->k, s->d), c->room * s->k, s->all, s->k, 0);
-        tokens++;
-    }
+    const struct part *p = &s->part;
+    void *const to[] = {c->k, c->v};
+    for (int i = 0; c->keeps && i < 2; i++)
+        copy_rows(p->t, p->d, moved(all, p->q + i * s->k, p->d), s->width,
+                  moved(to[i], c->tokens * s->k, p->d), c->room * s->k, s->all, s->k, 0);
     const struct attention_block a = {.q = all,
                                       .k_past = c->k,
                                       .v_past = c->v,
                                       .start = c->start,
                                       .rows = s->all,
                                       .length = 1,
-                                      .past = tokens,
-                                      .heads = s->heads,
+                                      .past = c->tokens + c->keeps,
+                                      .heads = p->heads,
                                       .kv = s->kv,
                                       .head_dim = s->head_dim,
                                       .ldq = s->width,
@@ -166,81 +168,75 @@ static void ask(const struct step *s, const struct context_cache *c, const void 
                                       .ldv = s->k,
                                       .ldp = c->room * s->k,
                                       .away = 1};
-    attention_run(s->t, s->d, &a, o, lse, false);
+    attention_run(p->t, p->d, &a, o, lse, false);
 }
 
 /* Of o and lse of all rows, each rank's to that rank; back come all ranks' of the own rows. */
 static void send_home(const struct step *s, const void *o, const void *lse, void *out, void *in) {
+    const struct part *p = &s->part;
+    const enum dtype real = p->t->real;
     const int C = s->g->size;
     int64_t *to = die_alloc(2 * (unsigned long)C * sizeof *to), *from = to + C, at = 0;
     for (int r = 0; r < C; at += to[r++]) {
-        const int64_t rows = rows_of(s, r), first = context_dealt(C, r, s->all);
-        to[r] = part_bytes(s, rows);
-        from[r] = part_bytes(s, s->rows);
-        copy_rows(s->t, s->t->real, moved(lse, first * s->heads, s->t->real), rows * s->heads,
-                  behind(out, at), rows * s->heads, 1, rows * s->heads, 0);
-        copy_rows(s->t, s->d, moved(o, first * s->q, s->d), rows * s->q,
-                  behind(out, at + lse_bytes(s, rows)), rows * s->q, 1, rows * s->q, 0);
+        const int64_t rows = rows_of(s, r), first = context_dealt(C, r, s->all),
+                      sums = rows * p->heads, n = rows * p->q;
+        void *message = behind(out, at);
+        to[r] = part_bytes(p, rows);
+        from[r] = part_bytes(p, s->rows);
+        copy_rows(p->t, real, moved(lse, first * p->heads, real), sums, message, sums, 1, sums, 0);
+        copy_rows(p->t, p->d, moved(o, first * p->q, p->d), n, behind(message, lse_bytes(p, rows)),
+                  n, 1, n, 0);
     }
-    context_exchange(s->t, out, to, in, from);
+    context_exchange(p->t, out, to, in, from);
     free(to);
 }
 
-/* The sum of the parts, in the order of ranks. */
+/* The sum of all ranks' parts, in their order. */
 static void add_up(const struct step *s, const void *parts, void *o, void *lse) {
-    struct tape *t = s->t;
-    const int64_t n = s->rows * s->q, heads = s->rows * s->heads;
-    for (int r = 0; r < s->g->size; r++) {
-        const void *its_lse = behind(parts, r * part_bytes(s, s->rows)),
-                   *its_o = behind(its_lse, lse_bytes(s, s->rows));
-        if (r) {
-            DEVICE_RUN(t->device, attention_merge, s->d, .more = its_o, .lse_more = its_lse, .o = o,
-                       .lse = lse, .T = s->rows, .H = s->heads, .D = s->head_dim);
-            continue;
-        }
-        copy_rows(t, t->real, its_lse, heads, lse, heads, 1, heads, 0);
-        if (s->d == t->real) copy_rows(t, s->d, its_o, n, o, n, 1, n, 0);
-        else DEVICE_RUN(t->device, widen, s->d, .x = its_o, .y = o, .n = n);
-    }
+    const struct part *p = &s->part;
+    const int64_t n = s->rows * p->q, sums = s->rows * p->heads;
+    struct device *d = p->t->device;
+    DEVICE_RUN(d, fill, p->t->real, .x = o, .T = 1, .W = n, .ld = n, .value = 0);
+    DEVICE_RUN(d, fill, p->t->real, .x = lse, .T = 1, .W = sums, .ld = sums, .value = -INFINITY);
+    for (int r = 0; r < s->g->size; r++)
+        part_add(p, behind(parts, r * part_bytes(p, s->rows)), s->rows, o, lse);
 }
 
 struct tensor *cache_attention(struct tape *t, const struct batch *b, struct tensor *qkv,
                                int64_t heads, int64_t kv, int64_t head_dim,
                                const struct context_cache *c) {
     struct layout l = layout_join("cache attention", 1, &qkv);
-    const struct step s = {.t = t,
+    const struct step s = {.part = {t, qkv->dtype, heads, heads * head_dim},
                            .g = context_group(t),
-                           .d = qkv->dtype,
                            .rows = b->rows,
                            .all = b->all_rows,
-                           .heads = heads,
                            .kv = kv,
                            .head_dim = head_dim,
-                           .q = heads * head_dim,
                            .k = kv * head_dim,
                            .width = (heads + 2 * kv) * head_dim};
     op_require(!t->learning && b->dealt && b->length == 1 && qkv->rows == b->rows &&
                    qkv->stride == s.width && qkv->width == s.width,
                "cache attention", qkv, "is not dealt out, or no step of decoding");
     if (l.n_segments) l.n_segments = 1; /* the queries' */
-    const size_t real = dtype_size(t->real), stored = dtype_size(s.d);
-    struct tensor *y = tensor_new_of(t, s.d, "attention", b->rows, s.q, &l);
+    const enum dtype d = qkv->dtype;
+    const size_t real = dtype_size(t->real), stored = dtype_size(d);
+    const int64_t q = s.part.q, n = b->rows * q;
+    struct tensor *y = tensor_new_of(t, d, "attention", b->rows, q, &l);
     struct piece *piece[7] = {0};
     int64_t out = 0;
-    for (int r = 0; r < s.g->size; r++) out += part_bytes(&s, rows_of(&s, r));
+    for (int r = 0; r < s.g->size; r++) out += part_bytes(&s.part, rows_of(&s, r));
     void *all = scratch_take(t, (size_t)(s.all * s.width) * stored, &piece[0]),
-         *o = scratch_take(t, (size_t)(s.all * s.q) * stored, &piece[1]),
-         *lse = scratch_take(t, (size_t)(s.all * s.heads) * real, &piece[2]),
+         *o = scratch_take(t, (size_t)(s.all * q) * stored, &piece[1]),
+         *lse = scratch_take(t, (size_t)(s.all * heads) * real, &piece[2]),
          *to = scratch_take(t, (size_t)out, &piece[3]),
-         *from = scratch_take(t, (size_t)(s.g->size * part_bytes(&s, s.rows)), &piece[4]),
-         *sums = scratch_take(t, (size_t)(s.rows * s.heads) * real, &piece[5]), *sum = y->data;
+         *from = scratch_take(t, (size_t)(s.g->size * part_bytes(&s.part, s.rows)), &piece[4]),
+         *sums = scratch_take(t, (size_t)(s.rows * heads) * real, &piece[5]), *sum = y->data;
+    if (d != t->real) sum = scratch_take(t, (size_t)n * real, &piece[6]);
     gather(&s, qkv, all);
     ask(&s, c, all, o, lse);
     send_home(&s, o, lse, to, from);
-    if (s.d != t->real) sum = scratch_take(t, (size_t)(s.rows * s.q) * real, &piece[6]);
     add_up(&s, from, sum, sums);
-    if (s.d != t->real)
-        DEVICE_RUN(t->device, narrow, s.d, .x = sum, .y = y->data, .n = s.rows * s.q);
+    if (d != t->real) DEVICE_RUN(t->device, narrow, d, .x = sum, .y = y->data, .n = n);
     for (int i = 6; i >= 0; i--)
         if (piece[i]) scratch_give(t, piece[i]);
     return y;

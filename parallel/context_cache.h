@@ -5,17 +5,20 @@
  * rank holds 1/C of a long prompt, and nothing is ever moved for good. A row of the cache is in the
  * order of the sequence, with gaps where others hold tokens: what comes before a query is all of
  * it, but for the tokens of other documents, and as a row begins with padding and then is one
- * document, those lie in front. So a number for each row and rank tells which keys may be seen
- * (cache_hidden), and ops.def's `start` says it to a kernel: places of the cache take the place of
- * those of the sequence.
+ * document, those lie in front. So a number for each row and rank tells which keys may be seen,
+ * and ops.def's `start` says it to a kernel: places of the cache take the place of those of the
+ * sequence.
  *
- *   reading     a call's queries meet their own pieces' keys as in training (context_attention.h),
- *               then what was cached goes round the ring as well, in parts no longer than the call
- *   decoding    rows are dealt out. All ranks gather the new tokens' queries, keys and values, one
- *               of them keeps these keys; each lets all queries meet what it holds, and sends what
- *               came of it, relative to its own largest score, to the rank that has the row (as
- *               Flash-Decoding does between parts of one machine's keys: Dao et al. 2023). A
- *               rank's traffic does not depend on how long the prompts are.
+ *   reading     a call's queries meet their own pieces' keys as in training (context_attention.h).
+ *               Then the queries go round, and each rank sends what its cache gives them, relative to
+ *               its own largest scores, to the rank they are from
+ *   decoding    rows are dealt out. All ranks gather the new tokens' queries, keys and values, one of
+ *               them keeps these keys, each asks its cache for all rows, and sends what came of it to
+ *               the ranks that have the rows
+ *
+ * (Partial results as in Flash-Decoding, Dao et al. 2023; queries that go round instead of keys: Yang
+ * et al. 2024, arXiv:2411.01783.) Queries of a call are few, keys of what was read many: what is sent
+ * does not depend on how long the prompts are.
  *
  * No gradient flows through any of it. Collective over the context group. */
 #ifndef PARALLEL_CONTEXT_CACHE_H
@@ -42,14 +45,14 @@ struct context_cache {
     void *k, *v;    /* device: rows that are `room` tokens long */
     int64_t tokens; /* in each row, before the call */
     int64_t room;
-    bool keeps;        /* decoding: this rank keeps the new keys */
-    const void *start; /* device integers, as a kernel wants them where the row's cache is the past:
-                            reading [ranks][own tokens], by the rank whose cache is met; decoding
-                            [all rows] */
+    bool keeps; /* decoding: this rank keeps the new keys */
+    const void
+        *start; /* device integers, of own tokens, or of all rows where rows are dealt out: as
+                          a kernel wants them where the row's cache is the past */
 };
 
-/* Adds to o[own tokens, heads * head_dim] and its lse what the cached keys of all ranks give; then
- * remembers the call's own keys and values. For context_attention.c. */
+/* For context_attention.c: adds to o[own tokens, heads * head_dim] and lse, real numbers, what the
+ * cached keys of all ranks give; remembers the call's own keys and values. */
 struct ring;
 void cache_meet(const struct ring *r, const struct tensor *q, const struct context_cache *c,
                 void *o, void *lse);

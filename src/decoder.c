@@ -118,11 +118,11 @@ static int64_t document_of(const struct decoder *d, int64_t row, int64_t place) 
     return place < d->padding[row] ? 0 : d->padding[row];
 }
 
-/* For the rank whose cache is met, the start of a row's document there: what is hidden lies before. */
-static int32_t cache_start(const struct decoder *d, int rank, int64_t row, int64_t held) {
+/* The start of a row's document in this rank's cache: what is hidden lies before. */
+static int32_t cache_start(const struct decoder *d, int64_t row, int64_t held) {
     const struct cache_plan p = cache_plan_of(d);
     const int64_t padding = d->padding[row] < d->past ? d->padding[row] : d->past;
-    return (int32_t)(cache_held(&p, rank, padding) - held);
+    return (int32_t)(cache_held(&p, d->engine->parallel.at.context, padding) - held);
 }
 
 /* `length` places of every row's prompt. */
@@ -147,10 +147,9 @@ static struct call reading(const struct decoder *d, int32_t *const *ids, int64_t
             (int32_t)(document_of(d, i / length, d->past + i % length) - d->past);
     if (context == 1 || !d->past) return c;
     c.cache.tokens = cache_held(&plan, me, d->past); /* the same on all ranks, after whole pieces */
-    make_table(&c, CACHE_START, context * tokens);
-    for (int64_t i = 0; i < context * tokens; i++)
-        c.table[CACHE_START][i] =
-            cache_start(d, (int)(i / tokens), i % tokens / (held * piece), c.cache.tokens);
+    make_table(&c, CACHE_START, tokens);
+    for (int64_t i = 0; i < tokens; i++)
+        c.table[CACHE_START][i] = cache_start(d, i / (held * piece), c.cache.tokens);
     return c;
 }
 
@@ -171,7 +170,7 @@ static struct call decoding(const struct decoder *d, const int32_t *ids) {
     c.cache.keeps = cache_keeper(&plan, d->past) == me;
     make_table(&c, CACHE_START, d->rows);
     for (int64_t i = 0; i < d->rows; i++)
-        c.table[CACHE_START][i] = cache_start(d, me, i, c.cache.tokens + c.cache.keeps);
+        c.table[CACHE_START][i] = cache_start(d, i, c.cache.tokens + c.cache.keeps);
     return c;
 }
 
