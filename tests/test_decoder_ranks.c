@@ -24,7 +24,7 @@ enum { MOST_ROWS = 5, MOST_STEPS = 7, MOST_PROMPT = 30, KEYS_MOST = 12, KEY = 48
 
 static struct comm world;
 static uint64_t state = 11;
-static int draws = 16;
+static int draws = 40;
 static bool wrong;
 
 /* The same on every rank. */
