@@ -78,13 +78,32 @@ static void keep_some(struct sampler *s, const double *logits) {
     }
 }
 
-int32_t sampler_choose(struct sampler *s, const double *logits, double u) {
-    int64_t n = s->vocabulary, best = 0, last = 0;
-    for (int64_t i = 0; i < n; i++) {
-        if (isnan(logits[i])) return -1;
-        if (logits[i] > logits[best]) best = i;
+/* The first of the largest, or -1 if there is none that is finite, or something is no number. LANES
+ * at once, or it would take as long as a layer. */
+static int64_t largest(const double *logits, int64_t n) {
+    enum { LANES = 8 };
+    double best[LANES], all = -INFINITY;
+    bool good = true;
+    for (int k = 0; k < LANES; k++) best[k] = -INFINITY;
+    for (int64_t i = 0; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            good &= logits[i + k] == logits[i + k];
+            best[k] = logits[i + k] > best[k] ? logits[i + k] : best[k];
+        }
+    for (int k = 0; k < LANES; k++) all = best[k] > all ? best[k] : all;
+    for (int64_t i = n - n % LANES; i < n; i++) {
+        good &= logits[i] == logits[i];
+        all = logits[i] > all ? logits[i] : all;
     }
-    if (!isfinite(logits[best])) return -1;
+    if (!good || !isfinite(all)) return -1;
+    for (int64_t i = 0; i < n; i++)
+        if (logits[i] == all) return i;
+    return -1;
+}
+
+int32_t sampler_choose(struct sampler *s, const double *logits, double u) {
+    int64_t n = s->vocabulary, best = largest(logits, n), last = 0;
+    if (best < 0) return -1;
     if (s->temperature <= 0) return (int32_t)best;
     for (int64_t i = 0; i < n; i++) s->weight[i] = exp((logits[i] - logits[best]) / s->temperature);
     bool some = s->top_k || s->top_p < 1;

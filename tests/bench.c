@@ -310,7 +310,7 @@ int bench_lengths(enum dtype stored) {
         SEQUENCE(scan_adjoint, .B = 1, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64,
                  .lddt = 8, .dt_max = 100);
         SEQUENCE(attention, .B = 1, .L = length, .H = 1, .G = 1, .D = 64, .ldq = 64, .ldk = 64,
-                 .ldv = 64, .scale = 0.125);
+                 .ldv = 64, .C = 1, .scale = 0.125);
         printf("\n");
     }
     return 0;

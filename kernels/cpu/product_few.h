@@ -24,10 +24,18 @@ static inline void put_one(const struct product *p, int64_t at, float x) {
     }
 }
 
+/* Short columns of b are no streams that the processor would see. One row of a, which waits for memory
+ * alone, calls for them line after line in the order of memory, a part of the first cache ahead. */
+enum { SHORT_BYTES = 2048, AHEAD_BYTES = 12288 };
+
+static inline bool columns_are_short(const struct product *p) {
+    return p->M == 1 && p->K * (int64_t)sizeof(stored) <= SHORT_BYTES;
+}
+
 /* rows x columns results from (i, j) on; those beyond i1 and j1 are computed from the last and
  * forgotten. While a group of columns is read the next one is called for. */
 INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, int64_t j1,
-                     const int rows, const int columns) {
+                     const int rows, const int columns, const bool are_short) {
     vf s[8][8];
     const stored *a[8], *b[8];
     const size_t next = (size_t)(columns * p->ldb) * sizeof(stored);
@@ -39,13 +47,15 @@ INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, 
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) s[r][c] = (vf){0};
+    const char *line = (const char *)b[0] + AHEAD_BYTES;
     for (int64_t k = 0; k < p->K; k += LANES * UNIT) {
         const int64_t n = p->K - k;
         vf y[8];
 #pragma GCC unroll 8
-        for (int c = 0; c < columns; c++) {
+        for (int c = 0; c < columns; c++, line += sizeof(vf)) {
             y[c] = units_along(b[c] + k, n);
-            __builtin_prefetch((const char *)(b[c] + k) + next, 0, 2);
+            if (are_short) __builtin_prefetch(line, 0, 3);
+            else __builtin_prefetch((const char *)(b[c] + k) + next, 0, 2);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
@@ -73,15 +83,17 @@ enum { FEW_1 = 8, FEW_2 = 4, FEW_4 = 2, FEW_8 = 1 };
 /* Rows i0 to i1 and columns j0 to j1. b's columns are read by the rows of all blocks before the next. */
 static void few_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     const int64_t rows = i1 - i0;
-    if (rows == 1)
-        for (int64_t j = j0; j < j1; j += FEW_1) few_tile(p, i0, i1, j, j1, 1, FEW_1);
+    if (rows == 1 && columns_are_short(p))
+        for (int64_t j = j0; j < j1; j += 4) few_tile(p, i0, i1, j, j1, 1, 4, true);
+    else if (rows == 1)
+        for (int64_t j = j0; j < j1; j += FEW_1) few_tile(p, i0, i1, j, j1, 1, FEW_1, false);
     else if (rows == 2)
-        for (int64_t j = j0; j < j1; j += FEW_2) few_tile(p, i0, i1, j, j1, 2, FEW_2);
+        for (int64_t j = j0; j < j1; j += FEW_2) few_tile(p, i0, i1, j, j1, 2, FEW_2, false);
     else if (rows <= 4)
-        for (int64_t j = j0; j < j1; j += FEW_4) few_tile(p, i0, i1, j, j1, 4, FEW_4);
+        for (int64_t j = j0; j < j1; j += FEW_4) few_tile(p, i0, i1, j, j1, 4, FEW_4, false);
     else
         for (int64_t j = j0; j < j1; j += FEW_8)
-            for (int64_t i = i0; i < i1; i += 8) few_tile(p, i, i1, j, j1, 8, FEW_8);
+            for (int64_t i = i0; i < i1; i += 8) few_tile(p, i, i1, j, j1, 8, FEW_8, false);
 }
 
 #endif

@@ -98,6 +98,12 @@ static struct factor few_values(const struct few *f, const stored *v, int64_t ld
 #endif
 }
 
+/* Rows of one head are short and far apart, which no processor takes for a stream. */
+static void call_for_rows(const stored *p, int64_t ld, int64_t n, int64_t D) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof *p) __builtin_prefetch(p + j * ld + d);
+}
+
 /* o, largest and sum of at most FEW queries over the keys of two runs. */
 static void few_attend(struct few *f, const struct queries *q, const struct keys run[2], int64_t D,
                        float c) {
@@ -109,7 +115,9 @@ static void few_attend(struct few *f, const struct queries *q, const struct keys
     }
     for (const struct keys *r = run; r < run + 2; r++)
         for (int64_t j = r->from; j < r->to; j += KEYS) {
-            const int64_t n = least(KEYS, r->to - j);
+            const int64_t n = least(KEYS, r->to - j), more = least(KEYS, r->to - j - n);
+            call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
+            call_for_rows(r->k + (j + n) * r->ldk, r->ldk, more, D);
             for (int64_t i = 0; i < n; i += LANES)
                 few_scores(f, q, r->k + (j + i) * r->ldk, r->ldk, least(LANES, n - i), D,
                            f->score + i);

@@ -6,7 +6,7 @@
  * for ahead of time. The adjoint computes pre and dpre once more for the K-1 tokens behind its
  * block, whose gradients reach into it; its sums for dw and db go to `parts`, a row a block, which
  * are added in the order of the blocks. */
-#include "kernels/cpu/vector.h"
+#include "kernels/cpu/vector_transpose.h"
 
 enum { TOKENS = 64, LONGEST = 1024 };
 
@@ -36,6 +36,17 @@ INLINE vf column(const struct row *r, int64_t place, int64_t c, int64_t n, int K
 
 /* w[k]: tap k of channels c .. c+n. */
 INLINE void taps(vf *w, const float *from, int64_t c, int64_t n, int K) {
+    if (K == 4 && n >= LANES) {
+        const float *p = from + c * 4;
+        const vf a = load_real(p), b = load_real(p + LANES), d = load_real(p + 2 * LANES),
+                 e = load_real(p + 3 * LANES);
+        for (int k = 0; k < 2; k++) {
+            const vf low = every_other(a, b, k), high = every_other(d, e, k);
+            w[k] = every_other(low, high, 0);
+            w[k + 2] = every_other(low, high, 1);
+        }
+        return;
+    }
     for (int k = 0; k < K; k++) {
         float lane[LANES] = {0};
         for (int64_t i = 0; i < least(n, LANES); i++) lane[i] = from[(c + i) * K + k];

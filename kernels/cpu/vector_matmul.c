@@ -36,12 +36,13 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
     return c;
 }
 
-/* Few rows: what a thread takes is worth the taking, and a small matrix is not shared. */
-static struct cut cut_few(int64_t M, int64_t N, int64_t K) {
+/* Few rows: a piece is worth the taking, and a small matrix is not shared. */
+static struct cut cut_few(const struct product *p) {
     enum { WORTH = 1 << 16, COLUMNS = 120 /* a multiple of every FEW_ */ };
-    const int64_t bytes = most(1, K) * (int64_t)sizeof(stored);
-    if (N * bytes < 4 * WORTH) return (struct cut){M, N};
-    return (struct cut){M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
+    const int64_t bytes = most(1, p->K) * (int64_t)sizeof(stored);
+    if (p->N * bytes < 4 * WORTH) return (struct cut){p->M, p->N};
+    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / 2 / bytes / 8 * 8)};
+    return (struct cut){p->M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
 }
 
 static void one_piece(const struct product *p, const struct cut *c, int64_t i, int64_t j) {
@@ -72,8 +73,14 @@ void LIBRARY_ROOM(matmul_weight)(const void *args);
 
 static void product(const struct product *p) {
     if (!p->c || p->M < 1 || p->N < 1) return;
-    const struct cut c = product_is_few(p) ? cut_few(p->M, p->N, p->K) : cut(p->M, p->N, p->K, 1);
+    const struct cut c = product_is_few(p) ? cut_few(p) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
+    if (product_is_few(p) && columns_are_short(p)) {
+        /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
+#pragma omp parallel for schedule(guided) if (across > 1)
+        for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j);
+        return;
+    }
 #pragma omp parallel for collapse(2) schedule(dynamic) if (down * across > 1)
     for (int64_t j = 0; j < across; j++)
         for (int64_t i = 0; i < down; i++) one_piece(p, &c, i, j);

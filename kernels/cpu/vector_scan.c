@@ -10,8 +10,6 @@
  * [P,N], and its factor c^T is shared by the heads; then it is turned.
  *
  * A few tokens, and states of more than MOST_WIDTH, go the other way: vector_scan_steps.h. */
-#include <omp.h>
-
 #include "kernels/cpu/vector_scan.h"
 #include "kernels/cpu/vector_scan_steps.h"
 
@@ -197,14 +195,11 @@ KERNEL(scan) {
         return;
     }
     if (a->G == 0 || a->H == 0) return;
-    /* Rows of heads in equal parts; heads together as many as leave work for all threads. No result
-     * depends on it. */
+    /* Rows of heads in equal parts. No result depends on the parts, nor on heads that are together. */
     const int64_t heads = a->H / a->G, parts = (a->P + MOST_ROWS - 1) / MOST_ROWS;
     const int64_t rows = padded((a->P + parts - 1) / parts);
-    int64_t together = least(MOST_HEADS, STATES / (rows * padded(a->S)));
-    const int64_t wanted = 4 * omp_get_max_threads();
-    while (together > 1 && a->B * a->G * parts * ((heads + together - 1) / together) < wanted)
-        together = (together + 1) / 2;
+    const int64_t most_heads = least(MOST_HEADS, STATES / (rows * padded(a->S)));
+    const int64_t together = heads_together(heads, most_heads, a->B * a->G * parts);
     const int64_t bands = (heads + together - 1) / together;
 #pragma omp parallel for collapse(3) schedule(dynamic) if (a->B * a->L * a->H * a->P * a->S > SMALL)
     for (int64_t b = 0; b < a->B; b++)

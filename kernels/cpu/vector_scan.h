@@ -8,6 +8,8 @@
 #ifndef KERNELS_CPU_VECTOR_SCAN_H
 #define KERNELS_CPU_VECTOR_SCAN_H
 
+#include <omp.h>
+
 #include "kernels/cpu/vector_products.h"
 #include "kernels/scan_split.h"
 
@@ -84,6 +86,17 @@ static inline void paces_find(struct paces *p, const struct head_constants *h,
         store_real(p->after + i, vf_choose((at >= d->last) & (at < d->n), after, vf_all(0)));
     }
     p->whole = d->last < 0 ? p->before[d->n - 1] : 0;
+}
+
+/* How many of a group's heads, at most `most`, a thread takes together: as many as leave all threads
+ * about the same work, since what heads share is then made once. units: of one head of each group. */
+static inline int64_t heads_together(int64_t heads, int64_t most, int64_t units) {
+    const int64_t threads = omp_get_max_threads();
+    for (int64_t n = least(heads, most); n > 1; n--) {
+        const int64_t all = units * (heads / n), turns = (all + threads - 1) / threads;
+        if (heads % n == 0 && turns * threads * 9 <= all * 10) return n;
+    }
+    return 1;
 }
 
 /* exp(s_i - s_j) for a token i and the tokens j from `at` on, or the other way round where sign is

@@ -7,8 +7,6 @@
  *
  * Blocks of other documents are not visited. Only the one product is made of the three that the
  * scan makes, so this costs a third of it. */
-#include <omp.h>
-
 #include "kernels/cpu/vector_scan.h"
 
 enum { MOST_WIDTH = 256, MOST_ROWS = 64, MOST_HEADS = 8, STATES = 65536 };
@@ -100,17 +98,14 @@ static void unit_ends(const struct ends *e, const struct unit *u) {
     }
 }
 
-/* Rows and columns of heads in equal parts; heads together as many as leave work for all threads.
- * No result depends on it. */
+/* Rows and columns of heads in equal parts. No result depends on the parts. */
 static void all_ends(const struct ends *e) {
     if (e->G == 0 || e->H == 0) return;
     const int64_t heads = e->H / e->G, parts = most(1, (e->P + MOST_ROWS - 1) / MOST_ROWS);
     const int64_t rows = most(1, padded((e->P + parts - 1) / parts));
     const int64_t columns = least(MOST_WIDTH, most(1, padded(e->S)));
-    int64_t together = least(MOST_HEADS, STATES / (rows * columns));
-    const int64_t wanted = 4 * omp_get_max_threads();
-    while (together > 1 && e->B * e->G * parts * ((heads + together - 1) / together) < wanted)
-        together = (together + 1) / 2;
+    const int64_t most_heads = least(MOST_HEADS, STATES / (rows * columns));
+    const int64_t together = heads_together(heads, most_heads, e->B * e->G * parts);
     const int64_t bands = (heads + together - 1) / together;
 #pragma omp parallel for collapse(4) schedule(dynamic) if (e->B * e->L * e->H * e->P * e->S > SMALL)
     for (int64_t b = 0; b < e->B; b++)

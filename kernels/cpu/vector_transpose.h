@@ -1,5 +1,6 @@
-/* vector_transpose: LANES vectors turned around in registers: lane i of vector j becomes lane j of
- * vector i; and whole blocks of floats, so many at a time. */
+/* vector_transpose: numbers that change their lanes. LANES vectors turned around in registers (lane i of
+ * vector j becomes lane j of vector i), whole blocks of floats so many at a time, the sums of LANES
+ * vectors, and every other number of two. */
 #ifndef KERNELS_CPU_VECTOR_TRANSPOSE_H
 #define KERNELS_CPU_VECTOR_TRANSPOSE_H
 
@@ -43,6 +44,13 @@ INLINE void transpose(vf v[LANES]) {
     SWAP_BLOCKS(2)
     SWAP_BLOCKS(1)
 }
+
+/* Of x followed by y the numbers 0, 2, 4 ... (first 0), or 1, 3, 5 ... (first 1). */
+#define OTHER_LANE(i, first) 2 * (i) + (first)
+INLINE vf every_other(vf x, vf y, const int first) {
+    return first ? PICK(x, y, EACH_LANE(OTHER_LANE, 1)) : PICK(x, y, EACH_LANE(OTHER_LANE, 0));
+}
+#undef OTHER_LANE
 /* clang-format on */
 #undef SWAP_BLOCKS
 #undef LANE_HIGH
