@@ -13,6 +13,8 @@
 struct batch {
     int64_t rows, length; /* rows * length tokens */
     struct tensor *start; /* [tokens, 1] integers: see ops.def */
+    bool dealt; /* along context rows are not pieces of sequences, but whole ones, dealt out */
+    int64_t all_rows; /* so many on all its ranks (parallel/context_parallel.h) */
 };
 
 /* ops.c: a + b, of one state (partial sums too); x + bias; y = relu(x)^2; root-mean-square norm. */

@@ -1,61 +1,10 @@
 #include "parallel/context_attention.h"
 
-#include <stdlib.h>
-
-#include "kernels/die.h"
-#include "parallel/groups.h"
+#include "parallel/context_ring.h"
 
 enum { Q, K, V, START, LSE };
 
-/* Sizes of a ring. Keys and values of a rank are packed: [2][tokens][kv * head_dim]. */
-struct ring {
-    struct tape *t;
-    struct group *g;
-    enum dtype d;
-    int C, me, held;
-    int64_t rows, length, tokens, heads, kv, head_dim;
-    int64_t q, k; /* numbers of a token's queries, of its keys */
-    const void *start;
-};
-
-static struct ring ring_of(struct tape *t, enum dtype d, const int64_t *size, const void *start) {
-    struct group *g = context_group(t);
-    return (struct ring){.t = t,
-                         .g = g,
-                         .d = d,
-                         .C = g->size,
-                         .me = g->rank,
-                         .held = context_held(g->size),
-                         .rows = size[0],
-                         .length = size[1],
-                         .tokens = size[0] * size[1],
-                         .heads = size[2],
-                         .kv = size[3],
-                         .head_dim = size[4],
-                         .q = size[2] * size[4],
-                         .k = size[3] * size[4],
-                         .start = start};
-}
-
-/* ---- round the ring ---- */
-
-/* To the rank behind goes `out`, from the rank before comes `in`. */
-static void turn_start(const struct ring *r, struct request *w, const void *out, void *in,
-                       int64_t bytes) {
-    int64_t *to = die_alloc(2 * (unsigned long)r->C * sizeof *to), *from = to + r->C;
-    to[(r->me + 1) % r->C] = bytes;
-    from[(r->me + r->C - 1) % r->C] = bytes;
-    comm_exchange_start(r->g, device_host(r->t->device, out), to, device_host(r->t->device, in),
-                        from, w);
-    free(to);
-}
-
-/* The rank whose keys are here after s turns. */
-static int source_of(const struct ring *r, int s) {
-    return (r->me - s + r->C) % r->C;
-}
-
-/* Numbers of the keys and values of a rank. */
+/* Keys and values of a rank are packed: [2][tokens][kv * head_dim]. So many numbers. */
 static int64_t packed(const struct ring *r) {
     return 2 * r->tokens * r->k;
 }
@@ -131,22 +80,16 @@ static struct attention_block met_block(const struct ring *r, const struct meeti
 /* Adds what the keys of `source` give to o and lse. part, part_lse: room for a row of the batch. */
 static void meet(const struct ring *r, int source, const struct tensor *q, const void *kv, void *o,
                  void *lse, void *part, void *part_lse) {
-    struct tape *t = r->t;
     struct meeting m;
     for (int64_t i = 0; next_meeting(r, source, &i, &m);) {
         const struct attention_block a = met_block(r, &m, q->data, q->stride, kv);
-        const int64_t first = m.at * r->length;
-        attention_run(t, r->d, &a, part, part_lse, false);
-        DEVICE_RUN(t->device, attention_merge, r->d, .more = part, .lse_more = part_lse,
-                   .o = moved(o, first * r->q, t->real),
-                   .lse = moved(lse, first * r->heads, t->real), .T = r->length, .H = r->heads,
-                   .D = r->head_dim);
-        comm_progress(t->parallel->comm);
+        ring_meet(r, &a, m.at * r->length, o, lse, part, part_lse);
     }
 }
 
 static void forward(const struct ring *r, const struct tensor *q, const struct tensor *k,
-                    const struct tensor *v, struct tensor *o, struct tensor *lse) {
+                    const struct tensor *v, const struct context_cache *cache, struct tensor *o,
+                    struct tensor *lse) {
     struct tape *t = r->t;
     struct piece *piece[5] = {0};
     const size_t stored = dtype_size(r->d), real = dtype_size(t->real);
@@ -159,16 +102,17 @@ static void forward(const struct ring *r, const struct tensor *q, const struct t
     if (r->d != t->real) sum = scratch_take(t, (size_t)n * real, &piece[4]);
     for (int s = 0; s < r->C; s++) {
         struct request turn;
-        if (s + 1 < r->C) turn_start(r, &turn, kv[s % 2], kv[(s + 1) % 2], bytes);
+        if (s + 1 < r->C) ring_turn_start(r, &turn, kv[s % 2], kv[(s + 1) % 2], bytes);
         if (s == 0) {
             const struct attention_block a = own_block(r, q->data, q->stride, kv[0]);
             attention_run(t, r->d, &a, o->data, lse->data, false);
             comm_progress(t->parallel->comm);
             if (sum != o->data) DEVICE_RUN(t->device, widen, r->d, .x = o->data, .y = sum, .n = n);
         }
-        meet(r, source_of(r, s), q, kv[s % 2], sum, lse->data, part, part_lse);
+        meet(r, ring_source(r, s), q, kv[s % 2], sum, lse->data, part, part_lse);
         if (s + 1 < r->C) comm_wait(&turn);
     }
+    if (cache) cache_meet(r, q, cache, sum, lse->data);
     if (sum != o->data) DEVICE_RUN(t->device, narrow, r->d, .x = sum, .y = o->data, .n = n);
     for (int i = 4; i >= 0; i--)
         if (piece[i]) scratch_give(t, piece[i]);
@@ -257,7 +201,7 @@ static void backward(const struct ring *r, const struct back *w, void *const *kv
     struct request keys, back = {0};
     for (int s = 0; s < r->C; s++) {
         void *mine = s == 0 ? dkv[0] : dkv[1 + s % 2];
-        if (s + 1 < r->C) turn_start(r, &keys, kv[s % 2], kv[(s + 1) % 2], bytes);
+        if (s + 1 < r->C) ring_turn_start(r, &keys, kv[s % 2], kv[(s + 1) % 2], bytes);
         if (s == 0) {
             const struct attention_block a = own_block(r, w->q, r->q, kv[0]);
             const struct sums to = {w->dq, mine, moved(mine, r->tokens * r->k, t->real), 0, 0};
@@ -265,14 +209,14 @@ static void backward(const struct ring *r, const struct back *w, void *const *kv
         } else {
             zero(r, mine, n);
         }
-        meet_adjoint(r, source_of(r, s), w, kv[s % 2], mine);
+        meet_adjoint(r, ring_source(r, s), w, kv[s % 2], mine);
         if (s + 1 < r->C) comm_wait(&keys);
         if (s == 0) continue;
         if (s > 1) {
             comm_wait(&back);
             copy_rows(t, t->real, dkv[3], n, mine, n, 1, n, 1);
         }
-        turn_start(r, &back, mine, dkv[3], sums);
+        ring_turn_start(r, &back, mine, dkv[3], sums);
     }
     comm_wait(&back);
     copy_rows(t, t->real, dkv[3], n, dkv[0], n, 1, n, 1);
@@ -304,7 +248,8 @@ static void ring_adjoint(struct tape *t, struct note *n, unsigned mask) {
 static const struct tape_op op_ring = {"ring attention", ring_adjoint, 31, 1, 0, 0};
 
 struct tensor *context_attention(struct tape *t, const struct batch *b, struct tensor *q,
-                                 struct tensor *k, struct tensor *v, int64_t head_dim) {
+                                 struct tensor *k, struct tensor *v, int64_t head_dim,
+                                 const struct context_cache *cache) {
     struct layout l = attention_layout(b, q, k, v, head_dim, NULL, NULL);
     op_require(l.state[AXIS_CONTEXT] == SPLIT && l.by[AXIS_CONTEXT] == BY_ROWS, "ring attention", q,
                "is not split by tokens along context");
@@ -312,7 +257,9 @@ struct tensor *context_attention(struct tape *t, const struct batch *b, struct t
     struct tensor *o = tensor_new_of(t, q->dtype, "attention", q->rows, q->width, &l),
                   *lse = tensor_new_real(t, "attention sums", q->rows, size[2], &l);
     const struct ring r = ring_of(t, q->dtype, size, b->start->data);
-    forward(&r, q, k, v, o, lse);
+    op_require(!cache || !t->learning, "ring attention", q, "is cached and learned from");
+    forward(&r, q, k, v, cache, o, lse);
+    if (cache) cache_append(t, b, k, v, cache);
     struct tensor *in[] = {q, k, v, b->start, lse};
     struct note *n = tape_note(t, &op_ring, 5, in, 1, &o);
     if (n)

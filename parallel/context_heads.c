@@ -35,6 +35,8 @@ struct swap {
     struct group *g;
     enum dtype d;
     int64_t rows, length, tokens, width; /* of this rank's batch */
+    bool dealt;
+    int64_t all; /* tokens of all ranks */
     int n;
     const struct heads_segment *s;
 };
@@ -59,10 +61,19 @@ static void own_side(const struct swap *w, void *own, int64_t ld, void *buffer, 
     }
 }
 
-/* All tokens in order <-> a buffer [ranks][their tokens][width]. */
+static int64_t tokens_of(const struct swap *w, int r) {
+    const int C = w->g->size;
+    return w->dealt ? context_dealt(C, r + 1, w->all) - context_dealt(C, r, w->all) : w->tokens;
+}
+
+/* All tokens in order <-> a buffer [ranks][their tokens][width]: the same where rows are dealt out. */
 static void all_side(const struct swap *w, void *all, void *buffer, bool gather) {
     const int C = w->g->size, held = context_held(C);
-    const int64_t piece = w->length * w->width;
+    const int64_t piece = w->length * w->width, n = w->all * w->width;
+    if (w->dealt) {
+        copy_rows(w->t, w->d, gather ? all : buffer, n, gather ? buffer : all, n, 1, n, 0);
+        return;
+    }
     for (int r = 0; r < C; r++)
         for (int64_t row = 0; row < w->rows; row++) {
             const int64_t sequence = row / held;
@@ -78,20 +89,27 @@ static void all_side(const struct swap *w, void *all, void *buffer, bool gather)
 static void swap_run(const struct swap *w, void *own, int64_t ld, void *all, bool to_heads,
                      int add) {
     const int C = w->g->size;
-    const int64_t numbers = w->tokens * w->width, size = (int64_t)dtype_size(w->d);
-    int64_t *bytes = die_alloc((unsigned long)C * sizeof *bytes);
+    const int64_t token = w->width * (int64_t)dtype_size(w->d);
+    int64_t *mine = die_alloc(2 * (unsigned long)C * sizeof *mine), *theirs = mine + C;
     struct piece *piece[2];
-    void *send = scratch_take(w->t, (size_t)(C * numbers * size), &piece[0]);
-    void *recv = scratch_take(w->t, (size_t)(C * numbers * size), &piece[1]);
-    for (int r = 0; r < C; r++) bytes[r] = numbers * size;
-    if (to_heads) own_side(w, own, ld, send, true, 0);
-    else all_side(w, all, send, true);
-    context_exchange(w->t, send, bytes, recv, bytes);
-    if (to_heads) all_side(w, all, recv, false);
-    else own_side(w, own, ld, recv, false, add);
+    void *by_token = scratch_take(w->t, (size_t)(C * w->tokens * token), &piece[0]);
+    void *by_head = scratch_take(w->t, (size_t)(w->all * token), &piece[1]);
+    for (int r = 0; r < C; r++) {
+        mine[r] = w->tokens * token;
+        theirs[r] = tokens_of(w, r) * token;
+    }
+    if (to_heads) {
+        own_side(w, own, ld, by_token, true, 0);
+        context_exchange(w->t, by_token, mine, by_head, theirs);
+        all_side(w, all, by_head, false);
+    } else {
+        all_side(w, all, by_head, true);
+        context_exchange(w->t, by_head, theirs, by_token, mine);
+        own_side(w, own, ld, by_token, false, add);
+    }
     scratch_give(w->t, piece[1]);
     scratch_give(w->t, piece[0]);
-    free(bytes);
+    free(mine);
 }
 
 enum { MOST_PARTS = 4 };
@@ -104,11 +122,26 @@ static void remember(struct note *n, const struct batch *b, int k, const struct 
     for (int i = 0; i < k; i++) n->size[2 + 2 * i] = s[i].width, n->size[3 + 2 * i] = s[i].units;
 }
 
-static struct swap swap_of(struct tape *t, enum dtype d, int64_t rows, int64_t length, int n,
+static struct swap swap_of(struct tape *t, enum dtype d, const struct batch *b, int n,
                            const struct heads_segment *s) {
-    const int context = context_group(t)->size;
-    return (struct swap){
-        t, context_group(t), d, rows, length, rows * length, heads_width(context, n, s), n, s};
+    struct group *g = context_group(t);
+    const int64_t tokens = b->rows * b->length;
+    return (struct swap){.t = t,
+                         .g = g,
+                         .d = d,
+                         .rows = b->rows,
+                         .length = b->length,
+                         .tokens = tokens,
+                         .width = heads_width(g->size, n, s),
+                         .dealt = b->dealt,
+                         .all = b->dealt ? b->all_rows : g->size * tokens,
+                         .n = n,
+                         .s = s};
+}
+
+/* The batch of a note; what is learned from was cut in pieces. */
+static struct batch batch_of(const struct note *n) {
+    return (struct batch){.rows = n->size[0], .length = n->size[1]};
 }
 
 static int recall(const struct note *n, struct heads_segment *s) {
@@ -124,7 +157,8 @@ static void to_heads_adjoint(struct tape *t, struct note *n, unsigned mask) {
     int add, k = recall(n, s);
     void *dx = tape_grad_in(t, n, 0, mask, &add);
     if (!dx) return;
-    const struct swap w = swap_of(t, x->dtype, n->size[0], n->size[1], k, s);
+    const struct batch b = batch_of(n);
+    const struct swap w = swap_of(t, x->dtype, &b, k, s);
     swap_run(&w, dx, x->stride, tape_grad_out(n, 0), false, add);
 }
 static const struct tape_op op_to_heads = {"to_heads", to_heads_adjoint, 0, 0, 0, 0};
@@ -143,8 +177,9 @@ struct tensor *context_to_heads(struct tape *t, const struct batch *b, struct te
                    (l.state[AXIS_TENSOR] != SPLIT || l.n_segments == n),
                "to_heads", x, "is not these segments");
     l.by[AXIS_CONTEXT] = BY_COLUMNS;
-    const struct swap w = swap_of(t, x->dtype, b->rows, b->length, n, s);
-    struct tensor *y = tensor_new_of(t, x->dtype, x->label, x->rows * w.g->size, w.width, &l);
+    op_require(!b->dealt || !t->learning, "to_heads", x, "is dealt out and learned from");
+    const struct swap w = swap_of(t, x->dtype, b, n, s);
+    struct tensor *y = tensor_new_of(t, x->dtype, x->label, w.all, w.width, &l);
     swap_run(&w, x->data, x->stride, y->data, true, 0);
     remember(tape_note(t, &op_to_heads, 1, &x, 1, &y), b, n, s);
     return y;
@@ -159,7 +194,8 @@ static void from_heads_adjoint(struct tape *t, struct note *n, unsigned mask) {
     if (!dy) return;
     const int64_t numbers = y->rows * y->width;
     void *all = add ? scratch_take(t, (size_t)numbers * dtype_size(y->dtype), &piece) : dy;
-    const struct swap w = swap_of(t, x->dtype, n->size[0], n->size[1], k, s);
+    const struct batch b = batch_of(n);
+    const struct swap w = swap_of(t, x->dtype, &b, k, s);
     swap_run(&w, tape_grad_out(n, 0), x->stride, all, true, 0);
     if (!piece) return;
     copy_rows(t, y->dtype, all, numbers, dy, numbers, 1, numbers, 1);
@@ -170,14 +206,13 @@ static const struct tape_op op_from_heads = {"from_heads", from_heads_adjoint, 0
 struct tensor *context_from_heads(struct tape *t, const struct batch *b, struct tensor *y) {
     struct layout l = layout_join("from_heads", 1, &y);
     const int context = context_group(t)->size;
+    const struct heads_segment s = {y->width * context, context};
+    const struct swap w = swap_of(t, y->dtype, b, 1, &s);
     op_require(l.state[AXIS_CONTEXT] == SPLIT && l.by[AXIS_CONTEXT] == BY_COLUMNS &&
-                   l.n_segments <= 1 && y->stride == y->width &&
-                   y->rows == b->rows * b->length * context,
+                   l.n_segments <= 1 && y->stride == y->width && y->rows == w.all,
                "from_heads", y, "is not all tokens of some heads");
     l.by[AXIS_CONTEXT] = BY_ROWS;
     if (l.n_segments) l.segment[0].width *= context;
-    const struct heads_segment s = {y->width * context, context};
-    const struct swap w = swap_of(t, y->dtype, b->rows, b->length, 1, &s);
     struct tensor *x = tensor_new_of(t, y->dtype, y->label, b->rows * b->length, s.width, &l);
     swap_run(&w, x->data, x->stride, y->data, false, 0);
     remember(tape_note(t, &op_from_heads, 1, &y, 1, &x), b, 1, &s);

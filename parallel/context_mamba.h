@@ -13,6 +13,10 @@
  * (Prefix over chunks: Dao and Gu 2024, arXiv:2405.21060, section 6; here the chunks are pieces of
  * a sequence.)
  *
+ * What was read before (src/decoder.h) takes part as a piece of its own, in front of all others,
+ * that belongs to the rank which the row is dealt to; there also arrives what the next call will
+ * need, as if there were one more piece behind.
+ *
  * For S numbers of states of a rank's pieces and C ranks a rank sends 2 S (C-1)/C numbers and the
  * decays, forward and back each, however long the sequence. Ops of a tape; collective over the
  * context group. */
@@ -22,13 +26,14 @@
 #include "parallel/context_parallel.h"
 
 /* The `columns` rows of x before each row of the batch, [rows, columns * width], oldest first;
- * zeros before the sequence. */
+ * zeros before the sequence. carried: NULL, or of the rows dealt to this rank the columns before this
+ * call, which become those before the next. */
 struct tensor *context_halo(struct tape *t, const struct batch *b, struct tensor *x,
-                            int64_t columns);
+                            int64_t columns, struct tensor *carried);
 
-/* As `scan` of whole sequences would be. */
+/* As `scan` of whole sequences would be. carried: likewise, states. */
 struct tensor *context_scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                             struct tensor *u, struct tensor *dt, struct param *a_log,
-                            struct param *d, struct param *dt_bias);
+                            struct param *d, struct param *dt_bias, struct tensor *carried);
 
 #endif

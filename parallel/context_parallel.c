@@ -25,6 +25,11 @@ int64_t context_length(int context, int64_t length) {
     return length / context_pieces(context);
 }
 
+int64_t context_dealt(int context, int rank, int64_t rows) {
+    const int64_t more = rows % context;
+    return rank * (rows / context) + (rank < more ? rank : more);
+}
+
 struct group *context_group(const struct tape *t) {
     return t->parallel->axis[MESH_CONTEXT];
 }

@@ -19,6 +19,13 @@
  *               (context_mamba.h)
  *               heads: as above
  *
+ * Continuing prompts (src/decoder.h) reads them in such pieces, with what was read before remembered
+ * where it came to be: keys and values by the rank that computed them, so that a long prompt takes
+ * its share of memory on each rank. Then every sequence is one token, and the rows of a batch are
+ * dealt out to the ranks, whole ones: each computes layers for its rows, and keeps what Mamba layers
+ * remember of them, from the first call on; in attention all ranks' keys are asked
+ * (context_cache.h). Where ranks take heads, each remembers its heads' of all rows instead.
+ *
  * Gradients of weights are sums over data and context together. Which way is taken is a function of
  * deck and model (src/choose_context.h), the same on every rank. */
 #ifndef PARALLEL_CONTEXT_PARALLEL_H
@@ -38,6 +45,9 @@ int context_piece(int context, int rank, int i);
 /* A micro-batch of `rows` sequences of `length` tokens as a rank holds it. */
 int64_t context_rows(int context, int64_t rows);
 int64_t context_length(int context, int64_t length);
+
+/* The first of `rows` whole rows that are dealt to this rank: the first ranks get one more. */
+int64_t context_dealt(int context, int rank, int64_t rows);
 
 /* For the exchanges: rows of `width` numbers, ldx and ldy apart, copied or added on the device. */
 void copy_rows(struct tape *t, enum dtype d, const void *from, int64_t ldx, void *to, int64_t ldy,

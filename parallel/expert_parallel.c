@@ -34,12 +34,13 @@ bool experts_at_home(const struct parallel *p) {
 
 struct token_range own_tokens(const struct mesh_shape *s, const struct mesh_coords *at,
                               const struct travel *v, bool split) {
-    int64_t pieces = s->context > 1 ? 2 : 1, piece = v->length / pieces;
+    const int context = v->dealt ? 1 : s->context, c = v->dealt ? 0 : at->context;
+    int64_t pieces = context > 1 ? 2 : 1, piece = v->length / pieces;
     return (struct token_range){
         .first = split ? part_begin(v->tokens, s->tensor, at->tensor, 1) : 0,
         .length = v->length,
         .piece = piece,
-        .begin = {at->context * piece, (2 * s->context - 1 - at->context) * piece},
+        .begin = {c * piece, (2 * context - 1 - c) * piece},
     };
 }
 
@@ -81,16 +82,22 @@ void loaded_choices(const struct travel *v, int rank, int ranks, int64_t choices
 /* ---- who sends how much ---- */
 
 /* What a rank of the stage sends to experts from .. from+n-1, on a dry device. */
-static void planned_choices(const struct parallel *p, const struct travel *v, int rank,
+static void planned_choices(const struct parallel *p, const struct travel *own, int rank,
                             int64_t from, int64_t n, int64_t *choices) {
     struct mesh_coords at = mesh_coords(&p->shape, rank);
-    struct token_range r = own_tokens(&p->shape, &at, v, true);
-    int64_t tokens = part_begin(v->tokens, p->shape.tensor, at.tensor + 1, 1) - r.first;
+    struct travel v = *own;
+    if (own->of) {
+        const struct token_share *its = &own->of[at.data * p->shape.context + at.context];
+        v.tokens = its->tokens;
+        v.length = its->length;
+    }
+    struct token_range r = own_tokens(&p->shape, &at, &v, true);
+    int64_t tokens = part_begin(v.tokens, p->shape.tensor, at.tensor + 1, 1) - r.first;
     const int ranks = mesh_stage_ranks(&p->shape), here = rank % ranks;
-    if (v->known)
-        for (int64_t e = 0; e < n; e++) choices[e] = v->known[here * v->experts + from + e];
-    else if (v->load) loaded_choices(v, here, ranks, tokens * v->chosen, from, n, choices);
-    else even_choices(v, &r, tokens, from, n, choices);
+    if (v.known)
+        for (int64_t e = 0; e < n; e++) choices[e] = v.known[here * v.experts + from + e];
+    else if (v.load) loaded_choices(&v, here, ranks, tokens * v.chosen, from, n, choices);
+    else even_choices(&v, &r, tokens, from, n, choices);
 }
 
 static int32_t *read_ints(struct tape *t, const struct tensor *x) {

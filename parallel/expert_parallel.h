@@ -30,10 +30,19 @@ struct journey; /* one dispatch and its return; lives until the tape is cleared 
 
 bool experts_at_home(const struct parallel *p);
 
+/* Tokens of a place on (data, context): all, and of each sequence. */
+struct token_share {
+    int64_t tokens, length;
+};
+
 /* What rows are sent: of a micro-batch of `tokens` tokens on the ranks of a tensor group, `length` of each
  * sequence, each to `chosen` of `experts` experts. */
 struct travel {
     int64_t experts, chosen, tokens, length;
+    bool dealt; /* along context whole sequences, not pieces */
+    /* [data * context], where not all places have as many tokens (src/decoder.h); else NULL. Plans
+     * alone read it: a run is told by those who send. */
+    const struct token_share *of;
     /* On a dry device: the experts' shares of load_of choices; or instead the choices of each rank of the
      * stage, [ranks][experts]. NULL: even ones. */
     const int64_t *load;

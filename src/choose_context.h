@@ -3,8 +3,9 @@
  * The deck may say; auto takes the way that sends fewer bytes forward
  * and back. A ring sends the keys and values of a rank context - 1 times, and once more with the
  * sums of their gradients; an exchange sends queries, keys, values and results once to whoever has
- * the heads. So few key heads speak for the ring, many ranks for the exchange. A function of the
- * deck alone, the same on every rank. */
+ * the heads. So few key heads speak for the ring, many ranks for the exchange. In generation, heads
+ * are taken only where no two ranks would remember the same keys. A function of the deck alone, the
+ * same on every rank. */
 #ifndef SRC_CHOOSE_CONTEXT_H
 #define SRC_CHOOSE_CONTEXT_H
 

@@ -192,10 +192,6 @@ static void check_context(const struct deck *d, struct mistakes *m) {
     if (p->context == 1) return;
     if (below) snprintf(hint, sizeof hint, "%" N " or %" N, below, below + pieces);
     else snprintf(hint, sizeof hint, "%" N, pieces);
-    RULE("parallel.context", is(mode, "generate"),
-         "%" N ": generation is not built for sequences on several ranks; 1 would do, and "
-         "parallel.tensor splits the model",
-         p->context);
     RULE("train.sequence_length", cuts && length % pieces,
          "%" N " is no multiple of 2 x parallel.context = 2 x %" N "; %s would do", length,
          p->context, hint);
@@ -276,13 +272,7 @@ static void check_tensor(const struct deck *d, struct mistakes *m) {
              here[i].n, here[i].what, hint);
 }
 
-/* Whether experts' ranks lie within one tensor group, which computes in step: generation's ranks of
- * other prompts do not. */
-static bool within_tensor(const struct mesh_shape *s) {
-    return s->tensor % (s->expert * s->expert_tensor) == 0;
-}
-
-static void check_experts(const struct deck *d, const struct mesh_shape *s, struct mistakes *m) {
+static void check_experts(const struct deck *d, struct mistakes *m) {
     const struct deck_parallel *p = &d->parallel;
     const struct deck_model *k = &d->model;
     bool some = strchr(k->hybrid_override_pattern, 'E') != NULL;
@@ -300,10 +290,6 @@ static void check_experts(const struct deck *d, const struct mesh_shape *s, stru
          "global: %" N " sequences of %" N " tokens a step are more tokens than can be counted; "
          "sequence or batch would do",
          d->train.global_batch, d->train.sequence_length);
-    RULE("parallel.expert", is(d->run.mode, "generate") && some && !within_tensor(s),
-         "%d x expert_tensor %d: generation needs experts within the ranks of parallel.tensor, %d, "
-         "or a divisor of them",
-         s->expert, s->expert_tensor, s->tensor);
 }
 
 /* Data ranks that make the stage a multiple of what experts need. */
@@ -347,7 +333,7 @@ void deck_mesh(const struct deck *d, int ranks_started, struct mesh_shape *out,
     check_pipeline(d, m);
     check_context(d, m);
     if (ranks > INT32_MAX || complete(d, out, (int)ranks, m)) return;
-    check_experts(d, out, m);
+    check_experts(d, m);
     const struct deck_train *t = &d->train;
     int64_t unit = t->micro_batch * out->data, below = t->global_batch / unit * unit;
     char hint[64];

@@ -9,36 +9,58 @@
  *
  * In a pipeline the rows pass through the stages one after the other; while a later stage has one part of
  * a prompt, an earlier one has the next. Every call gives the logits of what follows, all words, alike
- * on all ranks of the tensor and the pipeline axis. */
+ * on all ranks of the context, tensor and pipeline axes.
+ *
+ * Where sequences lie on several ranks, prompts are read in pieces as in training, which padding makes
+ * equally long too, so that a prompt of one token is as good as any; rank 0 has their ends. Then rows
+ * are dealt out (parallel/context_parallel.h says who remembers what).
+ *
+ * Where experts lie on the ranks of several data coordinates, their exchanges need all of these,
+ * though their rows begin and end at different times. So all make the same calls (`together`): reading
+ * prompts, those with shorter ones begin by calls without tokens (a layer computes nothing and takes
+ * part in every exchange); and who has no row left makes such calls until all are through. */
 #ifndef SRC_DECODER_H
 #define SRC_DECODER_H
 
 #include "src/engine.h"
 
+/* What the ranks of a data coordinate begin with. */
+struct decoder_rows {
+    int64_t rows, longest;
+};
+
 struct decoder {
     struct engine *engine;
     struct layer_state *state;   /* by layer */
-    int64_t most_rows, capacity; /* what there is memory for */
+    int64_t most_rows, capacity; /* what there is memory for; places of a row */
     int64_t rows, past;          /* of this batch; places in each row that were computed */
     int64_t chunk;               /* places of a row that are computed at once */
+    int64_t read;                /* places of each row that its prompt takes, padding included */
     int64_t *padding;            /* of each row */
-    int32_t *ids, *start;        /* of a call */
-    void *words;                 /* this rank's logits, and everyone's, as they arrive */
-    void *all;
-    double *logits; /* [rows, vocabulary] */
+    struct decoder_rows *all;    /* [data], of this batch */
+    double *logits;              /* [rows, vocabulary] */
+    void *words, *own, *every;   /* logits on their way: this rank's words, its rows, all rows */
 };
 
-/* Takes the memory for batches of up to `rows` rows of up to `capacity` tokens each, padding
- * included. */
-void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t capacity,
+/* Takes the memory for batches of up to `rows` rows, which begin with up to `longest` tokens and get up
+ * to `more`. */
+void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t longest, int64_t more,
                   int64_t chunk);
 void decoder_free(struct decoder *d);
 
-/* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. Collective over
- * the tensor group and the pipeline. */
-void decoder_begin(struct decoder *d, int64_t rows, int32_t *const *ids, const int64_t *n);
+/* Whether experts lie on the ranks of several data coordinates. */
+bool decoder_together(const struct mesh_shape *s);
+
+/* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. all: what every data
+ * coordinate begins with now, or NULL where there is one. Collective over the ranks of a data
+ * coordinate; over all where they make the same calls, and then rows may be 0. */
+void decoder_begin(struct decoder *d, int64_t rows, int32_t *const *ids, const int64_t *n,
+                   const struct decoder_rows *all);
 
 /* One more token for each row. Collective likewise. */
 void decoder_next(struct decoder *d, const int32_t *ids);
+
+/* Takes part in others' next token. */
+void decoder_idle(struct decoder *d);
 
 #endif

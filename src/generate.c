@@ -42,28 +42,49 @@ struct round {
     int64_t own_first, own_n;
 };
 
-/* The round that begins with prompt `first`. The first ranks get the rows: a single prompt is rank
- * 0's. */
-static struct round round_at(const struct generation *g, int64_t first) {
+/* The round that begins with prompt `first`, as the ranks of a data coordinate see it. The first get
+ * the rows: a single prompt is rank 0's. */
+static struct round round_of(const struct generation *g, int64_t first, int at) {
     const struct engine *e = g->engine;
     int64_t data = e->shape.data, left = g->prompts.n - first,
             most = e->deck->generate.batch * data;
     struct round r = {.first = first, .n = left < most ? left : most};
-    int64_t rows = (r.n + data - 1) / data, before = e->parallel.at.data * rows;
+    int64_t rows = (r.n + data - 1) / data, before = at * rows;
     r.own_first = first + before;
     r.own_n = before >= r.n ? 0 : r.n - before < rows ? r.n - before : rows;
     return r;
 }
 
-/* Prefill of this rank's prompts of a round. */
+static struct round round_at(const struct generation *g, int64_t first) {
+    return round_of(g, first, g->engine->parallel.at.data);
+}
+
+/* What every data rank begins the round with. */
+static struct decoder_rows *rows_of_all(const struct generation *g, const struct round *r) {
+    const int data = g->engine->shape.data;
+    struct decoder_rows *all = die_alloc((unsigned long)data * sizeof *all);
+    for (int i = 0; i < data; i++) {
+        const struct round its = round_of(g, r->first, i);
+        all[i].rows = its.own_n;
+        for (int64_t k = 0; k < its.own_n; k++) {
+            const int64_t n = g->prompts.prompt[its.own_first + k].n;
+            if (n > all[i].longest) all[i].longest = n;
+        }
+    }
+    return all;
+}
+
+/* Prefill of this rank's prompts of a round; or its part in others'. */
 static void begin_round(const struct generation *g, struct decoder *d, const struct round *r) {
-    int32_t **ids = die_alloc((unsigned long)r->own_n * sizeof *ids);
-    int64_t *n = die_alloc((unsigned long)r->own_n * sizeof *n);
+    int32_t **ids = die_alloc((unsigned long)r->own_n * sizeof *ids + 1);
+    int64_t *n = die_alloc((unsigned long)r->own_n * sizeof *n + 1);
+    struct decoder_rows *all = rows_of_all(g, r);
     for (int64_t i = 0; i < r->own_n; i++) {
         ids[i] = g->prompts.prompt[r->own_first + i].ids;
         n[i] = g->prompts.prompt[r->own_first + i].n;
     }
-    decoder_begin(d, r->own_n, ids, n);
+    decoder_begin(d, r->own_n, ids, n, all);
+    free(all);
     free(ids);
     free(n);
 }
@@ -72,18 +93,36 @@ static void begin_round(const struct generation *g, struct decoder *d, const str
 static void make_decoder(const struct generation *g, struct decoder *d) {
     const struct deck_generate *k = &g->engine->deck->generate;
     struct round r = round_at(g, 0);
-    decoder_init(d, g->engine, r.own_n, g->prompts.longest + k->max_new_tokens - 1,
+    decoder_init(d, g->engine, r.own_n, g->prompts.longest, k->max_new_tokens - 1,
                  k->prefill_chunk);
 }
 
+/* Whether this rank takes part where it has no tokens. */
+static bool takes_part(const struct generation *g) {
+    return decoder_together(&g->engine->shape);
+}
+
+/* A step of decoding, or this rank's part in it. */
+static void step(const struct generation *g, struct decoder *d, const struct round *r,
+                 const int32_t *ids) {
+    if (r->own_n) decoder_next(d, ids);
+    else if (takes_part(g)) decoder_idle(d);
+}
+
+/* Of the steps of a round the last takes most memory, if not the first: what is cached only grows, and
+ * answers only end. */
 void generation_plan(struct generation *g) {
+    const int64_t more = g->engine->deck->generate.max_new_tokens - 1;
     struct decoder d;
     make_decoder(g, &d);
     for (int64_t first = 0; first < g->prompts.n;) {
         struct round r = round_at(g, first);
         int32_t *ids = die_alloc((unsigned long)r.own_n * sizeof *ids + 1);
-        if (r.own_n) begin_round(g, &d, &r);
-        if (r.own_n && d.past < d.capacity) decoder_next(&d, ids);
+        if (r.own_n || takes_part(g)) begin_round(g, &d, &r);
+        for (int64_t i = 0; i < more; i += i + 1 < more ? more - 1 : 1) {
+            d.past = d.read + i;
+            step(g, &d, &r, ids);
+        }
         free(ids);
         first += r.n;
     }
@@ -158,7 +197,7 @@ static bool choose(struct work *w, const struct round *r, struct pace *pace) {
     return on;
 }
 
-/* The first token of this rank's rows; false if none goes on. */
+/* The first token of this rank's rows, of which there may be none; false if none goes on. */
 static bool begin(struct work *w, const struct round *r, struct pace *pace) {
     double began = seconds_now();
     for (int64_t i = 0; i < r->own_n; i++) {
@@ -184,10 +223,13 @@ static bool agree(struct work *w, struct comm *c, bool on, double seconds) {
 static struct pace run_round(struct work *w, struct comm *c, const struct round *r) {
     struct pace pace = {0};
     double began = seconds_now();
-    bool on = r->own_n && begin(w, r, &pace);
+    bool on = (r->own_n || takes_part(w->g)) && begin(w, r, &pace);
     while (agree(w, c, on, seconds_now() - began)) {
         began = seconds_now();
-        if (!on) continue;
+        if (!on) {
+            if (takes_part(w->g)) decoder_idle(&w->decoder);
+            continue;
+        }
         decoder_next(&w->decoder, w->next);
         on = choose(w, r, &pace);
         pace.decode += seconds_now() - began;
@@ -209,7 +251,7 @@ static char *pack(const struct work *w, const struct round *r, const struct pace
     FILE *f = open_memstream(&text, &size);
     if (!f) die("no memory for the answers");
     const struct mesh_coords *at = &w->g->engine->parallel.at;
-    if (at->tensor == 0 && at->pipeline == 0 && r->own_n) {
+    if (at->tensor == 0 && at->context == 0 && at->pipeline == 0 && r->own_n) {
         fwrite(pace, sizeof *pace, 1, f);
         for (int64_t i = 0; i < r->own_n; i++) {
             const struct answer *a = &w->answer[i];
@@ -343,9 +385,11 @@ static void say_beginning(const struct output *o, const struct generation *g) {
     const struct deck_generate *k = &e->deck->generate;
     say(o, "model      %s, layers %s", e->config->folder, e->config->kinds);
     char *stages = e->shape.pipeline > 1 ? die_format("pipeline %d x ", e->shape.pipeline) : NULL;
-    say(o, "ranks      %d = %sdata %d x tensor %d, %d thread%s each on %s", mesh_ranks(&e->shape),
-        stages ? stages : "", e->shape.data, e->shape.tensor, e->device.threads,
-        e->device.threads == 1 ? "" : "s", e->device.name);
+    char *context = e->shape.context > 1 ? die_format("context %d x ", e->shape.context) : NULL;
+    say(o, "ranks      %d = %sdata %d x %stensor %d, %d thread%s each on %s", mesh_ranks(&e->shape),
+        stages ? stages : "", e->shape.data, context ? context : "", e->shape.tensor,
+        e->device.threads, e->device.threads == 1 ? "" : "s", e->device.name);
+    free(context);
     free(stages);
     if (k->temperature > 0)
         say(o, "sampling   temperature %g, top_p %g, top_k %ld, seed %ld", k->temperature, k->top_p,

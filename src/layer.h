@@ -28,7 +28,10 @@
 #define SRC_LAYER_H
 
 #include "kernels/ops.h"
+#include "parallel/context_cache.h"
 #include "src/params.h"
+
+struct token_share;
 
 enum { LAYER_ROWS = 20, LAYER_STATES = 2 };
 
@@ -57,10 +60,12 @@ struct pass {
     int number;         /* of the micro-batch in its step */
     bool count_experts; /* add each expert's tokens to the layer's load */
     void *document;     /* device integers, a token each: src/documents.h; NULL: all are one */
-    bool ends_only;     /* logits of each row's last token only */
+    bool ends_only;     /* logits of each sequence's last token here only */
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
+    struct context_cache cache; /* where keys are shared out; k and v are each layer's state */
+    const struct token_share *shares; /* struct travel: of */
 };
 
 struct layer {
@@ -90,9 +95,10 @@ struct layer_kind {
     const struct param_row *rows;
     int n_rows;
     struct tensor *(*forward)(struct tape *t, struct layer *l, struct tensor *x);
-    /* The numbers that a row of each state takes on this rank, with room for `capacity` tokens.
-     * NULL: it remembers nothing. */
-    void (*state_size)(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]);
+    /* The numbers that each state of so many sequences takes on this rank, with room for `capacity`
+     * tokens of each. NULL: it remembers nothing. */
+    void (*state_size)(const struct layer *l, const struct parallel *p, int64_t sequences,
+                       int64_t capacity, int64_t n[LAYER_STATES]);
     unsigned real_states; /* bit i: state i is of real numbers, not stored ones */
 };
 

@@ -6,6 +6,7 @@
  * where the ranks outnumber the key heads, neighbours hold the same one. */
 #include "kernels/die.h"
 #include "parallel/context_attention.h"
+#include "parallel/context_cache.h"
 #include "parallel/context_heads.h"
 #include "parallel/groups.h"
 #include "parallel/tensor_parallel.h"
@@ -27,25 +28,45 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-/* Keys and values of every token; query heads that share them share the memory too. */
-static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]) {
+/* This rank's queries, keys and values, of a batch's tokens or, with heads along context, of all. */
+static void parts(const struct layer *l, struct heads_segment part[3]) {
     const struct segment *s = l->p[Q]->layout.segment;
-    n[0] = capacity * s[1].width;
-    n[1] = capacity * s[2].width;
+    for (int i = 0; i < 3; i++)
+        part[i] = (struct heads_segment){s[i].width, s[i].width / l->config->keys.head_dim};
+}
+
+/* Keys and values of every token, or along context of some; query heads that share them share the
+ * memory too. */
+static void state_size(const struct layer *l, const struct parallel *p, int64_t sequences,
+                       int64_t capacity, int64_t n[LAYER_STATES]) {
+    const int context = p->shape.context;
+    struct heads_segment part[3];
+    parts(l, part);
+    for (int i = 0; i < 2; i++)
+        n[i] = sequences * (p->attention_heads ? capacity * heads_width(context, 1, &part[1 + i])
+                                               : cache_room(context, capacity) * part[1 + i].width);
 }
 
 /* Remembers keys (i = 0) or values (1) and gives those of earlier calls; NULL where there are none.
  */
-static struct tensor *past_of(struct tape *t, const struct layer *l, int i, struct tensor *x) {
+static struct tensor *past_of(struct tape *t, const struct layer *l, const struct batch *b, int i,
+                              struct tensor *x) {
     const struct pass *p = l->pass;
     if (!p->state) return NULL;
     void *at = p->state[l->number].p[i];
-    past_append(t, &p->batch, x, at, p->past, p->capacity * x->width);
+    past_append(t, b, x, at, p->past, p->capacity * x->width);
     if (!p->past) return NULL;
     struct tensor *past =
-        tensor_over(t, "past", at, x->dtype, p->batch.rows, p->past * x->width, &x->layout);
+        tensor_over(t, "past", at, x->dtype, b->rows, p->past * x->width, &x->layout);
     past->stride = p->capacity * x->width;
     return past;
+}
+
+/* Attention of a whole batch, to what is remembered too. */
+static struct tensor *attend_here(struct tape *t, struct layer *l, const struct batch *b,
+                                  struct tensor *const *v) {
+    return attention(t, b, v[0], v[1], v[2], l->config->keys.head_dim, past_of(t, l, b, 0, v[1]),
+                     past_of(t, l, b, 1, v[2]));
 }
 
 /* From queries, keys and values side by side. Where sequences lie on several ranks: round the ring, or with
@@ -53,22 +74,25 @@ static struct tensor *past_of(struct tape *t, const struct layer *l, int i, stru
 static struct tensor *attend(struct tape *t, struct layer *l, struct tensor *qkv) {
     const struct batch *b = &l->pass->batch;
     const int64_t dim = l->config->keys.head_dim;
-    const struct segment *s = l->p[Q]->layout.segment; /* this rank's widths of q, k and v */
     const int context = t->parallel->shape.context;
-    const bool heads = context > 1 && t->parallel->attention_heads;
+    const bool heads = context > 1 && t->parallel->attention_heads, ring = context > 1 && !heads;
     struct tensor *v[3], *o, *all = qkv;
+    struct context_cache cache = l->pass->cache;
     int64_t width[3];
     struct heads_segment part[3];
-    for (int i = 0; i < 3; i++) {
-        part[i] = (struct heads_segment){s[i].width, s[i].width / dim};
-        width[i] = heads ? heads_width(context, 1, &part[i]) : s[i].width;
+    parts(l, part);
+    if (l->pass->state) {
+        cache.k = l->pass->state[l->number].p[0];
+        cache.v = l->pass->state[l->number].p[1];
     }
+    if (ring && b->dealt)
+        return cache_attention(t, b, qkv, part[0].units, part[1].units, dim, &cache);
+    for (int i = 0; i < 3; i++)
+        width[i] = heads ? heads_width(context, 1, &part[i]) : part[i].width;
     if (heads) all = context_to_heads(t, b, qkv, 3, part);
     tensor_columns(t, all, 3, width, v);
-    if (context == 1)
-        o = attention(t, b, v[0], v[1], v[2], dim, past_of(t, l, 0, v[1]), past_of(t, l, 1, v[2]));
-    else if (heads) o = attention(t, &l->pass->whole, v[0], v[1], v[2], dim, NULL, NULL);
-    else o = context_attention(t, b, v[0], v[1], v[2], dim);
+    if (ring) o = context_attention(t, b, v[0], v[1], v[2], dim, l->pass->state ? &cache : NULL);
+    else o = attend_here(t, l, heads ? &l->pass->whole : b, v);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, all);
     if (!heads) return o;

@@ -45,24 +45,79 @@ static const struct param_row rows[] = {
 
 enum { CONV_STATE, SCAN_STATE };
 
-/* The columns that the convolution looks back on, and the scan's state; neither grows with the
- * tokens. */
-static void state_size(const struct layer *l, int64_t capacity, int64_t n[LAYER_STATES]) {
+/* x, B, C and the time steps of this rank, as context ranks share them out. */
+static struct scan_shape parts(const struct layer *l, struct heads_segment part[4]) {
     const struct deck_model *c = &l->config->keys;
-    (void)capacity;
-    n[CONV_STATE] = (l->p[CONV]->width - 1) * l->p[CONV]->rows;
-    n[SCAN_STATE] = l->p[A_LOG]->rows * c->mamba_head_dim * c->ssm_state_size;
+    int64_t first, groups;
+    int share;
+    part_heads(c->n_groups, l->mesh->tensor, l->tensor_rank, &first, &groups, &share);
+    const struct scan_shape s = {l->p[A_LOG]->rows, c->mamba_head_dim, groups,
+                                 c->ssm_state_size, c->chunk_size,     l->config->dt_min,
+                                 l->config->dt_max};
+    const int64_t state = s.groups * s.state;
+    part[0] = (struct heads_segment){s.heads * s.head_dim, s.heads};
+    part[1] = part[2] = (struct heads_segment){state, s.groups};
+    part[3] = (struct heads_segment){s.heads, s.heads};
+    return s;
 }
 
-/* State i as a tensor beside x, or NULL where nothing is remembered. */
-static struct tensor *state_of(struct tape *t, const struct layer *l, int i,
+/* Those of them that one rank along context meets. */
+static struct scan_shape some_heads(const struct scan_shape *s, int context,
+                                    const struct heads_segment part[4]) {
+    struct scan_shape some = *s;
+    some.heads = heads_width(context, 1, &part[3]);
+    some.groups = heads_width(context, 1, &part[1]) / s->state;
+    return some;
+}
+
+/* Numbers of a sequence's columns that the convolution looks back on, and of the scan's state; neither
+ * grows with the tokens. */
+static void state_widths(const struct layer *l, const struct parallel *p, int64_t n[LAYER_STATES]) {
+    struct heads_segment part[4];
+    struct scan_shape s = parts(l, part);
+    int64_t channels = l->p[CONV]->rows;
+    if (p->mamba_heads) {
+        channels = heads_width(p->shape.context, 3, part);
+        s = some_heads(&s, p->shape.context, part);
+    }
+    n[CONV_STATE] = (l->p[CONV]->width - 1) * channels;
+    n[SCAN_STATE] = s.heads * s.head_dim * s.state;
+}
+
+/* Of so many sequences, those whose states are here: all of some heads, or those dealt to this rank. */
+static int64_t state_rows(const struct parallel *p, int64_t sequences) {
+    const int context = p->shape.context, me = p->at.context;
+    if (p->mamba_heads) return sequences;
+    return context_dealt(context, me + 1, sequences) - context_dealt(context, me, sequences);
+}
+
+static void state_size(const struct layer *l, const struct parallel *p, int64_t sequences,
+                       int64_t capacity, int64_t n[LAYER_STATES]) {
+    (void)capacity;
+    state_widths(l, p, n);
+    for (int i = 0; i < LAYER_STATES; i++) n[i] *= state_rows(p, sequences);
+}
+
+/* State i of the batch's sequences, of which there are so many on all ranks along context, as a tensor
+ * beside x; NULL where nothing is remembered. */
+static struct tensor *state_of(struct tape *t, const struct layer *l, int i, int64_t sequences,
                                const struct tensor *x) {
     int64_t n[LAYER_STATES];
     if (!l->pass->state) return NULL;
-    state_size(l, l->pass->capacity, n);
+    state_widths(l, t->parallel, n);
     return tensor_over(t, "state", l->pass->state[l->number].p[i],
-                       i == SCAN_STATE ? t->real : t->stored, l->pass->batch.rows, n[i],
-                       &x->layout);
+                       i == SCAN_STATE ? t->real : t->stored, state_rows(t->parallel, sequences),
+                       n[i], &x->layout);
+}
+
+/* What context ranks carry from call to call is nothing before the first. */
+static struct tensor *carried_of(struct tape *t, const struct layer *l, int i, int64_t sequences,
+                                 const struct tensor *x) {
+    struct tensor *s = state_of(t, l, i, sequences, x);
+    if (s && !l->pass->past && tensor_elements(s))
+        DEVICE_RUN(t->device, fill, s->dtype, .x = s->data, .T = s->rows, .W = s->width,
+                   .ld = s->width, .value = 0);
+    return s;
 }
 
 /* w g / rms(g), g = y silu(z); a group shared with neighbours is finished by a sum over them. */
@@ -76,39 +131,51 @@ static struct tensor *norm_gated(struct tape *t, struct layer *l, struct tensor 
                      c->layer_norm_epsilon);
 }
 
-/* Convolution and scan of x | B | C and dt of this rank's tokens, [tokens, heads * head_dim]. */
+/* Sequences of the batch, on all ranks along context. */
+static int64_t sequences_of(const struct tape *t, const struct batch *b) {
+    return b->dealt ? b->all_rows : b->rows / context_held(t->parallel->shape.context);
+}
+
+/* Convolution and scan of x | B | C and dt of this rank's tokens, [tokens, heads * head_dim]: of pieces
+ * with what lies before them elsewhere. */
+static struct tensor *recur_in_pieces(struct tape *t, struct layer *l, const struct scan_shape *s,
+                                      struct tensor *xbc, struct tensor *dt) {
+    const struct batch *b = &l->pass->batch;
+    const int64_t n = sequences_of(t, b);
+    struct tensor *columns =
+        context_halo(t, b, xbc, l->p[CONV]->width - 1, carried_of(t, l, CONV_STATE, n, xbc));
+    struct tensor *u = conv(t, b, xbc, l->p[CONV], l->p[CONV_BIAS], columns, NULL);
+    struct tensor *y = context_scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS],
+                                    carried_of(t, l, SCAN_STATE, n, dt));
+    tensor_drop(t, u);
+    tensor_drop(t, columns);
+    return y;
+}
+
+/* The same of whole sequences. */
 static struct tensor *recur(struct tape *t, struct layer *l, const struct scan_shape *s,
                             struct tensor *xbc, struct tensor *dt) {
     const struct batch *b = &l->pass->batch;
-    const bool begun = l->pass->past > 0, split = t->parallel->shape.context > 1;
-    struct tensor *columns = split ? context_halo(t, b, xbc, l->p[CONV]->width - 1)
-                                   : state_of(t, l, CONV_STATE, xbc),
-                  *states = state_of(t, l, SCAN_STATE, dt), *y;
-    struct tensor *u = conv(t, b, xbc, l->p[CONV], l->p[CONV_BIAS], begun || split ? columns : NULL,
-                            columns && !split ? &columns : NULL);
-    if (split) y = context_scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS]);
-    else
-        y = scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS], begun ? states : NULL,
-                 states ? &states : NULL);
+    if (t->parallel->shape.context > 1 && !b->dealt) return recur_in_pieces(t, l, s, xbc, dt);
+    const bool begun = l->pass->past > 0;
+    struct tensor *columns = state_of(t, l, CONV_STATE, sequences_of(t, b), xbc),
+                  *states = state_of(t, l, SCAN_STATE, sequences_of(t, b), dt);
+    struct tensor *u = conv(t, b, xbc, l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL,
+                            columns ? &columns : NULL);
+    struct tensor *y = scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS],
+                            begun ? states : NULL, states ? &states : NULL);
     tensor_drop(t, u);
-    if (split) tensor_drop(t, columns);
     return y;
 }
 
 /* The same from x | B | C | dt, where the context ranks exchange tokens for heads: of all tokens for some of
  * the heads, and back. */
 static struct tensor *recur_by_heads(struct tape *t, struct layer *l, const struct scan_shape *s,
-                                     struct tensor *in) {
+                                     const struct heads_segment part[4], struct tensor *in) {
     const struct batch *b = &l->pass->batch, *whole = &l->pass->whole;
     const int context = t->parallel->shape.context;
-    const int64_t state = s->groups * s->state;
-    const struct heads_segment part[] = {{s->heads * s->head_dim, s->heads},
-                                         {state, s->groups},
-                                         {state, s->groups},
-                                         {s->heads, s->heads}};
-    struct scan_shape some = *s;
-    some.heads = heads_width(context, 1, &part[3]);
-    some.groups = heads_width(context, 1, &part[1]) / s->state;
+    const bool begun = l->pass->past > 0;
+    const struct scan_shape some = some_heads(s, context, part);
     struct tensor *all = context_to_heads(t, b, in, 4, part), *v[2], *w[5];
     tensor_columns(t, all, 2, (int64_t[]){heads_width(context, 3, part), some.heads}, v);
     static const int rows_of[] = {CONV, CONV_BIAS, A_LOG, D, DT_BIAS};
@@ -118,8 +185,12 @@ static struct tensor *recur_by_heads(struct tape *t, struct layer *l, const stru
                : i < 2 ? context_heads_weight(t, p, v[0], 3, part)
                        : context_heads_weight(t, p, v[0], 1, part + 3);
     }
-    struct tensor *u = conv_with(t, whole, v[0], w[0], w[1], NULL, NULL);
-    struct tensor *o = scan_with(t, whole, &some, u, v[1], w[2], w[3], w[4], NULL, NULL);
+    struct tensor *columns = state_of(t, l, CONV_STATE, whole->rows, v[0]),
+                  *states = state_of(t, l, SCAN_STATE, whole->rows, v[1]);
+    struct tensor *u =
+        conv_with(t, whole, v[0], w[0], w[1], begun ? columns : NULL, columns ? &columns : NULL);
+    struct tensor *o = scan_with(t, whole, &some, u, v[1], w[2], w[3], w[4], begun ? states : NULL,
+                                 states ? &states : NULL);
     struct tensor *y = context_from_heads(t, b, o);
     struct tensor *const done[] = {u, o, v[0], v[1], all};
     for (int i = 0; i < 5; i++) tensor_drop(t, done[i]);
@@ -142,11 +213,10 @@ static struct tensor *forward(struct tape *t, struct layer *l, struct tensor *x)
     /* z, x | B | C, dt; the latter two together where they are exchanged */
     int64_t width[] = {inner, channels + exchanged * heads, heads};
     tensor_columns(t, in, exchanged ? 2 : 3, width, v);
-    struct scan_shape shape = {
-        heads,         c->mamba_head_dim, groups,           c->ssm_state_size,
-        c->chunk_size, l->config->dt_min, l->config->dt_max};
+    struct heads_segment part[4];
+    const struct scan_shape shape = parts(l, part);
     struct tensor *y =
-        exchanged ? recur_by_heads(t, l, &shape, v[1]) : recur(t, l, &shape, v[1], v[2]);
+        exchanged ? recur_by_heads(t, l, &shape, part, v[1]) : recur(t, l, &shape, v[1], v[2]);
     struct tensor *g = norm_gated(t, l, y, v[0], groups, share);
     for (int i = 0; i < 3; i++) tensor_drop(t, v[i]);
     tensor_drop(t, in);

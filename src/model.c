@@ -153,13 +153,15 @@ static struct tensor *one_layer(struct model *m, struct tape *t, int i, struct t
 /* From the stream to losses or logits. */
 static struct tensor *finish(struct model *m, struct tape *t, const struct micro_batch *b,
                              const struct pass *pass, struct tensor *x, enum model_end end) {
+    const int held = pass->batch.dealt ? 1 : context_held(t->parallel->shape.context);
+    const struct batch sequences = {.rows = b->rows / held, .length = b->length * held};
     int64_t tokens = b->rows * b->length;
     struct tensor *n = rms_norm(t, x, m->norm_f, m->config->keys.layer_norm_epsilon), *lse, *picked;
     tensor_drop(t, x);
     struct tensor *h = tensor_enter(t, n, tokens);
     tensor_drop(t, n);
     if (end == END_LOGITS)
-        return linear_real(t, pass->ends_only ? row_ends(t, &pass->batch, h) : h, m->words);
+        return linear_real(t, pass->ends_only ? row_ends(t, &sequences, h) : h, m->words);
     struct layout l = {.state = {SPLIT, SPLIT, WHOLE}};
     struct tensor *target = tensor_over(t, "targets", b->target, I32, tokens, 1, &l);
     int scope = tape_scope_begin(t);
@@ -172,16 +174,22 @@ static struct tensor *finish(struct model *m, struct tape *t, const struct micro
 
 void model_batch(struct tape *t, const struct micro_batch *b, struct pass *pass) {
     const int context = t->parallel->shape.context;
-    const int64_t rows = b->rows / context_held(context),
-                  length = b->length * context_pieces(context);
+    const int64_t rows = b->dealt ? b->all_rows : b->rows / context_held(context),
+                  length = b->dealt ? b->length : b->length * context_pieces(context);
     struct layout l = token_layout();
     t->pass = pass;
-    pass->batch = (struct batch){
-        b->rows, b->length, tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l)};
+    pass->batch =
+        (struct batch){.rows = b->rows,
+                       .length = b->length,
+                       .start = tensor_over(t, "start", b->start, I32, b->rows * b->length, 1, &l),
+                       .dealt = b->dealt,
+                       .all_rows = b->all_rows};
     if (!b->whole_start) return;
     l.by[AXIS_CONTEXT] = BY_COLUMNS;
     pass->whole = (struct batch){
-        rows, length, tensor_over(t, "whole start", b->whole_start, I32, rows * length, 1, &l)};
+        .rows = rows,
+        .length = length,
+        .start = tensor_over(t, "whole start", b->whole_start, I32, rows * length, 1, &l)};
 }
 
 struct tensor *model_stage(struct model *m, struct tape *t, const struct stage *s,

@@ -40,6 +40,8 @@ void model_allocate(struct model *m, struct device *d, struct arena *values, str
  * factor of each token's loss. whole_start: of all tokens of its sequences, or NULL. */
 struct micro_batch {
     int64_t rows, length;
+    bool dealt; /* along context, as in struct batch */
+    int64_t all_rows;
     void *ids, *start, *target, *weight, *whole_start;
 };
 

@@ -25,11 +25,14 @@ struct decision {
 struct travel tokens_to_route(const struct layer *l) {
     const struct batch *b = &l->pass->batch;
     const int64_t experts = l->config->keys.n_routed_experts, number = l->pass->number,
-                  ranks = mesh_stage_ranks(l->mesh);
+                  ranks = mesh_stage_ranks(l->mesh),
+                  held = b->dealt ? 1 : context_held(l->mesh->context);
     return (struct travel){.experts = experts,
                            .chosen = l->config->keys.num_experts_per_tok,
                            .tokens = b->rows * b->length,
-                           .length = b->length * (l->mesh->context > 1 ? 2 : 1),
+                           .length = b->length * held,
+                           .dealt = b->dealt,
+                           .of = l->pass->shares,
                            .load = l->expected,
                            .load_of = l->expected_of,
                            .known = l->known ? l->known + number * ranks * experts : NULL,

@@ -129,14 +129,22 @@ for pair in "0 1" "1 2" "2 3" "3 0" "1 1"; do
 done
 
 # Evaluating and generating; what cannot be is refused.
-printf 'run:\n  mode: evaluate\nmodel:\n  from: %s\ntrain:\n  sequence_length: 31\nevaluate:\n  samples: 5\n' "$TMP/whole" >"$TMP/evaluate.yaml"
-go evaluated 0 1 "$TMP/evaluate.yaml" && go evaluated4 0 4 "$TMP/evaluate.yaml" parallel.expert=4 parallel.tensor=2 train.global_batch=2 &&
-    { near "$(sed 's/.*"loss": \([^,]*\).*/\1/' "$TMP/evaluated4/evaluation.json")" "$(sed 's/.*"loss": \([^,]*\).*/\1/' "$TMP/evaluated/evaluation.json")" 1e-6 && ok evaluate || fail evaluate "$(cat "$TMP"/evaluated*/evaluation.json)"; }
+printf 'run:\n  mode: evaluate\nmodel:\n  from: %s\ntrain:\n  sequence_length: 32\nevaluate:\n  samples: 5\n' "$TMP/whole" >"$TMP/evaluate.yaml"
+measured() { sed 's/.*"loss": \([^,]*\), .*"tokens": \(.*\)}/\1 \2/' "$TMP/$1/evaluation.json"; }
+go evaluated 0 1 "$TMP/evaluate.yaml"
+for how in "4 parallel.expert=4 parallel.tensor=2 train.global_batch=2" "4 parallel.expert=4 parallel.context=2 train.global_batch=2" "3 parallel.expert_tensor=3 train.global_batch=3" \
+    "8 parallel.expert=2 parallel.context=4 parallel.tensor=2 parallel.expert_tensor=2 parallel.sequence=true" "8 parallel.expert=4 parallel.context=2 parallel.pipeline=2 train.global_batch=4"; do
+    name=evaluated-$(printf %s "$how" | tr -c 'a-z0-9\n' _)
+    go "$name" 0 "${how%% *}" "$TMP/evaluate.yaml" ${how#* } || continue
+    set -- $(measured evaluated) $(measured "$name")
+    near "$3" "$1" 1e-6 && [ "$4" = "$2" ] && ok "$name" || fail "$name" "loss and tokens $3 $4, want $1 $2"
+done
 printf 'run:\n  mode: generate\nmodel:\n  from: %s\ngenerate:\n  prompt_ids: [1, 2, 3, 4, 5]\n  max_new_tokens: 9\n' "$TMP/whole" >"$TMP/generate.yaml"
 go generated 0 1 "$TMP/generate.yaml" && go generated2 0 2 "$TMP/generate.yaml" parallel.expert=2 parallel.tensor=2 &&
     { cmp -s "$TMP/generated/generations.jsonl" "$TMP/generated2/generations.jsonl" && ok generate || fail generate "$(cat "$TMP"/generated*/generations.jsonl)"; }
+go generated4 0 4 "$TMP/generate.yaml" parallel.expert=4 &&
+    { cmp -s "$TMP/generated/generations.jsonl" "$TMP/generated4/generations.jsonl" && ok generate-apart || fail generate-apart "$(cat "$TMP"/generated*/generations.jsonl)"; }
 refused() { name=$1 words=$2; shift 2; go "$name" 2 "$@" && { grep -q "$words" "$TMP/$name.log" && ok "$name" || fail "$name" "$(cat "$TMP/$name.log")"; }; }
-refused refused-generate "generation needs experts within" 2 "$TMP/generate.yaml" parallel.expert=2
 refused refused-multiple "are no multiple" 3 "$TMP/pairs.yaml" parallel.expert=3 train.global_batch=3
 refused refused-ranks "does not divide the 2 ranks" 2 "$TMP/pairs.yaml" parallel.expert=4
 

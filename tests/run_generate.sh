@@ -11,14 +11,15 @@ generate:
 YAML
 deck=$TMP/generate.yaml
 
+numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
 new_ids() { sed -E 's/.*"ids": (\[[^]]*\]), "text": .*/\1/' "$1/generations.jsonl"; }
 tokens() { sed -E 's/.*"tokens": (\[[^]]*\]).*/\1/' "$1"; }
 ends() { sed -E 's/.*"stop": "([^"]*)".*/\1/' "$1/generations.jsonl" | tr '\n' ' '; }
 # is NAME GOT WANT
 is() { if [ "$2" = "$3" ]; then ok "$1"; else fail "$1" "got $(printf %s "$2" | head -c 300), want $(printf %s "$3" | head -c 300)"; fi; }
 
-# ranks of a pipeline among these overrides: $p
-pipeline_of() { p=1; for a; do case $a in parallel.pipeline=*) p=${a#*=} ;; esac; done; }
+# ranks of a pipeline and along context among these overrides: $p
+pipeline_of() { p=1; for a; do case $a in parallel.pipeline=* | parallel.context=*) p=$((p * ${a#*=})) ;; esac; done; }
 
 # ---- the tokens of transformers, on every mesh
 # try CASE TENSOR DATA override...
@@ -36,11 +37,15 @@ for f in tests/reference/*/greedy.jsonl; do
     try "$c" 1 1 parallel.pipeline=2 generate.prefill_chunk=3
     [ -n "$SHORT" ] || try "$c" 1 2 parallel.pipeline=2 parallel.schedule=zbv run.debug=true
     [ -z "$LONG" ] || try "$c" 1 1 parallel.pipeline=5 parallel.virtual_stages=2 generate.batch=2
+    try "$c" 1 1 parallel.context=2 generate.prefill_chunk=5
+    [ -n "$SHORT" ] || try "$c" 1 1 parallel.context=3 generate.batch=2 run.debug=true
+    [ -z "$LONG" ] || try "$c" 1 2 parallel.context=4 parallel.pipeline=2 generate.prefill_chunk=8
     for t in 2 3 4; do
         legal "tests/reference/$c" $t || continue
         try "$c" $t 1 generate.prefill_chunk=3
         [ -n "$SHORT" ] || try "$c" $t 1 parallel.sequence=true run.debug=true
         [ -z "$LONG" ] || try "$c" $t 2 generate.batch=1
+        [ -z "$LONG" ] || try "$c" $t 1 parallel.context=2 parallel.sequence=true generate.prefill_chunk=7
     done
     [ -n "$SHORT" ] || try "$c" 1 3 generate.batch=2
 done
@@ -50,6 +55,58 @@ try gqa 4 1 generate.prefill_chunk=1
 try groups3 6 1 generate.batch=2
 try dense 2 4 generate.batch=1
 try dense 2 2 generate.prefill_chunk=2 parallel.pipeline=2 parallel.sequence=true parallel.virtual_stages=2
+
+# ---- sequences on several ranks by heads, and on more ranks than the prompts have tokens
+by_heads="parallel.context_attention=heads parallel.context_mamba=heads"
+try gqa 1 1 parallel.context=2 $by_heads generate.prefill_chunk=8 run.debug=true
+try groups3 1 2 parallel.context=3 $by_heads generate.batch=1
+try gqa 2 1 parallel.context=2 $by_heads parallel.sequence=true precision.recipe=fp64
+try dense 1 1 parallel.context=12 generate.prefill_chunk=1
+try mamba_only 2 1 parallel.context=2 generate.batch=3
+
+# ---- experts on ranks of other prompts, which end at other times: with as many prompts as ranks, fewer, more; one token each, or many
+for c in latent moe_nano; do
+    try $c 1 2 parallel.expert=2
+    try $c 1 3 parallel.expert_tensor=3 generate.batch=1
+    try $c 1 8 parallel.expert=4 run.debug=true
+    try $c 2 2 parallel.expert=4 parallel.sequence=true generate.prefill_chunk=5 precision.recipe=fp64
+    try $c 1 1 parallel.context=2 parallel.expert=2
+    try $c 1 2 parallel.context=2 parallel.expert=4 generate.batch=1 generate.prefill_chunk=5
+    try $c 1 2 parallel.context=2 parallel.pipeline=2 parallel.expert=2 parallel.expert_tensor=2
+    [ -z "$LONG" ] || try $c 2 2 parallel.context=2 parallel.pipeline=2 parallel.expert=4 parallel.expert_tensor=2
+done
+
+# ---- long prompts beside short ones, read in many calls: what was read before goes round the ranks in parts
+{ model "M*-*M" | sed -E 's/(num_attention_heads|mamba_num_heads|num_key_value_heads|n_groups): .*/\1: 4/; s/head_dim: .*/head_dim: 4/; s/hidden_size: .*/hidden_size: 16/'
+  printf '  initializer_range: 0.5\ntrain:\n  steps: 0\n'; } >"$TMP/begin.yaml"
+numbered() { awk -v n="$1" 'BEGIN { printf "{\"ids\": [1"; for (i = 1; i < n; i++) printf ", %d", (i * 7919 + int(i / 13)) % 101; print "]}" }'; }
+if go begun 0 1 "$TMP/begin.yaml"; then
+    { numbered 3001; numbered 7; numbered 1799; } >"$TMP/long.jsonl"
+    set -- "$deck" "model.from=$TMP/begun" "generate.prompts=$TMP/long.jsonl" precision.recipe=fp64
+    go long1 0 1 "$@" || true
+    for how in "2 generate.prefill_chunk=128 parallel.context=2" "3 generate.prefill_chunk=500 parallel.context=3" "4 parallel.tensor=2 parallel.context=2 generate.prefill_chunk=300" \
+        "4 parallel.context=4 generate.prefill_chunk=777 $by_heads" "4 parallel.context=2 parallel.data=2"; do
+        name=long-$(printf %s "$how" | tr -c 'a-z0-9\n' _)
+        go "$name" 0 "${how%% *}" "$@" ${how#* } && is "$name" "$(cat "$TMP/$name/generations.jsonl")" "$(cat "$TMP/long1/generations.jsonl")"
+    done
+fi
+# As long as it says: the same tokens, memory linear in the tokens of a rank and as planned.
+if [ -n "$LONG" ]; then
+    { model "M-*E" | sed -E 's/(hidden_size|mamba_num_heads): .*/\1: 8/; s/(num_attention_heads|num_key_value_heads|n_groups): .*/\1: 1/; s/head_dim: .*/head_dim: 4/'
+      printf '  initializer_range: 0.5\ntrain:\n  steps: 0\n'; } >"$TMP/begin1.yaml"
+    go begun1 0 1 "$TMP/begin1.yaml"
+    for l in 131072 262144; do
+        numbered $l >"$TMP/$l.jsonl"
+        for c in 1 2 4; do
+            name=long-$l-$c
+            set -- "$deck" "model.from=$TMP/begun1" "generate.prompts=$TMP/$l.jsonl" moe.balance=forced parallel.context=$c
+            go "$name" 0 $c "$@" && go "$name-dry" 0 1 plan "$@" --json run.ranks=$c || continue
+            is "$name-plan" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)" "$(grep -o '"arena_bytes": *[0-9]*' "$TMP/$name-dry.log" | sed 's/.*: *//' | numbers)"
+            is "$name" "$(new_ids "$TMP/$name")" "$(new_ids "$TMP/long-$l-1")"
+            printf '%-16s %s tokens read a second, bytes %s\n' "$name" "$(words "$TMP/$name/summary.yaml" prefill_tokens_per_second)" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)"
+        done
+    done
+fi
 
 # ---- drawing: the same tokens in any company, others under another seed
 draw="generate.temperature=0.9 generate.top_k=40 generate.top_p=0.95 generate.max_new_tokens=24"
@@ -70,6 +127,17 @@ if drawn drawn 1 1; then
     drawn drawn-seed 1 1 run.seed=5 &&
         { [ "$(new_ids "$TMP/drawn-seed")" != "$(new_ids "$TMP/drawn")" ] && ok drawn-seed || fail drawn-seed "another seed draws the same"; }
 fi
+# answers that end at different times, on ranks that share their experts; each ends where it does alone
+ended="model.from=tests/reference/latent generate.prompts=tests/reference/latent/greedy.jsonl generate.max_new_tokens=120 run.seed=3"
+if drawn ended 1 1 $ended; then
+    case $(ends "$TMP/ended") in *eos*) ok ended-early ;; *) fail ended-early "none of the answers ended: $(ends "$TMP/ended")" ;; esac
+    drawn ended-apart 1 4 $ended parallel.expert=4 && is ended-apart "$(cat "$TMP/ended-apart/generations.jsonl")" "$(cat "$TMP/ended/generations.jsonl")"
+    drawn ended-context 1 2 $ended parallel.expert=4 parallel.context=2 generate.batch=1 generate.prefill_chunk=4 &&
+        is ended-context "$(cat "$TMP/ended-context/generations.jsonl")" "$(cat "$TMP/ended/generations.jsonl")"
+    go ended-few 0 4 "$deck" $draw $ended 'generate.prompts=' 'generate.prompt_ids=[5, 6]' parallel.data=4 parallel.expert=2 &&
+        go ended-one 0 1 "$deck" $draw $ended 'generate.prompts=' 'generate.prompt_ids=[5, 6]' &&
+        is ended-few "$(cat "$TMP/ended-few/generations.jsonl")" "$(cat "$TMP/ended-one/generations.jsonl")"
+fi
 drawn one-of-one 1 1 generate.top_k=1 generate.max_new_tokens=16 &&
     is one-of-one "$(new_ids "$TMP/one-of-one")" "$(tokens tests/reference/dense/greedy.jsonl)"
 
@@ -86,11 +154,10 @@ echo '{"eos_token_id": 2}' >"$TMP/model/generation_config.json"
 go end-other 0 1 "$deck" "model.from=$TMP/model" "$first" && is end-other "$(ends "$TMP/end-other")" "length "
 
 # ---- plan: the memory of every rank, to the byte
-numbers() { tr -c '0-9\n' ' ' | tr -s ' \n' ' ' | sed 's/^ //; s/ $//'; }
 # planned NAME N override...
 planned() {
     name=plan-$1; n=$2; shift 2
-    set -- "$deck" model.from=tests/reference/gqa generate.prompts=tests/reference/gqa/greedy.jsonl "$@"
+    set -- "$deck" model.from=tests/reference/gqa generate.prompts=tests/reference/gqa/greedy.jsonl moe.balance=forced "$@"
     go "$name-dry" 0 1 plan "$@" --json run.ranks="$n" || return
     go "$name" 0 "$n" "$@" || return
     is "$name" "$(sed -n '/^peak_bytes:/,$p' "$TMP/$name/summary.yaml" | numbers)" \
@@ -101,6 +168,32 @@ planned chunks 1 generate.batch=2 generate.prefill_chunk=4
 planned mesh 4 parallel.tensor=2 generate.batch=1
 planned pipeline 4 parallel.tensor=2 parallel.pipeline=2 generate.prefill_chunk=4
 planned zbv 2 parallel.pipeline=2 parallel.schedule=zbv
+planned context 4 parallel.context=4 generate.prefill_chunk=8 generate.batch=3
+planned context-heads 4 parallel.context=2 parallel.tensor=2 $by_heads generate.prefill_chunk=8
+planned context-stages 8 parallel.context=2 parallel.pipeline=2 parallel.tensor=2 parallel.sequence=true
+experts="model.from=tests/reference/latent generate.prompts=tests/reference/latent/greedy.jsonl generate.batch=1 generate.prefill_chunk=8"
+planned experts 3 $experts parallel.data=3 parallel.expert=3
+planned experts-context 8 $experts parallel.data=2 parallel.context=2 parallel.tensor=2 parallel.expert=4 parallel.expert_tensor=2 precision.recipe=bf16
+# the first steps need less than the last, which meet thousands of keys
+cp -r tests/reference/gqa "$TMP/endless"
+sed -i -E 's/"eos_token_id": [0-9]+/"eos_token_id": null/' "$TMP/endless/config.json"
+endless="model.from=$TMP/endless generate.prompts= generate.prompt_ids=[5] generate.max_new_tokens"
+planned long 1 $endless=2500
+[ -n "$SHORT" ] || planned long-context 2 $endless=4300 parallel.context=2
+# what is remembered of a long prompt is divided by the ranks along context; what Mamba layers remember does not grow with it
+# states RANKS TOKENS override...: of the rank that has most
+states() {
+    n=$1; tokens=$2; shift 2
+    numbered "$tokens" >"$TMP/long.jsonl"
+    go "states-$n-$tokens" 0 1 plan "$deck" --json model.from=tests/reference/gqa "generate.prompts=$TMP/long.jsonl" generate.max_new_tokens=1 \
+        run.ranks="$n" parallel.context="$n" "$@" || return
+    grep -o '"states_bytes": *[0-9]*' "$TMP/states-$n-$tokens.log" | sed 's/.*: *//' | sort -n | tail -n 1
+}
+for how in ring heads; do
+    c=4; [ $how = ring ] || c=2
+    set -- "parallel.context_attention=$how"
+    is "divided-$how" $((($(states $c 4000 "$@") - $(states $c 2000 "$@")) * c)) $(($(states 1 4000 "$@") - $(states 1 2000 "$@")))
+done
 planned debug 2 parallel.tensor=2 parallel.sequence=true run.debug=true
 
 # ---- texts: a model that learned one line by heart

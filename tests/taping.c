@@ -180,7 +180,8 @@ struct param *make_param(struct bench *b, const char *split, int64_t rows, int64
 struct batch make_batch(struct bench *b, struct tape *t, int64_t length, int32_t start) {
     int32_t v[TOKENS];
     for (int i = 0; i < ROWS * length; i++) v[i] = start;
-    return (struct batch){ROWS, length, make_ints(b, t, "rrw", ROWS * length, 1, v)};
+    return (struct batch){
+        .rows = ROWS, .length = length, .start = make_ints(b, t, "rrw", ROWS * length, 1, v)};
 }
 
 /* ---------------------------------------------------------------- ends of children */

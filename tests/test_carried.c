@@ -34,7 +34,8 @@ static struct batch part_batch(struct bench *b, int from, int n) {
     for (int i = 0; i < ROWS * n; i++) v[i] = (i / n ? 1 : -2) - from; /* a cut document each */
     for (int i = 0; i < n; i++)
         if (from + i == 0) v[n + i] = 0;
-    return (struct batch){ROWS, n, make_ints(b, &b->t, "rrw", ROWS * n, 1, v)};
+    return (struct batch){
+        .rows = ROWS, .length = n, .start = make_ints(b, &b->t, "rrw", ROWS * n, 1, v)};
 }
 
 /* Puts the gradient of a part into its place in the whole. */

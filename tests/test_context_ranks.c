@@ -97,7 +97,7 @@ static struct tokens tokens_of(const struct trial *x, struct tape *t, bool whole
     }
     struct tensor *s = tensor_new_ints(t, "start", k.n, 1, &l);
     device_write(&device, s->data, start, (size_t)k.n * sizeof *start);
-    k.batch = (struct batch){rows, length, s};
+    k.batch = (struct batch){.rows = rows, .length = length, .start = s};
     free(start);
     return k;
 }
@@ -157,7 +157,7 @@ static struct tensor *run_attention(struct tape *t, const struct subject *s, con
         width[i] = way == BY_HEADS ? heads_width(C, 1, &part[i]) : part[i].width;
     tensor_columns(t, y, 3, width, v);
     if (way == PLAIN) return attention(t, &k->batch, v[0], v[1], v[2], DIM, NULL, NULL);
-    if (way == PASSING) return context_attention(t, &k->batch, v[0], v[1], v[2], DIM);
+    if (way == PASSING) return context_attention(t, &k->batch, v[0], v[1], v[2], DIM, NULL);
     return context_from_heads(t, &k->batch, attention(t, all, v[0], v[1], v[2], DIM, NULL, NULL));
 }
 
@@ -183,9 +183,10 @@ static struct tensor *run_mamba(struct tape *t, const struct subject *s, const s
                                   scan_with(t, all, &shape, u, v[1], w[2], w[3], w[4], NULL, NULL));
     }
     tensor_columns(t, x, 2, (int64_t[]){inner + 2 * bc, s->heads}, v);
-    struct tensor *halo = way == PASSING ? context_halo(t, &k->batch, v[0], K - 1) : NULL;
+    struct tensor *halo = way == PASSING ? context_halo(t, &k->batch, v[0], K - 1, NULL) : NULL;
     u = conv(t, &k->batch, v[0], &p[0], &p[1], halo, NULL);
-    if (way == PASSING) return context_scan(t, &k->batch, &shape, u, v[1], &p[2], &p[3], &p[4]);
+    if (way == PASSING)
+        return context_scan(t, &k->batch, &shape, u, v[1], &p[2], &p[3], &p[4], NULL);
     return scan(t, &k->batch, &shape, u, v[1], &p[2], &p[3], &p[4], NULL, NULL);
 }
 

@@ -129,7 +129,8 @@ struct visit { /* what the inside of a layer needs */
 static struct tensor *visit_experts(struct tape *t, void *context, struct tensor *x) {
     struct visit *v = context;
     const struct setting *s = v->s;
-    const struct travel travel = {s->experts, CHOSEN, s->tokens, LENGTH, NULL, 0, NULL, NULL};
+    const struct travel travel = {
+        .experts = s->experts, .chosen = CHOSEN, .tokens = s->tokens, .length = LENGTH};
     struct tensor *order, *position, *offset;
     sort_experts(t, v->index, s->experts, &order, &position, &offset);
     struct journey *j =
@@ -271,7 +272,8 @@ static void every_mesh(void **state) {
 static void in_turn(void **state) {
     (void)state;
     for (int64_t i = 0; i < 300; i++) {
-        struct travel v = {1 + i % 7, 1 + i % 3, 40, 1 + i % 11, NULL, 0, NULL, NULL};
+        struct travel v = {
+            .experts = 1 + i % 7, .chosen = 1 + i % 3, .tokens = 40, .length = 1 + i % 11};
         struct token_range r = {i % 17, v.length, i % 2 ? v.length : v.length / 2, {i % 5, i % 19}};
         int64_t tokens = i % 13, found[8], want[8] = {0};
         even_choices(&v, &r, tokens, 0, v.experts, found);

@@ -235,8 +235,8 @@ static void nothing_twice(void **state) {
         comm_init_dry(&comm, 1, 0);
         assert_int_equal(engine_open(&e, &d, &c, &m), 0);
         assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-        decoder_init(&dec, &e, PROMPTS, LENGTH + STEPS, chunk);
-        decoder_begin(&dec, PROMPTS, ids, n);
+        decoder_init(&dec, &e, PROMPTS, LENGTH, STEPS, chunk);
+        decoder_begin(&dec, PROMPTS, ids, n, NULL);
         struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
         static const int same[] = {OP_conv,      OP_scan,  OP_rms_norm,
                                    OP_embedding, OP_relu2, OP_attention};
@@ -270,10 +270,85 @@ static void nothing_twice(void **state) {
     mistakes_free(&m);
 }
 
+/* Across context ranks no call sends more because more was read before it. */
+static void no_more_sent(void **state) {
+    (void)state;
+    enum { PROMPTS = 3, CONTEXT = 4, CHUNK = 16, MOST = 64, STEPS = 6 };
+    struct mistakes m = {0};
+    struct deck d;
+    struct config c = {0};
+    struct comm comm;
+    struct engine e;
+    struct decoder dec;
+    struct mesh_shape shape = {
+        .pipeline = 1, .data = 1, .context = CONTEXT, .tensor = 1, .expert = 1};
+    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]",
+                    "parallel.context=4", "parallel.context_attention=ring"};
+    int32_t row[MOST] = {0}, *ids[PROMPTS] = {row, row, row};
+    int64_t reading[3], decoding = 0;
+    deck_read(&d, "inputs/tiny-pretrain.yaml", 5, over, &m);
+    config_settle(&c, &d, &m);
+    mesh_complete(&shape, CONTEXT, &m);
+    assert_int_equal(m.n, 0);
+    comm_init_dry(&comm, CONTEXT, 0);
+    assert_int_equal(engine_open(&e, &d, &c, &m), 0);
+    assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
+    decoder_init(&dec, &e, PROMPTS, MOST, STEPS, CHUNK);
+    const int64_t *sent = &e.parallel.axis[MESH_CONTEXT]->bytes_sent;
+    for (int i = 0; i < 3; i++) {
+        const int64_t longest = (2 + i) * CHUNK, n[PROMPTS] = {longest, 3, 17};
+        int64_t before = *sent;
+        decoder_begin(&dec, PROMPTS, ids, n, NULL);
+        reading[i] = *sent - before;
+        for (int step = 0; step < STEPS; step++) {
+            before = *sent;
+            decoder_next(&dec, row);
+            if (!decoding) decoding = *sent - before;
+            assert_int_equal(*sent - before, decoding);
+        }
+    }
+    assert_true(decoding > 0 && reading[1] > reading[0]);
+    assert_int_equal(reading[2] - reading[1], reading[1] - reading[0]);
+    decoder_free(&dec);
+    engine_free(&e);
+    comm_end(&comm);
+    config_free(&c);
+    deck_free(&d);
+    mistakes_free(&m);
+}
+
+/* Every place of a row is in one rank's cache, in order, and no rank has more than its share. */
+static void places_shared_out(void **state) {
+    (void)state;
+    for (int context = 1; context <= 5; context++)
+        for (int64_t calls = 1; calls <= 3; calls++)
+            for (int64_t left = 1; left <= 3; left++) {
+                const int64_t pieces = context == 1 ? 1 : 2 * context, chunk = 3 * pieces;
+                const struct cache_plan p = {context, chunk, (calls - 1) * chunk + left * pieces};
+                const int64_t all = p.read + 2 * context + 1;
+                for (int64_t place = 0; place < all; place++) {
+                    int keepers = 0;
+                    for (int r = 0; r < context; r++) {
+                        const int64_t more =
+                            cache_held(&p, r, place + 1) - cache_held(&p, r, place);
+                        assert_true(more == 0 || more == 1);
+                        keepers += (int)more;
+                        if (more && place >= p.read) assert_int_equal(cache_keeper(&p, place), r);
+                        assert_true(cache_held(&p, r, place + 1) <= cache_room(context, all));
+                        if (place + 1 == p.read)
+                            assert_int_equal(cache_held(&p, r, place + 1), p.read / context);
+                    }
+                    assert_int_equal(keepers, 1);
+                }
+            }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(drawing),    cmocka_unit_test(likeliest), cmocka_unit_test(many_words),
-        cmocka_unit_test(characters), cmocka_unit_test(answers),   cmocka_unit_test(nothing_twice),
+        cmocka_unit_test(drawing),      cmocka_unit_test(likeliest),
+        cmocka_unit_test(many_words),   cmocka_unit_test(characters),
+        cmocka_unit_test(answers),      cmocka_unit_test(nothing_twice),
+        cmocka_unit_test(no_more_sent), cmocka_unit_test(places_shared_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

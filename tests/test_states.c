@@ -151,16 +151,16 @@ static struct tensor *op_share_sum(struct bench *b, const char *const *in) {
 
 static struct tensor *op_dispatch(struct bench *b, const char *const *in) {
     struct tensor *offset = NULL;
-    struct journey *j =
-        expert_dispatch_start(&b->t, make(b, &b->t, in[0], TOKENS, WIDTH), NULL,
-                              &(struct travel){1, 1, TOKENS, TOKENS, NULL, 0, NULL, NULL});
+    struct journey *j = expert_dispatch_start(
+        &b->t, make(b, &b->t, in[0], TOKENS, WIDTH), NULL,
+        &(struct travel){.experts = 1, .chosen = 1, .tokens = TOKENS, .length = TOKENS});
     return expert_dispatch_wait(&b->t, j, &offset);
 }
 
 static struct tensor *op_return(struct bench *b, const char *const *in) {
-    struct journey *j =
-        expert_dispatch_start(&b->t, make(b, &b->t, "rre", TOKENS, WIDTH), NULL,
-                              &(struct travel){1, 1, TOKENS, TOKENS, NULL, 0, NULL, NULL});
+    struct journey *j = expert_dispatch_start(
+        &b->t, make(b, &b->t, "rre", TOKENS, WIDTH), NULL,
+        &(struct travel){.experts = 1, .chosen = 1, .tokens = TOKENS, .length = TOKENS});
     expert_return_start(&b->t, j, make(b, &b->t, in[0], TOKENS, WIDTH));
     return expert_return_wait(&b->t, j);
 }

@@ -200,7 +200,7 @@ static struct tensor *layer_forward(struct tape *t, void *context, struct tensor
     count_experts(t, index, EXPERTS, NULL, l->load);
     struct journey *j = expert_dispatch_start(
         t, gather_rows(t, full, order, position, CHOSEN), offset,
-        &(struct travel){EXPERTS, CHOSEN, TOKENS, LENGTH, NULL, 0, NULL, NULL});
+        &(struct travel){.experts = EXPERTS, .chosen = CHOSEN, .tokens = TOKENS, .length = LENGTH});
     struct tensor *in = expert_dispatch_wait(t, j, &offset);
     struct tensor *a = relu2(t, grouped_linear(t, in, l->up, EXPERTS, offset));
     tensor_drop(t, in);
