@@ -92,15 +92,7 @@ static void attend(const struct attention_args *a, const struct queries *q, int6
             const int64_t n = least(KEYS, r->to - j);
             const struct factor k = as_rows(w->k, r->k + j * r->ldk, r->ldk, n, D);
             const struct factor v = as_columns(w->v, r->v + j * r->ldv, r->ldv, n, D);
-            product_of_rows(&(struct product){.c = w->score,
-                                              .ldc = ld,
-                                              .a = k.p,
-                                              .lda = k.ld,
-                                              .b = w->q,
-                                              .ldb = ld,
-                                              .rows = n,
-                                              .depth = units(D),
-                                              .vectors = q->vectors});
+            meet_keys(w->score, &k, n, w->q, q, D);
             if (j >= q->all_low && j + n <= q->all_high) weigh(w, q, j, n, c, false);
             else weigh(w, q, j, n, c, true);
             product_of_columns(&(struct product){.c = w->o,

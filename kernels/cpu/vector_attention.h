@@ -181,6 +181,20 @@ static inline struct factor as_columns(unit *space, const stored *x, int64_t ld,
 #endif
 }
 
+/* to[n keys][queries] = keys, as rows, times what the queries have in the lanes, [units of D][lanes]. */
+static inline void meet_keys(float *to, const struct factor *keys, int64_t n, const unit *x,
+                             const struct queries *q, int64_t D) {
+    product_of_rows(&(struct product){.c = to,
+                                      .ldc = q->lanes,
+                                      .a = keys->p,
+                                      .lda = keys->ld,
+                                      .b = x,
+                                      .ldb = q->lanes,
+                                      .rows = n,
+                                      .depth = units(D),
+                                      .vectors = q->vectors});
+}
+
 /* The next LANES units of a row that has n numbers more. */
 INLINE vf row_units(const stored *p, int64_t n) {
 #if defined STORED_BF16 && defined __AVX512BF16__

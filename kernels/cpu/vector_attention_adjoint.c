@@ -167,6 +167,21 @@ static void give_dq(const struct attention_adjoint_args *a, const struct queries
         }
 }
 
+/* sums[n keys][D1] += a row of weights for each key, times the queries' rows. */
+static void add_to_keys(float *sums, const unit *weights, const unit *rows, int64_t n,
+                        const struct queries *q, int64_t D1) {
+    product_of_rows(&(struct product){.c = sums,
+                                      .ldc = D1,
+                                      .a = weights,
+                                      .lda = units(q->lanes),
+                                      .b = rows,
+                                      .ldb = D1,
+                                      .rows = n,
+                                      .depth = units(q->vectors * LANES),
+                                      .vectors = D1 / LANES,
+                                      .begin = ADDED});
+}
+
 /* One block of queries: its dq, and what it gives to sums[key][D1] of dk and dv. */
 static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, int64_t u,
                   float *dk, float *dv, struct work *w) {
@@ -174,8 +189,7 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
     struct keys run[2];
     queries_find(&q, b, g, u, a->start, a->L, past_of(a), a->away, a->H, a->G, a->D);
     prepare(a, &q, w);
-    const int64_t D = a->D, D1 = whole(D), ld = q.lanes, lanes = q.vectors * LANES;
-    const int wide = D1 / LANES;
+    const int64_t D = a->D, D1 = whole(D), ld = q.lanes;
     enum begin begin = FRESH;
     KEYS_FIND(run, a, b, g, q.low, q.high);
 #if defined STORED_BF16 && defined __AVX512BF16__
@@ -188,48 +202,12 @@ static void block(const struct attention_adjoint_args *a, int64_t b, int64_t g, 
             const int64_t n = least(KEYS, r->to - j), at = (j + a->P) * D1;
             const struct factor k = as_rows(w->k, r->k + j * r->ldk, r->ldk, n, D);
             const struct factor v = as_rows(w->v, r->v + j * r->ldv, r->ldv, n, D);
-            product_of_rows(&(struct product){.c = w->score,
-                                              .ldc = ld,
-                                              .a = k.p,
-                                              .lda = k.ld,
-                                              .b = w->q,
-                                              .ldb = ld,
-                                              .rows = n,
-                                              .depth = units(D),
-                                              .vectors = q.vectors});
-            product_of_rows(&(struct product){.c = w->dscore,
-                                              .ldc = ld,
-                                              .a = v.p,
-                                              .lda = v.ld,
-                                              .b = w->go,
-                                              .ldb = ld,
-                                              .rows = n,
-                                              .depth = units(D),
-                                              .vectors = q.vectors});
+            meet_keys(w->score, &k, n, w->q, &q, D);
+            meet_keys(w->dscore, &v, n, w->go, &q, D);
             if (j >= q.all_low && j + n <= q.all_high) differentiate(a, &q, w, j, n, false);
             else differentiate(a, &q, w, j, n, true);
-            if (dk)
-                product_of_rows(&(struct product){.c = dk + at,
-                                                  .ldc = D1,
-                                                  .a = ds_row,
-                                                  .lda = units(ld),
-                                                  .b = w->q_row,
-                                                  .ldb = D1,
-                                                  .rows = n,
-                                                  .depth = units(lanes),
-                                                  .vectors = wide,
-                                                  .begin = ADDED});
-            if (dv)
-                product_of_rows(&(struct product){.c = dv + at,
-                                                  .ldc = D1,
-                                                  .a = p_row,
-                                                  .lda = units(ld),
-                                                  .b = w->go_row,
-                                                  .ldb = D1,
-                                                  .rows = n,
-                                                  .depth = units(lanes),
-                                                  .vectors = wide,
-                                                  .begin = ADDED});
+            if (dk) add_to_keys(dk + at, ds_row, w->q_row, n, &q, D1);
+            if (dv) add_to_keys(dv + at, p_row, w->go_row, n, &q, D1);
             if (!a->dq) continue;
             const struct factor kt =
                 PAIR == 1 ? k : as_columns(w->kt, r->k + j * r->ldk, r->ldk, n, D);
