@@ -127,6 +127,11 @@ for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel
     [ "$(facts "$TMP/$name-plan-2.log" | costs)" = "$(measured "$TMP/$name-2" | costs)" ] && ok "$name-step" || fail "$name-step" "planned $(facts "$TMP/$name-plan-2.log" | costs | head -n 1), measured $(measured "$TMP/$name-2" | costs | head -n 1)"
     [ "$(facts "$TMP/$name-even.log")" != "$(measured "$TMP/$name-2")" ] && ok "$name-even" || fail "$name-even" "the same"
 done
+# Choices are those of training, like the loads beside them, whatever was measured after the step.
+for every in 0 1; do
+    go validation-$every 0 2 $(learned parallel.expert=2) train.steps=1 data.split=0.3 train.validation_interval=$every || finish
+done
+grep -q '"validation"' "$TMP/validation-1/metrics.jsonl" && grep -q '"choices"' "$TMP/validation-0/routing.json" && cmp "$TMP/validation-0/routing.json" "$TMP/validation-1/routing.json" && ok validation || fail validation "other choices, or nothing to compare"
 # Of another mesh: in proportion.
 go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
 go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
