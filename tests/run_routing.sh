@@ -135,6 +135,10 @@ grep -q '"validation"' "$TMP/validation-1/metrics.jsonl" && grep -q '"choices"' 
 # Of another mesh: in proportion.
 go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
 go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
+# Of as many choices a token, and as much room, as noted; else in proportion.
+for other in model.num_experts_per_tok=2 moe.capacity=1; do
+    go "other-$other" 0 1 plan $(learned parallel.expert=4 $other) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/other-$other.log" && ok "other-$other" || fail "other-$other" "$(grep recorded "$TMP/other-$other.log")"; }
+done
 # Generation has other micro-batches on the same mesh; and a run expects the memory that such a plan says.
 set -- $(learned parallel.expert=2 parallel.tensor=2)
 go noted 0 2 "$@" train.steps=1 && go generation 0 1 plan "$@" run.ranks=2 plan.routing="$TMP/noted" run.mode=generate generate.prompt_ids="[1,2,3]" &&
@@ -166,6 +170,7 @@ record experts 'layer 3 has 7 loads, and the model 8 experts' "{\"layers\": [{\"
 record below 'the load of expert 1 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": [1, -2, 3, 4, 5, 6, 7, 8]}]}"
 record words 'the load of expert 7 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [1, 2, 3, 4, 5, 6, 7, \"8\"]}, {\"layer\": 3, \"loads\": $full}]}"
 record huge 'the load of expert 0 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [9000000000000000000, 2, 3, 4, 5, 6, 7, 8]}, {\"layer\": 3, \"loads\": $full}]}"
+record step 'has no number "step"' "{\"step\": -1, \"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": $full}]}"
 record nobody 'layer 0 has no token at all' "{\"layers\": [{\"layer\": 0, \"loads\": [0, 0, 0, 0, 0, 0, 0, 0]}, {\"layer\": 3, \"loads\": $full}]}"
 set -- plan "$TMP/deck.yaml" parallel.expert=4 run.ranks=4
 go bad-absent 2 1 "$@" plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-absent.log" && ok bad-absent || fail bad-absent "$(cat "$TMP/bad-absent.log")"; }
