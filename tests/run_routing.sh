@@ -174,6 +174,7 @@ record step 'has no number "step"' "{\"step\": -1, \"layers\": [{\"layer\": 0, \
 record nobody 'layer 0 has no token at all' "{\"layers\": [{\"layer\": 0, \"loads\": [0, 0, 0, 0, 0, 0, 0, 0]}, {\"layer\": 3, \"loads\": $full}]}"
 set -- plan "$TMP/deck.yaml" parallel.expert=4 run.ranks=4
 go bad-absent 2 1 "$@" plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-absent.log" && ok bad-absent || fail bad-absent "$(cat "$TMP/bad-absent.log")"; }
+go bad-check 2 1 check "$TMP/deck.yaml" parallel.expert=4 run.ranks=4 plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-check.log" && ok bad-check || fail bad-check "$(cat "$TMP/bad-check.log")"; }
 go bad-folder 2 1 "$@" plan.routing="$TMP/cache" && { grep -q 'has no routing.json' "$TMP/bad-folder.log" && ok bad-folder || fail bad-folder "$(cat "$TMP/bad-folder.log")"; }
 go bad-forced 2 1 "$@" plan.routing="$TMP/one-sided-4-4" moe.balance=forced && { grep -q 'experts are taken in turn; one of the two' "$TMP/bad-forced.log" && ok bad-forced || fail bad-forced "$(cat "$TMP/bad-forced.log")"; }
 
