@@ -281,6 +281,15 @@ static void check_experts(const struct deck *d, struct mistakes *m) {
     RULE("parallel.expert", some && k->n_routed_experts % p->expert,
          "%" N ": %" N " experts (model.n_routed_experts) are no multiple of it", p->expert,
          k->n_routed_experts);
+    /* A rank numbers the choices of its tokens; and for room, those of whole sequences. */
+    const int64_t own = d->train.sequence_length / (d->moe.capacity > 0 ? 1 : p->context),
+                  each = own * k->num_experts_per_tok;
+    RULE("train.micro_batch",
+         some && d->train.micro_batch * each > INT32_MAX &&
+             d->train.micro_batch * d->train.sequence_length <= INT32_MAX,
+         "%" N " sequences at once, %" N " tokens of each on a rank, and %" N " experts for each "
+         "of these are more choices than can be numbered; at most %" N " such sequences",
+         d->train.micro_batch, own, k->num_experts_per_tok, INT32_MAX / each);
     RULE("plan.routing", *d->plan.routing && !some, "is given, but the model has no experts");
     RULE("plan.routing", *d->plan.routing && some && is(d->moe.balance, "forced"),
          "is given, but with moe.balance: forced experts are taken in turn; one of the two");

@@ -167,12 +167,13 @@ static struct recorded recorded(const struct plan_setting *s) {
 /* Which of n ranks of the expert group has most rows in all layers. */
 static int fullest_of(const struct loads *l, int n) {
     int best = 0;
-    int64_t most = -1;
+    double most = -1; /* a record's layers may have more together than an integer counts */
     const int64_t held = l->experts / n;
     for (int g = 0; g < n && l->layers; g++) {
-        int64_t load = 0;
+        double load = 0;
         for (int i = 0; i < l->layers; i++)
-            for (int64_t e = g * held; e < (g + 1) * held; e++) load += l->n[i * l->experts + e];
+            for (int64_t e = g * held; e < (g + 1) * held; e++)
+                load += (double)l->n[i * l->experts + e];
         if (load > most) best = g, most = load;
     }
     return best;

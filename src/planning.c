@@ -12,6 +12,7 @@
 #include "src/deck_rules.h"
 #include "src/generate.h"
 #include "src/loads.h"
+#include "src/recorded.h"
 
 int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *shape,
                struct mistakes *m) {
@@ -28,6 +29,11 @@ int plan_check(const struct deck *d, struct config *c, const struct mesh_shape *
         struct generation g;
         bad = generation_prepare(&g, &e, NULL, m);
         generation_free(&g);
+    }
+    if (!bad && *d->plan.routing) {
+        struct recorded r;
+        bad = recorded_read(&r, d, c, shape, m);
+        if (!bad) recorded_free(&r);
     }
     model_init(&model, c, shape, 0, NULL, false);
     if (!bad && e.has_weights) bad = weights_match(&e.weights, &model.params, m);

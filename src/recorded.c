@@ -37,15 +37,15 @@ void recorded_end(struct engine *e) {
     }
 }
 
-/* What choices are comparable with: the mesh, and the tokens of its ranks. */
+/* What choices are comparable with: the mesh, the tokens of its ranks, and room for what they choose. */
 static void print_mesh(FILE *f, const struct deck *d, const struct mesh_shape *s) {
     fprintf(f,
             "\"mesh\": {\"pipeline\": %d, \"data\": %d, \"context\": %d, \"tensor\": %d, "
             "\"expert\": %d, \"expert_tensor\": %d, \"global_batch\": %ld, \"micro_batch\": "
-            "%ld, \"sequence_length\": %ld}, ",
+            "%ld, \"sequence_length\": %ld, \"capacity\": %.17g}, ",
             s->pipeline, s->data, s->context, s->tensor, s->expert, s->expert_tensor,
-            (long)d->train.global_batch, (long)d->train.micro_batch,
-            (long)d->train.sequence_length);
+            (long)d->train.global_batch, (long)d->train.micro_batch, (long)d->train.sequence_length,
+            d->moe.capacity);
 }
 
 static void print_numbers(FILE *f, const int32_t *x, int64_t n) {
@@ -134,7 +134,7 @@ static char *take_layer(struct loads *s, int i, const json_t *entry) {
     return sum ? NULL : die_format("layer %d has no token at all", layer);
 }
 
-/* Whether the choices are of this mesh and batch. */
+/* Whether the choices are of this mesh and batch, as many for a token, and with as much room. */
 static bool same_mesh(const json_t *root, const struct deck *d, const struct mesh_shape *s) {
     const json_t *mesh = json_object_get(root, "mesh");
     const struct {
@@ -150,6 +150,9 @@ static bool same_mesh(const json_t *root, const struct deck *d, const struct mes
                {"micro_batch", d->train.micro_batch},
                {"sequence_length", d->train.sequence_length}};
     if (strcmp(d->run.mode, "train")) return false; /* other passes have other tokens */
+    if (whole(root, "chosen") != d->model.num_experts_per_tok ||
+        json_number_value(json_object_get(mesh, "capacity")) != d->moe.capacity)
+        return false;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (whole(mesh, all[i].key) != all[i].value) return false;
     return true;
@@ -217,7 +220,7 @@ static char *take(struct recorded *r, const json_t *root, const struct deck *d,
                               (long)deck_micro_batches(d, shape));
     }
     r->step = whole(root, "step");
-    return NULL;
+    return r->step < 0 ? die_strdup("has no number \"step\"") : NULL;
 }
 
 int recorded_read(struct recorded *r, const struct deck *d, const struct config *c,

@@ -6,7 +6,8 @@
  * messages follow, on any mesh.
  *
  * With log.routing the file also has the choices of each rank in each micro-batch, dropped ones left
- * out. A plan of the same mesh and batch takes just these, and is of that step to the byte. */
+ * out. A plan of the same mesh and batch, with as many choices a token and as much room, takes just
+ * these, and is of that step to the byte. */
 #ifndef SRC_RECORDED_H
 #define SRC_RECORDED_H
 
@@ -33,8 +34,8 @@ void recorded_end(struct engine *e);
 void recorded_write(const struct engine *e, const struct loads *s, int64_t step,
                     const struct output *o);
 
-/* What plan.routing names, of a model like this one; its choices if they are of this mesh. -1 after
- * telling m. */
+/* What plan.routing names, of a model like this one; its choices if a plan of this deck and mesh takes
+ * them. -1 after telling m. */
 int recorded_read(struct recorded *r, const struct deck *d, const struct config *c,
                   const struct mesh_shape *shape, struct mistakes *m);
 void recorded_free(struct recorded *r);

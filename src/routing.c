@@ -27,6 +27,7 @@ struct travel tokens_to_route(const struct layer *l) {
     const int64_t experts = l->config->keys.n_routed_experts, number = l->pass->number,
                   ranks = mesh_stage_ranks(l->mesh),
                   held = b->dealt ? 1 : context_held(l->mesh->context);
+    const bool notes = l->choices && l->pass->count_experts; /* of training, as the loads are */
     return (struct travel){.experts = experts,
                            .chosen = l->config->keys.num_experts_per_tok,
                            .tokens = b->rows * b->length,
@@ -36,7 +37,7 @@ struct travel tokens_to_route(const struct layer *l) {
                            .load = l->expected,
                            .load_of = l->expected_of,
                            .known = l->known ? l->known + number * ranks * experts : NULL,
-                           .note = l->choices ? l->choices + number * experts : NULL};
+                           .note = notes ? l->choices + number * experts : NULL};
 }
 
 /* The documents of tokens from `first` on. */

@@ -127,9 +127,18 @@ for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel
     [ "$(facts "$TMP/$name-plan-2.log" | costs)" = "$(measured "$TMP/$name-2" | costs)" ] && ok "$name-step" || fail "$name-step" "planned $(facts "$TMP/$name-plan-2.log" | costs | head -n 1), measured $(measured "$TMP/$name-2" | costs | head -n 1)"
     [ "$(facts "$TMP/$name-even.log")" != "$(measured "$TMP/$name-2")" ] && ok "$name-even" || fail "$name-even" "the same"
 done
+# Choices are those of training, like the loads beside them, whatever was measured after the step.
+for every in 0 1; do
+    go validation-$every 0 2 $(learned parallel.expert=2) train.steps=1 data.split=0.3 train.validation_interval=$every || finish
+done
+grep -q '"validation"' "$TMP/validation-1/metrics.jsonl" && grep -q '"choices"' "$TMP/validation-0/routing.json" && cmp "$TMP/validation-0/routing.json" "$TMP/validation-1/routing.json" && ok validation || fail validation "other choices, or nothing to compare"
 # Of another mesh: in proportion.
 go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
 go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
+# Of as many choices a token, and as much room, as noted; else in proportion.
+for other in model.num_experts_per_tok=2 moe.capacity=1; do
+    go "other-$other" 0 1 plan $(learned parallel.expert=4 $other) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/other-$other.log" && ok "other-$other" || fail "other-$other" "$(grep recorded "$TMP/other-$other.log")"; }
+done
 # Generation has other micro-batches on the same mesh; and a run expects the memory that such a plan says.
 set -- $(learned parallel.expert=2 parallel.tensor=2)
 go noted 0 2 "$@" train.steps=1 && go generation 0 1 plan "$@" run.ranks=2 plan.routing="$TMP/noted" run.mode=generate generate.prompt_ids="[1,2,3]" &&
@@ -161,9 +170,11 @@ record experts 'layer 3 has 7 loads, and the model 8 experts' "{\"layers\": [{\"
 record below 'the load of expert 1 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": [1, -2, 3, 4, 5, 6, 7, 8]}]}"
 record words 'the load of expert 7 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [1, 2, 3, 4, 5, 6, 7, \"8\"]}, {\"layer\": 3, \"loads\": $full}]}"
 record huge 'the load of expert 0 is no number of tokens' "{\"layers\": [{\"layer\": 0, \"loads\": [9000000000000000000, 2, 3, 4, 5, 6, 7, 8]}, {\"layer\": 3, \"loads\": $full}]}"
+record step 'has no number "step"' "{\"step\": -1, \"layers\": [{\"layer\": 0, \"loads\": $full}, {\"layer\": 3, \"loads\": $full}]}"
 record nobody 'layer 0 has no token at all' "{\"layers\": [{\"layer\": 0, \"loads\": [0, 0, 0, 0, 0, 0, 0, 0]}, {\"layer\": 3, \"loads\": $full}]}"
 set -- plan "$TMP/deck.yaml" parallel.expert=4 run.ranks=4
 go bad-absent 2 1 "$@" plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-absent.log" && ok bad-absent || fail bad-absent "$(cat "$TMP/bad-absent.log")"; }
+go bad-check 2 1 check "$TMP/deck.yaml" parallel.expert=4 run.ranks=4 plan.routing="$TMP/nowhere" && { grep -q 'plan.routing: .*nowhere' "$TMP/bad-check.log" && ok bad-check || fail bad-check "$(cat "$TMP/bad-check.log")"; }
 go bad-folder 2 1 "$@" plan.routing="$TMP/cache" && { grep -q 'has no routing.json' "$TMP/bad-folder.log" && ok bad-folder || fail bad-folder "$(cat "$TMP/bad-folder.log")"; }
 go bad-forced 2 1 "$@" plan.routing="$TMP/one-sided-4-4" moe.balance=forced && { grep -q 'experts are taken in turn; one of the two' "$TMP/bad-forced.log" && ok bad-forced || fail bad-forced "$(cat "$TMP/bad-forced.log")"; }
 
