@@ -460,6 +460,8 @@ static int run_rounds(struct run *run, struct generation *g, const struct stop *
         struct pace pace = run_round(&w, run->comm, &r);
         finish_round(&w, run->comm, &o, f, &r, &pace, &sum);
         first += r.n;
+        /* Rounds whose answers have one token have no step behind which they could be asked. */
+        if (first < g->prompts.n && !w.wish) w.wish = stop_agree(&w.stop, run->comm, pace.prefill);
     }
     if (f && fclose(f)) die("cannot write %s; is the disk full?", path);
     int code = say_end(&o, run->comm, &w, &sum);
