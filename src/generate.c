@@ -99,7 +99,7 @@ static void make_decoder(const struct generation *g, struct decoder *d) {
 
 /* Whether this rank takes part where it has no tokens. */
 static bool takes_part(const struct generation *g) {
-    return decoder_together(&g->engine->shape);
+    return mesh_experts_join_data(&g->engine->shape);
 }
 
 /* A step of decoding, or this rank's part in it. */
