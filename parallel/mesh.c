@@ -59,6 +59,10 @@ int mesh_rank_expert(const struct mesh_shape *s, int pipeline, int expert_data, 
            expert_tensor;
 }
 
+bool mesh_experts_join_data(const struct mesh_shape *s) {
+    return s->context * s->tensor % (s->expert * s->expert_tensor) != 0;
+}
+
 /* How far apart neighbours along the axis are, as ranks. */
 static int stride(const struct mesh_shape *s, enum mesh_axis axis) {
     switch (axis) {

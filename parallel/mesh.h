@@ -13,6 +13,7 @@
 #ifndef PARALLEL_MESH_H
 #define PARALLEL_MESH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct mistakes;
@@ -58,6 +59,10 @@ struct mesh_coords mesh_coords(const struct mesh_shape *s, int rank);
 int mesh_rank(const struct mesh_shape *s, int pipeline, int data, int context, int tensor);
 int mesh_rank_expert(const struct mesh_shape *s, int pipeline, int expert_data, int expert,
                      int expert_tensor);
+
+/* Whether ranks that share out experts have different data coordinates, which then exchange tokens
+ * equally often. */
+bool mesh_experts_join_data(const struct mesh_shape *s);
 
 /* The ranks that differ from `rank` in this axis alone (within its factoring), by coordinate;
  * `rank` is member number mesh_coordinate(...). members has room for mesh_extent ranks. Returns how

@@ -49,10 +49,7 @@ struct dealt dealing_make(const struct reference *r, const struct engine *e) {
         for (int64_t t = 1; t < length; t++) w.counted += r->labels[b * length + t] != -100;
     int64_t most = (r->rows + e->shape.data - 1) / e->shape.data,
             real = (w.rows + micro - 1) / micro;
-    w.n = (int)(e->shape.expert * e->shape.expert_tensor > e->shape.tensor
-                    ? (most + micro - 1) / micro
-                : real ? real
-                       : 1);
+    w.n = (int)(mesh_experts_join_data(&e->shape) ? (most + micro - 1) / micro : real ? real : 1);
     w.batch = die_alloc(w.n * sizeof *w.batch);
     for (int i = 0; i < w.n; i++) {
         struct host_batch *b = &w.batch[i];

@@ -19,10 +19,6 @@ static int64_t in_pieces(const struct decoder *d, int64_t n) {
     return (n + pieces - 1) / pieces * pieces;
 }
 
-bool decoder_together(const struct mesh_shape *s) {
-    return s->context * s->tensor % (s->expert * s->expert_tensor) != 0;
-}
-
 static void take_states(struct decoder *d) {
     struct engine *e = d->engine;
     const struct model *m = &e->model;
@@ -338,7 +334,7 @@ void decoder_begin(struct decoder *d, int64_t rows, int32_t *const *ids, const i
     if (d->read > d->capacity) bug("a prompt of %ld tokens", (long)longest);
     for (int64_t i = 0; i < rows; i++) d->padding[i] = d->read - n[i];
     for (int i = 0; i < d->engine->shape.data; i++)
-        if ((i == me || decoder_together(&d->engine->shape)) && calls_of(d, i) > calls)
+        if ((i == me || mesh_experts_join_data(&d->engine->shape)) && calls_of(d, i) > calls)
             calls = calls_of(d, i);
     for (; calls > calls_of(d, me); calls--) take_part(d, calls - 1);
     for (; calls > 0; calls--) {

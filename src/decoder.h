@@ -48,9 +48,6 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t lon
                   int64_t chunk);
 void decoder_free(struct decoder *d);
 
-/* Whether experts lie on the ranks of several data coordinates. */
-bool decoder_together(const struct mesh_shape *s);
-
 /* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. all: what every data
  * coordinate begins with now, or NULL where there is one. Collective over the ranks of a data
  * coordinate; over all where they make the same calls, and then rows may be 0. */

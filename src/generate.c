@@ -99,7 +99,7 @@ static void make_decoder(const struct generation *g, struct decoder *d) {
 
 /* Whether this rank takes part where it has no tokens. */
 static bool takes_part(const struct generation *g) {
-    return decoder_together(&g->engine->shape);
+    return mesh_experts_join_data(&g->engine->shape);
 }
 
 /* A step of decoding, or this rank's part in it. */
@@ -460,6 +460,8 @@ static int run_rounds(struct run *run, struct generation *g, const struct stop *
         struct pace pace = run_round(&w, run->comm, &r);
         finish_round(&w, run->comm, &o, f, &r, &pace, &sum);
         first += r.n;
+        /* Rounds whose answers have one token have no step behind which they could be asked. */
+        if (first < g->prompts.n && !w.wish) w.wish = stop_agree(&w.stop, run->comm, pace.prefill);
     }
     if (f && fclose(f)) die("cannot write %s; is the disk full?", path);
     int code = say_end(&o, run->comm, &w, &sum);

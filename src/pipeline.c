@@ -325,6 +325,7 @@ static bool is_forward(enum action_kind k) {
 
 void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass) {
     p->pass = *pass;
+    trace_pass();
     make_schedule(p, pass->n);
     const struct action_list *l = &p->schedule.rank[p->engine->parallel.at.pipeline];
     for (int i = 0; i < l->n; i++)

@@ -19,7 +19,8 @@ static size_t text_bytes;
 static int64_t zero, shift;      /* the step's beginning, here and in the file */
 static int own_rank, own_column; /* column: what else talks along the pipeline stands apart */
 static int64_t own_step;
-static char *whole; /* on rank 0: the events of all traced steps */
+static int own_pass; /* of the step: a diagnosis takes its micro-batches through the stages again */
+static char *whole;  /* on rank 0: the events of all traced steps */
 
 static int64_t clock_ns(void) {
     struct timespec t;
@@ -67,6 +68,7 @@ void trace_begin(const struct engine *e, int64_t step) {
     own_rank = c->rank;
     own_column = (at->data * e->shape.context + at->context) * e->shape.tensor + at->tensor;
     own_step = step;
+    own_pass = 0;
     lines = open_memstream(&text, &text_bytes);
     if (!lines) die("no memory for the trace");
     if (!shift)
@@ -78,6 +80,10 @@ void trace_begin(const struct engine *e, int64_t step) {
     zero = common_zero(c);
     comm_on_waited = on_waited;
     comm_clock = clock_ns;
+}
+
+void trace_pass(void) {
+    own_pass++;
 }
 
 int64_t trace_now(void) {
@@ -97,9 +103,9 @@ static void arrow(const struct action *a, int stage, int64_t at) {
     const char *what = action_of_gradient(a->kind) ? "gradient" : "activation";
     fprintf(lines,
             ",\n{\"name\": \"%s\", \"cat\": \"message\", \"ph\": \"%s\", \"id\": "
-            "\"%s %ld.%d.%d.%d\", \"pid\": 0, \"tid\": %d, \"ts\": %.3f%s}",
-            what, ends ? "f" : "s", what, (long)own_step, own_column, ends ? a->peer : stage,
-            a->micro_batch, own_rank, 1e-3 * (double)(at - zero + shift),
+            "\"%s %ld.%d.%d.%d.%d\", \"pid\": 0, \"tid\": %d, \"ts\": %.3f%s}",
+            what, ends ? "f" : "s", what, (long)own_step, own_pass, own_column,
+            ends ? a->peer : stage, a->micro_batch, own_rank, 1e-3 * (double)(at - zero + shift),
             ends ? ", \"bp\": \"e\"" : "");
 }
 

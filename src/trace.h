@@ -22,6 +22,9 @@ void trace_begin(const struct engine *e, int64_t step);
 /* Nanoseconds to give to trace_span later; 0 while nothing is traced. */
 int64_t trace_now(void);
 
+/* Micro-batches pass through the stages, from the first on. Alike on all ranks. */
+void trace_pass(void);
+
 /* From then until now. `group`: who was waited for, or NULL. */
 void trace_span(const char *name, const char *group, int64_t from);
 /* The same for an action of that stage, and the end of an arrow. */

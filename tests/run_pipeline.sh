@@ -130,12 +130,18 @@ go traced 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 parallel.schedule=zbv checkp
     { got=$(grep -c '"name": "forward"' "$TMP/traced/trace.json"); [ "$got" = 64 ] && grep -q '"group": "stage 0 to 1"' "$TMP/traced/trace.json" && ok trace || fail trace "$got forwards, want 2 steps x 8 micro-batches x 4 stages"; }
 
 # Each message is one arrow, from its send to the end of its receive, on another rank and later.
-awk 'function word(key, r) { match($0, "\"" key "\": \"?[^,\"}]*"); r = substr($0, RSTART, RLENGTH); sub(/.*: "?/, "", r); return r }
-    /"ph": "[sf]"/ { k = word("ph") word("id"); bad += k in at; at[k] = word("ts") + 0; who[k] = word("tid"); n[word("ph")]++ }
-    /"name": "send / { sends++ }
-    END { for (k in at) { f = "f" substr(k, 2); if (k ~ /^s/ && (!(f in at) || at[f] < at[k] || who[f] == who[k])) bad++ }
-          if (!sends || n["s"] != sends || n["f"] != sends || bad) { print sends " sends, " n["s"] " and " n["f"] " ends of arrows, " bad " wrong"; exit 1 } }' \
-    "$TMP/traced/trace.json" >"$TMP/arrows" && ok arrows || fail arrows "$(cat "$TMP/arrows")"
+arrows() {
+    awk 'function word(key, r) { match($0, "\"" key "\": \"?[^,\"}]*"); r = substr($0, RSTART, RLENGTH); sub(/.*: "?/, "", r); return r }
+        /"ph": "[sf]"/ { k = word("ph") word("id"); bad += k in at; at[k] = word("ts") + 0; who[k] = word("tid"); n[word("ph")]++ }
+        /"name": "send / { sends++ }
+        END { for (k in at) { f = "f" substr(k, 2); if (k ~ /^s/ && (!(f in at) || at[f] < at[k] || who[f] == who[k])) bad++ }
+              if (!sends || n["s"] != sends || n["f"] != sends || bad) { print sends " sends, " n["s"] " and " n["f"] " ends of arrows, " bad " wrong"; exit 1 } }' \
+        "$TMP/$1/trace.json" >"$TMP/arrows" && ok "$1-arrows" || fail "$1-arrows" "$(cat "$TMP/arrows")"
+}
+arrows traced
+# also where a step is computed again to say where its numbers are not finite
+go diagnosed 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 checkpoint.interval=0 optimizer.learning_rate=100 model.initializer_range=10 train.clip=0 train.on_nonfinite=skip 'log.trace_steps=[2, 3]' &&
+    { grep -q 'gradient norm is not finite' "$TMP/diagnosed.log" && arrows diagnosed || fail diagnosed "all numbers are finite"; }
 
 # A rank that is killed ends all within seconds, and the next start names it and what it did.
 mpi 4 "$MESTAR" "$TMP/pairs.yaml" train.steps=100000 parallel.pipeline=4 train.sequence_length=97 checkpoint.interval=0 run.output="$TMP/killed" >"$TMP/killed.log" 2>&1 </dev/null &

@@ -40,6 +40,10 @@ stops usr1 2 USR1 generate.batch=2 parallel.tensor=2
 stops int 4 INT generate.batch=1 parallel.data=2 parallel.tensor=2
 go int 0 4 "$TMP/generate.yaml" generate.batch=1 parallel.data=2 parallel.tensor=2 &&
     { cmp -s "$TMP/int/generations.jsonl" "$TMP/whole/generations.jsonl" && ok started-over || fail started-over "other answers"; }
+# answers of one token: between rounds
+for i in $(seq 60); do cat "$TMP/prompts.jsonl"; done | sed 's/7, /7, 1, 2, /' >"$TMP/single.jsonl"
+for i in 1 2 3 4; do cat "$TMP/single.jsonl"; done >"$TMP/singles.jsonl"
+go single 3 2 "$TMP/generate.yaml" generate.prompts="$TMP/singles.jsonl" generate.max_new_tokens=1 generate.batch=1 run.walltime=0:0:1 parallel.tensor=2 && told single "the time limit"
 long="generate.max_new_tokens=200000 generate.batch=4 generate.temperature=0"     # greedily it comes to no end
 go limit 3 2 "$TMP/generate.yaml" $long run.walltime=0:0:2 && told limit "the time limit"
 mkdir -p "$TMP/file"; touch "$TMP/file/stop"

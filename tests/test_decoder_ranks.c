@@ -122,7 +122,7 @@ static void try_batch(struct decoder *d, struct lab *one, const struct prompts *
                       const char *what) {
     const struct mesh_shape *s = &d->engine->shape;
     const struct prompts *mine = &all[d->engine->parallel.at.data];
-    const bool together = decoder_together(s);
+    const bool together = mesh_experts_join_data(s);
     double *want[MOST_ROWS];
     int32_t *ids[MOST_ROWS], next[MOST_ROWS];
     struct decoder_rows rows[8];
