@@ -35,12 +35,12 @@ def build():
 
 
 def ops(folder):
-    """Milliseconds of each row of its own `test_ops bench`: revisions may differ in rows."""
+    """Milliseconds of each row of its own `test_ops bench`: revisions may differ in rows. What takes less than a microsecond is left out."""
     out, _, _ = run(["build/tests/test_ops", "bench"], env=env, cwd=folder)
     times, seen = {}, {}
     for line in out.splitlines():
         m = re.match(r"([a-z]\w*(?::\S+)?) +([0-9.]+) ", line)
-        if not m or m[1] == "operation": continue
+        if not m or m[1] == "operation" or float(m[2]) < 0.001: continue
         seen[m[1]] = seen.get(m[1], 0) + 1
         times[f"{m[1]} #{seen[m[1]]}" if seen[m[1]] > 1 else m[1]] = float(m[2])
     return times
@@ -85,7 +85,7 @@ if len(got) < 2: sys.exit("one of the two did not run")
 before, now = got[a.revision], got["now"]
 rows = {"slower": [], "faster": []}
 for name in now:
-    if name not in before: continue
+    if name not in before or len(before[name]) != len(now[name]): continue
     ratio, best = median(now[name]) / median(before[name]), min(now[name]) / min(before[name])
     if min(ratio, best) > 1 + LEAST: rows["slower"].append([name, median(before[name]), median(now[name]), ratio, best])
     if max(ratio, best) < 1 - LEAST: rows["faster"].append([name, median(before[name]), median(now[name]), ratio, best])
