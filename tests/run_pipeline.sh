@@ -140,7 +140,7 @@ arrows() {
 }
 arrows traced
 # also where a step is computed again to say where its numbers are not finite
-go diagnosed 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 checkpoint.interval=0 optimizer.learning_rate=100 model.initializer_range=10 train.clip=0 train.on_nonfinite=skip 'log.trace_steps=[2, 3]' &&
+go diagnosed 0 2 "$TMP/pairs.yaml" parallel.pipeline=2 checkpoint.interval=0 optimizer.learning_rate=100 optimizer.weight_decay=100 model.initializer_range=10 train.clip=0 train.on_nonfinite=skip 'log.trace_steps=[2, 3]' &&
     { grep -q 'gradient norm is not finite' "$TMP/diagnosed.log" && arrows diagnosed || fail diagnosed "all numbers are finite"; }
 
 # A rank that is killed ends all within seconds, and the next start names it and what it did.
