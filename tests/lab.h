@@ -14,6 +14,20 @@ extern const char *const lab_models[LAB_MODELS];
 /* Overrides that set them. */
 extern char *const lab_recipes[LAB_RECIPES];
 
+/* A deck's beginning: a model whose pipelines are looked at, without its pattern and its experts. */
+#define LAB_PIPELINE_MODEL                                                                         \
+    "model:\n"                                                                                     \
+    "  vocab_size: 8\n"                                                                            \
+    "  hidden_size: 64\n"                                                                          \
+    "  num_attention_heads: 4\n"                                                                   \
+    "  num_key_value_heads: 2\n"                                                                   \
+    "  head_dim: 16\n"                                                                             \
+    "  intermediate_size: 384\n"                                                                   \
+    "  mamba_num_heads: 8\n"                                                                       \
+    "  mamba_head_dim: 16\n"                                                                       \
+    "  ssm_state_size: 16\n"                                                                       \
+    "  n_groups: 2\n"
+
 struct lab {
     struct deck deck;
     struct config config;

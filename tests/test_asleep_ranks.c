@@ -31,17 +31,7 @@ static const char *const patterns[2] = {
     "M-*EM-*EM-*EM-*E", /* costs of all kinds */
     "----------------", /* forward and both halves cost the same: two products each */
 };
-static const char text[] = "model:\n"
-                           "  vocab_size: 8\n"
-                           "  hidden_size: 64\n"
-                           "  num_attention_heads: 4\n"
-                           "  num_key_value_heads: 2\n"
-                           "  head_dim: 16\n"
-                           "  intermediate_size: 384\n"
-                           "  mamba_num_heads: 8\n"
-                           "  mamba_head_dim: 16\n"
-                           "  ssm_state_size: 16\n"
-                           "  n_groups: 2\n"
+static const char text[] = LAB_PIPELINE_MODEL
                            "  n_routed_experts: 4\n"
                            "  num_experts_per_tok: 2\n"
                            "  moe_intermediate_size: 64\n"

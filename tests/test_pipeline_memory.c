@@ -17,17 +17,7 @@
 #include "tests/lab.h"
 
 enum { RANKS = 8 };
-static const char text[] = "model:\n"
-                           "  vocab_size: 8\n"
-                           "  hidden_size: 64\n"
-                           "  num_attention_heads: 4\n"
-                           "  num_key_value_heads: 2\n"
-                           "  head_dim: 16\n"
-                           "  intermediate_size: 384\n"
-                           "  mamba_num_heads: 8\n"
-                           "  mamba_head_dim: 16\n"
-                           "  ssm_state_size: 16\n"
-                           "  n_groups: 2\n"
+static const char text[] = LAB_PIPELINE_MODEL
                            "run: {threads: 1}\n"
                            "train: {sequence_length: 96}\n";
 
