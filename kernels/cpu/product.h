@@ -171,6 +171,48 @@ static void copy_a(float *to, const struct product *p, int64_t i0, int64_t n, in
     }
 }
 
+/* ---- what is copied next ---- */
+
+/* Lines of memory, row by row, that are called into the second cache, a few in every ROUND units of
+ * every tile: many at once would hold up the loads of the sums. */
+enum { ROUND = 16 };
+struct coming {
+    const char *row;
+    int64_t stride, lines, rows; /* lines of a row; rows that are left */
+    int64_t line, share;         /* of this row; lines to call for in a round */
+};
+
+/* A rectangle of numbers, to be called for in so many rounds. */
+static inline struct coming coming(const stored *from, int64_t ld, int64_t rows, int64_t width,
+                                   int64_t rounds) {
+    struct coming c = {.row = (const char *)from,
+                       .stride = ld * (int64_t)sizeof *from,
+                       .lines = (width * (int64_t)sizeof *from + 63) / 64,
+                       .rows = rows};
+    c.share = c.lines * c.rows / rounds + 1;
+    return c;
+}
+
+/* Rows i0 to i0+n of op(a), or, with b's numbers, columns of op(b), from the unit k0 on. */
+static inline struct coming coming_units(const struct product *p, const stored *from, int64_t ld,
+                                         bool along, int64_t i0, int64_t n, int64_t k0,
+                                         int64_t rounds) {
+    const int64_t first = k0 * UNIT, depth = least(DEPTH * UNIT, p->K - first);
+    if (depth < 1) return (struct coming){0};
+    return along ? coming(from + i0 * ld + first, ld, n, depth, rounds)
+                 : coming(from + first * ld + i0, ld, depth, n, rounds);
+}
+
+INLINE void call_share(struct coming *c) {
+    for (int64_t n = c->share; n > 0 && c->rows > 0; n--) {
+        __builtin_prefetch(c->row + c->line * 64, 0, 2);
+        if (++c->line < c->lines) continue;
+        c->line = 0;
+        c->row += c->stride;
+        c->rows--;
+    }
+}
+
 /* ---- sums ---- */
 
 /* What one tile's sums are of, where they begin, and where they go. */
@@ -181,6 +223,7 @@ struct tile {
     void *to;          /* float or stored numbers, rows `ld` apart */
     int64_t ld;
     bool narrow, add;
+    struct coming *next_a, *next_b;
 };
 
 /* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
@@ -191,26 +234,30 @@ INLINE void sums(const struct tile *t, const int row, const int unit, const int 
     vf s[ROWS][2];
     const float *a = t->a, *b = t->b;
     const size_t size = t->narrow ? sizeof(stored) : sizeof(float);
+    char *to = t->to;
 #pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        char *to = (char *)t->to + (size_t)(i * t->ld) * size;
-        __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + (size_t)(vectors * LANES - 1) * size, 1);
-        if (t->from)
-            for (int v = 0; v < vectors; v++)
-                __builtin_prefetch(t->from + i * PIECE_COLUMNS + v * LANES);
-        s[i][0] = s[i][1] = (vf){0};
-    }
-    for (int64_t k = t->depth; k > 0; k--) {
-        const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            const vf x = vf_all(a[i * row]);
-            s[i][0] = add_product(s[i][0], x, b0);
-            if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
+    for (int i = 0; i < rows; i++) s[i][0] = s[i][1] = (vf){0};
+    for (int64_t k = t->depth, round = 0; k > 0; round++) {
+        if (round < rows) {
+            __builtin_prefetch(to, 1);
+            __builtin_prefetch(to + (size_t)(vectors * LANES - 1) * size, 1);
+            to += (size_t)t->ld * size;
+            if (t->from) __builtin_prefetch(t->from + round * PIECE_COLUMNS);
+            if (t->from) __builtin_prefetch(t->from + round * PIECE_COLUMNS + WIDTH - 1);
         }
-        a += unit;
-        b += WIDTH;
+        call_share(t->next_a);
+        call_share(t->next_b);
+        for (int64_t n = k < ROUND ? k : ROUND; n > 0; n--, k--) {
+            const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
+#pragma GCC unroll 12
+            for (int i = 0; i < rows; i++) {
+                const vf x = vf_all(a[i * row]);
+                s[i][0] = add_product(s[i][0], x, b0);
+                if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
+            }
+            a += unit;
+            b += WIDTH;
+        }
     }
     if (t->from) {
 #pragma GCC unroll 12
@@ -270,46 +317,6 @@ static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
         }
 }
 
-/* ---- what is copied next ---- */
-
-/* Lines of memory, row by row, that are called into the second cache. */
-struct coming {
-    const char *row;
-    int64_t stride, lines, rows; /* lines of a row; rows that are left */
-    int64_t line, share;         /* of this row; lines to call for at a time */
-};
-
-/* A rectangle of numbers, to be called for in so many times. */
-static inline struct coming coming(const stored *from, int64_t ld, int64_t rows, int64_t width,
-                                   int64_t times) {
-    struct coming c = {.row = (const char *)from,
-                       .stride = ld * (int64_t)sizeof *from,
-                       .lines = (width * (int64_t)sizeof *from + 63) / 64,
-                       .rows = rows};
-    c.share = c.lines * c.rows / times + 1;
-    return c;
-}
-
-/* Rows i0 to i0+n of op(a), or, with b's numbers, columns of op(b), from the unit k0 on. */
-static inline struct coming coming_units(const struct product *p, const stored *from, int64_t ld,
-                                         bool along, int64_t i0, int64_t n, int64_t k0,
-                                         int64_t times) {
-    const int64_t first = k0 * UNIT, depth = least(DEPTH * UNIT, p->K - first);
-    if (depth < 1) return (struct coming){0};
-    return along ? coming(from + i0 * ld + first, ld, n, depth, times)
-                 : coming(from + first * ld + i0, ld, depth, n, times);
-}
-
-static inline void call_share(struct coming *c) {
-    for (int64_t n = c->share; n > 0 && c->rows > 0; n--) {
-        __builtin_prefetch(c->row + c->line * 64, 0, 2);
-        if (++c->line < c->lines) continue;
-        c->line = 0;
-        c->row += c->stride;
-        c->rows--;
-    }
-}
-
 /* Rows i0 to i1 and columns j0 to j1 of the result, at most PIECE_ROWS x PIECE_COLUMNS. K may be 0.
  * *held: what b's panels hold as a whole, or NULL; for a thread's next piece of the same product. */
 static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
@@ -322,30 +329,32 @@ static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64
     for (int64_t k0 = 0; k0 < units; k0 += DEPTH) {
         const int64_t depth = p->K > 0 ? least(DEPTH, units - k0) : 0;
         if (units > DEPTH || *held != columns) copy_b(w->b, p, j0, j1, k0, depth);
-        *held = columns;
+        *held = depth > 0 ? columns : NULL; /* an expert without rows begins where the next does */
+        const int64_t rounds = (depth + ROUND - 1) / ROUND * across;
         struct coming next_b = coming_units(p, p->b, p->ldb, p->tb, j0, j1 - j0, k0 + DEPTH,
-                                            (i1 - i0 + ROWS - 1) / ROWS * across);
+                                            (i1 - i0 + ROWS - 1) / ROWS * rounds);
         /* If ta, rows lie beside each other and are read together; else a panel stays in the first
          * cache. */
         const int64_t step = p->ta ? BLOCK_ROWS : ROWS;
         for (int64_t block = i0; block < i1; block += step) {
             const int64_t end = least(i1, block + step);
-            const int64_t times = (end - block + ROWS - 1) / ROWS * across;
+            const int64_t panels = (end - block + ROWS - 1) / ROWS;
             copy_a(w->a, p, block, end - block, k0, depth);
-            struct coming next_a = end < i1 ? coming_units(p, p->a, p->lda, !p->ta, end,
-                                                           least(i1 - end, step), k0, times)
-                                            : coming_units(p, p->a, p->lda, !p->ta, i0,
-                                                           least(i1 - i0, step), k0 + DEPTH, times);
+            const bool last = end == i1;
+            const int64_t from = last ? i0 : end, more = last ? k0 + DEPTH : k0;
+            struct coming next_a = coming_units(p, p->a, p->lda, !p->ta, from,
+                                                least(i1 - from, step), more, panels * rounds);
             for (int64_t i = block; i < end; i += ROWS) {
                 const float *a = w->a + (i - block) / ROWS * A_PANEL;
                 const int64_t rows = least(ROWS, end - i);
                 for (int64_t j = j0; j < j1; j += WIDTH) {
                     const int64_t at = i * p->ldc + j;
                     float *wait = w->sum + (i - i0) * PIECE_COLUMNS + j - j0;
-                    struct tile t = {
-                        .a = a, .b = w->b + (j - j0) / WIDTH * B_PANEL, .depth = depth};
-                    call_share(&next_a);
-                    call_share(&next_b);
+                    struct tile t = {.a = a,
+                                     .b = w->b + (j - j0) / WIDTH * B_PANEL,
+                                     .depth = depth,
+                                     .next_a = &next_a,
+                                     .next_b = &next_b};
                     if (waits && k0 > 0) t.from = wait;
                     if (waits && k0 + DEPTH < units) {
                         t.to = wait;
