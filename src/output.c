@@ -193,12 +193,12 @@ static void refuse_special(const char *folder) {
 
 void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv,
                   int64_t done) {
-    bool trains = !strcmp(d->run.mode, "train");
+    bool trains = !strcmp(d->run.mode, "train"), saves = trains && d->checkpoint.interval > 0;
     char holder[160];
     *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
     if (o->speaks) {
         char *checkpoints = die_format("%s/checkpoints", o->folder);
-        make_folders(trains ? checkpoints : o->folder);
+        make_folders(saves ? checkpoints : o->folder);
         free(checkpoints);
         if (lock_file < 0 && lock_take(o->folder, holder, sizeof holder))
             die("another run (%s) has begun to use %s", holder, o->folder);
