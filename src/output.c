@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "io/files.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/comm.h"
@@ -71,17 +72,11 @@ static void close_written(FILE *f, const char *name) {
 
 void output_text(const struct output *o, const char *name, const char *text) {
     if (!o->speaks) return;
-    char *temporary = die_format("%s.new", name), *from = die_format("%s/%s", o->folder, temporary);
-    char *to = die_format("%s/%s", o->folder, name);
-    FILE *f = open_in(o, temporary, "w");
-    fputs(text, f);
-    fflush(f);
-    fsync(fileno(f));
-    close_written(f, to);
-    if (rename(from, to)) die("cannot write %s: %s", to, strerror(errno));
-    free(temporary);
-    free(from);
-    free(to);
+    char *path = die_format("%s/%s", o->folder, name), *part = die_format("%s.new", path);
+    if (file_replace(path, part, text, (int64_t)strlen(text)))
+        die("cannot write %s: %s; is the disk full?", path, strerror(errno));
+    free(part);
+    free(path);
 }
 
 void output_remove(const struct output *o, const char *name) {
