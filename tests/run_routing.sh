@@ -94,6 +94,22 @@ while [ $i -lt "$draws" ]; do
     why=$(like "$name" one-$kind-$capacity) && ok "$name" || fail "$name" "$why"
 done
 
+# One normalised expert a token: all weights are the same number, so whoever comes first has the room. Where the text is one letter, all
+# tokens of the first layer come to one expert.
+printf '{"text": "%s"}\n' "$(printf 'a%.0s' $(seq 3000))" >"$TMP/alike.jsonl"
+single() { echo "$TMP/deck.yaml" model.num_experts_per_tok=1 model.norm_topk_prob=true model.routed_scaling_factor=2.7 moe.capacity=1 train.micro_batch=1 "data.path=[$TMP/$1.jsonl]"; }
+for text in documents alike; do
+    go single-$text 0 1 $(single $text) || continue
+    for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=4 parallel.expert_tensor=1" "8 parallel.tensor=2 parallel.context=2 parallel.expert=2 parallel.expert_tensor=2 parallel.sequence=true memory.recompute=full" \
+        "4 parallel.context=4"; do
+        set -- $how; n=$1; shift; name=single-$text-$(echo "${*#parallel.}" | tr ' ' '-')
+        go "$name" 0 "$n" $(single $text) "$@" || continue
+        why=$(like "$name" single-$text) && ok "$name" || fail "$name" "$why"
+    done
+done
+grep -q '"loads": \[\[\(0, \)*256\(, 0\)*\]' "$TMP/single-alike/metrics.jsonl" && ok single-alike || fail single-alike "$(grep -o '"loads".*' "$TMP/single-alike/metrics.jsonl" | head -n 1)"
+go single-roomy 0 1 $(single documents) moe.capacity=0 && differ single-documents single-roomy loss
+
 # ---- plans ----
 
 # A router that knows no difference sends every token to the first experts: what the run leaves in routing.json is then how every rank
