@@ -1,8 +1,10 @@
 #include "src/routing.h"
 
 #include <math.h>
-#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "kernels/die.h"
 #include "kernels/tape_segment.h"
 #include "parallel/context_parallel.h"
 #include "parallel/expert_parallel.h"
@@ -123,6 +125,20 @@ static struct tensor *dropped(struct tape *t, const struct decision *d, const st
     return tape_keep(t, kept);
 }
 
+/* Notes what is chosen by those of all tokens at home that are this rank's where they travel. */
+static void note_at_home(struct tape *t, const struct decision *d, const struct tensor *index) {
+    const int ranks = d->parallel->shape.tensor, rank = d->parallel->at.tensor;
+    const int64_t first = part_begin(d->tokens, ranks, rank, 1) * d->travel.chosen,
+                  n = part_begin(d->tokens, ranks, rank + 1, 1) * d->travel.chosen - first;
+    int32_t *chosen = die_alloc((size_t)n * sizeof *chosen + 1), *note = d->travel.note;
+    device_read(t->device, chosen, (const int32_t *)index->data + first,
+                (size_t)n * sizeof *chosen);
+    memset(note, 0, (size_t)d->travel.experts * sizeof *note);
+    for (int64_t i = 0; i < n; i++)
+        if (chosen[i] < d->travel.experts) note[chosen[i]]++;
+    free(chosen);
+}
+
 struct routed route_tokens(struct tape *t, const struct layer *l, const struct router *r,
                            struct tensor *h) {
     const struct deck_model *k = &l->config->keys;
@@ -157,5 +173,6 @@ struct routed route_tokens(struct tape *t, const struct layer *l, const struct r
     if (losses) out.weight = balanced(t, &d, out.weight, logits, own, out.index);
     if (d.home) out.weight = tensor_enter(t, out.weight, tokens);
     if (d.rules->capacity > 0) out.index = dropped(t, &d, &out);
+    if (d.home && d.travel.note) note_at_home(t, &d, out.index);
     return out;
 }
