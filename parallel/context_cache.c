@@ -33,8 +33,8 @@ int cache_keeper(const struct cache_plan *p, int64_t place) {
 
 /* ---- what keys give queries ---- */
 
-/* A message with what one rank's keys give some tokens: their lse, then their o, and nothing up to a
- * whole number of words. */
+/* A message with what one rank's keys give some tokens: their lse, then their o, and nothing
+ * up to a whole number of words. */
 struct part {
     struct tape *t;
     enum dtype d;
@@ -73,8 +73,8 @@ void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struc
     past_append(t, &rows, v, c->v, c->tokens, c->room * v->width);
 }
 
-/* Own queries, and those of others after s turns, meet this rank's cache; what comes of it goes to the
- * rank they are from, and is added there. */
+/* Own queries, and those of others after s turns, meet this rank's cache; what comes of it goes to
+ * the rank they are from, and is added there. */
 void cache_meet(const struct ring *r, const struct tensor *q, const struct context_cache *c,
                 void *o, void *lse) {
     struct tape *t = r->t;

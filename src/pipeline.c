@@ -317,8 +317,8 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     trace_action(a, stage, since);
 }
 
-/* The forwards of a schedule, and what moves activations, are a schedule of their own: taking actions
- * out only takes away what others wait for, at both ends alike. */
+/* The forwards of a schedule, and what moves activations, are a schedule of their own: taking
+ * actions out only takes away what others wait for, at both ends alike. */
 static bool is_forward(enum action_kind k) {
     return k == ACTION_FORWARD || (!action_computes(k) && !action_of_gradient(k));
 }

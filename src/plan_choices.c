@@ -195,8 +195,8 @@ struct expert_mesh {
     bool taken;
 };
 
-/* The meshes of experts that these ranks allow: experts on 1, 2, .. ranks; not split, split as dense
- * layers are, or as the deck says. */
+/* The meshes of experts that these ranks allow: experts on 1, 2, .. ranks; not split, split as
+ * dense layers are, or as the deck says. */
 static int expert_meshes(const struct plan_setting *s, const struct loads *l,
                          struct expert_mesh **all) {
     static const char *const groups[] = {"expert", "expert_tensor"};

@@ -53,8 +53,8 @@ static void print_numbers(FILE *f, const int32_t *x, int64_t n) {
     fputc(']', f);
 }
 
-/* The choices of a layer, on rank 0: of those ranks that have it, which have chosen something.
- * Collective. */
+/* The choices of a layer, on rank 0: of those ranks that have it, which
+ * have chosen something. Collective. */
 static int32_t *gather_choices(const struct engine *e, const struct layer *l) {
     const int64_t numbers =
         deck_micro_batches(e->deck, &e->shape) * e->config->keys.n_routed_experts;
@@ -149,8 +149,8 @@ static char *take_layer(struct loads *s, int i, const json_t *entry) {
     return sum ? NULL : die_format("layer %d has no token at all", layer);
 }
 
-/* Whether the choices are of ranks that have the same tokens, as many for a token, and with as much room:
- * where the layers and the experts lie changes none. */
+/* Whether the choices are of ranks that have the same tokens, as many for a token, and with as much
+ * room: where the layers and the experts lie changes none. */
 static bool same_tokens(const json_t *root, const struct deck *d, const struct mesh_shape *s) {
     const json_t *mesh = json_object_get(root, "mesh");
     const struct {

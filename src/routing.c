@@ -56,8 +56,8 @@ static struct documents documents_from(const struct decision *d, int64_t first) 
     };
 }
 
-/* The table of counts that ranks add up; NULL where it has no rows. index: of all tokens where experts
- * are at home. A replay has it. */
+/* The table of counts that ranks add up; NULL where it has no rows. index: of all tokens where
+ * experts are at home. A replay has it. */
 static struct tensor *counts_of(struct tape *t, const struct decision *d, struct tensor *index) {
     const struct parallel *p = d->parallel;
     const struct documents of = documents_from(d, d->home ? 0 : d->own.first);
@@ -74,8 +74,8 @@ static struct tensor *counts_of(struct tape *t, const struct decision *d, struct
     return tape_keep(t, count);
 }
 
-/* The losses that act on the router: from its scores and everybody's counts. index: of the tokens of
- * weight and logits; all_index: as for counts_of. */
+/* The losses that act on the router: from its scores and everybody's counts. index: of the tokens
+ * of weight and logits; all_index: as for counts_of. */
 static struct tensor *balanced(struct tape *t, const struct decision *d, struct tensor *weight,
                                struct tensor *logits, struct tensor *index,
                                struct tensor *all_index) {

@@ -1,5 +1,5 @@
-/* Arenas: the same addresses on every device and in every step, the best fit, and that overruns, leaks
- * and second returns are found where they happen. */
+/* Arenas: the same addresses on every device and in every step, the best fit, and that overruns,
+ * leaks and second returns are found where they happen. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

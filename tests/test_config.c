@@ -365,7 +365,8 @@ static void presets(void **state) {
         fine(&t);
         assert_string_equal(s.c.kinds, t.c.kinds);
         assert_string_equal(s.c.mtp_kinds, t.c.mtp_kinds);
-        assert_int_equal(t.c.n_unused, 4 + (strchr(t.c.kinds, 'E') != NULL)); /* ids of special tokens, use_cache, n_shared_experts */
+        /* ids of special tokens, use_cache, n_shared_experts */
+        assert_int_equal(t.c.n_unused, 4 + (strchr(t.c.kinds, 'E') != NULL));
         for (int row = 0;; row++) {
             const char *name;
             char type;

@@ -1,7 +1,7 @@
-/* Memory of a pipeline's activations. What a schedule is said to hold, rank by rank, is what the executor
- * then holds at most: to the byte where the routing of experts is no matter of chance. And the
- * schedules that put weight halves off hold no more than 1f1b of the same ranks, if their order alone
- * does not; at equal costs they do not, and still idle the published share. */
+/* Memory of a pipeline's activations. What a schedule is said to hold, rank by rank, is what the
+ * executor then holds at most: to the byte where the routing of experts is no matter of chance. And
+ * the schedules that put weight halves off hold no more than 1f1b of the same ranks, if their order
+ * alone does not; at equal costs they do not, and still idle the published share. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,5 @@
-/* What routing does to a whole model's gradients: the losses of the router, dropped choices and padding,
- * against differences of the loss in double; and what is counted of whom. */
+/* What routing does to a whole model's gradients: the losses of the router, dropped choices and
+ * padding, against differences of the loss in double; and what is counted of whom. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -105,8 +105,8 @@ static struct router_losses losses(enum balance_of of, int n, const struct host_
     return r;
 }
 
-/* Documents in one sequence have the losses of sequences of their own, and count by their tokens; so a
- * document's does not depend on what it is packed with, nor on padding. */
+/* Documents in one sequence have the losses of sequences of their own, and count by their tokens;
+ * so a document's does not depend on what it is packed with, nor on padding. */
 static void documents_are_sequences(void **state) {
     (void)state;
     static const struct {
@@ -129,8 +129,8 @@ static void documents_are_sequences(void **state) {
     lab_batch_free(&all);
 }
 
-/* Of a step with one micro-batch `global` is `batch`; with more, each micro-batch counts what came
- * before it too. */
+/* Of a step with one micro-batch `global` is `batch`; with more, each micro-batch
+ * counts what came before it too. */
 static void steps_are_counted_on(void **state) {
     (void)state;
     struct host_batch all = sequences(), part[SEQUENCES];
@@ -186,9 +186,9 @@ static void capacity(void **state) {
     assert_true(loss[0] != loss[2] && isfinite(loss[2]));
 }
 
-/* The loss of one sequence's tokens from..end in a model of one layer, which sees each token by itself.
- * Every token takes the first expert, which has room for the first two of six; without experts: theirs
- * give nothing. */
+/* The loss of one sequence's tokens from..end in a model of one layer, which sees each token by
+ * itself. Every token takes the first expert, which has room for the first two of six; without
+ * experts: theirs give nothing. */
 static double loss_of(int from, int end, double room, bool experts) {
     struct lab l;
     char *all[] = {one_normalised[0], one_normalised[1], "model.n_routed_experts=3",
@@ -218,8 +218,8 @@ static double loss_of(int from, int end, double room, bool experts) {
     return loss;
 }
 
-/* With one normalised expert a token all weights are equal, so the first tokens get the room, exactly;
- * the others are as if there were no experts. */
+/* With one normalised expert a token all weights are equal, so the first tokens get the room,
+ * exactly; the others are as if there were no experts. */
 static void first_of_equals(void **state) {
     (void)state;
     assert_true(loss_of(0, 2, 1, true) == loss_of(0, 2, 0, true));

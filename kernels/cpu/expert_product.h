@@ -1,5 +1,5 @@
-/* expert_product: the product of one expert's rows, as the matrix product that it is; for the kernels
- * of grouped_matmul and grouped_weight. */
+/* expert_product: the product of one expert's rows, as the matrix product that it is; for the
+ * kernels of grouped_matmul and grouped_weight. */
 #ifndef KERNELS_CPU_EXPERT_PRODUCT_H
 #define KERNELS_CPU_EXPERT_PRODUCT_H
 
