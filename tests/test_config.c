@@ -12,8 +12,8 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/config_json.h"
 #include "src/pattern.h"
@@ -224,7 +224,8 @@ static void bad_files(void **state) {
     REFUSED(HEAD "\"quantization_config\": {}}", "quantised checkpoints are not built");
     REFUSED(HEAD "\"a\": 1, \"a\": 2}", "duplicate");
     REFUSED(HEAD "\"a\": 1e999}", "is not JSON");
-    REFUSED(HEAD "\"hidden_size\": Infinity}", "hidden_size: is NaN or infinite, not a whole number");
+    REFUSED(HEAD "\"hidden_size\": Infinity}",
+            "hidden_size: is NaN or infinite, not a whole number");
 }
 
 static void bad_values(void **state) {
