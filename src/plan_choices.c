@@ -37,7 +37,7 @@ static bool plan_way(const struct plan_setting *s, const struct deck *d,
     struct rank_plan plan;
     struct costs costs;
     struct mistakes m = {0};
-    bool done = !plan_rank(d, s->config, shape, rank, s->speed, &plan, &costs, &m);
+    bool done = !plan_rank(d, s->config, shape, rank, s->speed, s->schedules, &plan, &costs, &m);
     mistakes_free(&m);
     if (!done) return false;
     *w = (struct way){.sent = sent_on(&costs, groups[0]) + sent_on(&costs, groups[1]),

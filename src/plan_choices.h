@@ -13,6 +13,7 @@
 struct config;
 struct deck;
 struct mesh_shape;
+struct schedule_store;
 struct speed;
 
 struct plan_setting {
@@ -21,6 +22,7 @@ struct plan_setting {
     const struct mesh_shape *shape;
     const struct speed *speed;
     double network; /* bytes a second */
+    struct schedule_store *schedules;
 };
 
 /* Seconds of a step at least: arithmetic and memory, and then messages. */

@@ -51,8 +51,8 @@ static int64_t held_by(const char *pattern, enum schedule_kind kind, int ranks, 
         &l.e.pipeline,
         &(struct pipeline_pass){.what = PASS_GRADIENTS, .n = micro_batches, .batch = b, .seed = 1});
     int64_t held = (int64_t)l.e.work.live_most;
-    schedule_bytes(&l.e.pipeline.schedule, &l.e.stages.sizes, most);
-    schedule_time(&times, &l.e.pipeline.schedule, &l.e.stages.costs, NULL);
+    schedule_bytes(l.e.pipeline.schedule, &l.e.stages.sizes, most);
+    schedule_time(&times, l.e.pipeline.schedule, &l.e.stages.costs, NULL);
     *said = most[rank];
     *idle = times.idle;
     schedule_times_free(&times);
