@@ -24,10 +24,7 @@ static char folder[256];
 
 static void put(const char *name, const char *text, size_t n) {
     char *path = die_format("%s/%s", folder, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, n, f), n);
-    fclose(f);
+    place_put(path, text, n);
     free(path);
 }
 
