@@ -1,6 +1,6 @@
-/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result
- * is cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at
- * the number of threads. */
+/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result is
+ * cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at the
+ * number of threads. */
 #include <omp.h>
 
 #include "kernels/cpu/expert_product.h"
@@ -22,8 +22,8 @@ static int64_t part(int64_t n, int64_t size, int64_t unit) {
     return most(1, pieces(pieces(n, parts), unit)) * unit;
 }
 
-/* Large pieces copy less; small ones are shared out more evenly.
- * `products` of this shape come together. */
+/* Large pieces copy less; small ones are shared out more evenly. `products` of this shape come
+ * together. */
 static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
     const int64_t threads = omp_get_max_threads(), wanted = threads > 1 ? 4 * threads : 1;
     struct cut c = {part(M, PIECE_ROWS, ROWS), part(N, PIECE_COLUMNS, WIDTH)};
@@ -76,8 +76,7 @@ static void product(const struct product *p) {
     const struct cut c = product_is_few(p) ? cut_few(p) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
     if (product_is_few(p) && columns_are_short(p)) {
-        /* Where a thread begins it waits for memory: so pieces that
-         * follow each other, many at first. */
+        /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
 #pragma omp parallel for schedule(guided) if (across > 1)
         for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j);
         return;
