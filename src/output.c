@@ -86,8 +86,34 @@ void output_remove(const struct output *o, const char *name) {
     free(path);
 }
 
+/* A file that is written in memory first, and then whole or not at all. */
+struct whole {
+    char *text;
+    size_t bytes;
+    FILE *f;
+};
+
+static void whole_begin(struct whole *w) {
+    if (!(w->f = open_memstream(&w->text, &w->bytes))) die("no memory for a text");
+}
+
+static void whole_end(struct whole *w, const struct output *o, const char *name) {
+    if (fclose(w->f)) die("no memory for %s", name);
+    output_text(o, name, w->text);
+    free(w->text);
+}
+
+static void used(const struct output *o, const struct deck *d) {
+    struct whole w;
+    whole_begin(&w);
+    deck_write_used(d, w.f);
+    whole_end(&w, o, "used.yaml");
+}
+
 static void provenance(const struct output *o, const struct comm *c, int argc, char **argv) {
-    FILE *f = open_in(o, "provenance.txt", "w");
+    struct whole w;
+    whole_begin(&w);
+    FILE *const f = w.f;
     struct utsname u;
     char now[64], cwd[4096];
     time_t t = time(NULL);
@@ -105,7 +131,7 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
         "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
     for (size_t i = 0; i < sizeof matters / sizeof *matters; i++)
         if (getenv(matters[i])) fprintf(f, "%s=%s\n", matters[i], getenv(matters[i]));
-    close_written(f, "provenance.txt");
+    whole_end(&w, o, "provenance.txt");
 }
 
 /* ---- one run at a time ---- */
@@ -201,9 +227,7 @@ void output_begin(struct output *o, const struct deck *d, struct comm *c, int ar
         refuse_special(o->folder);
         refuse_special(ranks);
         free(ranks);
-        FILE *f = open_in(o, "used.yaml", "w");
-        deck_write_used(d, f);
-        close_written(f, "used.yaml");
+        used(o, d);
         provenance(o, c, argc, argv);
         if (trains && done >= 0) cut_metrics(o, done);
         o->log = open_in(o, "log.txt", done >= 0 ? "a" : "w");
@@ -277,16 +301,14 @@ void output_summary(const struct output *o, struct comm *c, const char *why, int
     comm_gather_start(c->world, &peak[c->rank], peak, counts, sizeof *peak, &r);
     comm_wait(&r);
     if (o->speaks) {
-        char *text;
-        size_t size;
-        FILE *f = open_memstream(&text, &size);
+        struct whole w;
+        whole_begin(&w);
+        FILE *const f = w.f;
         fprintf(f, "stopped: %s\nexit_code: %d\nranks: %d\n%s", why, code, c->size,
                 more ? more : "");
         fprintf(f, "peak_bytes:          # of all arenas, by rank\n");
         for (int i = 0; i < c->size; i++) fprintf(f, "  - %ld\n", (long)peak[i]);
-        fclose(f);
-        output_text(o, "summary.yaml", text);
-        free(text);
+        whole_end(&w, o, "summary.yaml");
     }
     free(counts);
     free(peak);
