@@ -88,9 +88,9 @@ char *cores_text(const struct cores *c) {
     return text;
 }
 
-/* Turns of the loop that spins, some twenty microseconds: as many as gcc's OpenMP takes by itself where it
- * knows of more threads than cores. Decoding with two threads on two busy cores made 80 to 150 tokens a
- * second with 300 to 1000 turns, 2 to 90 with its default of 300000. */
+/* Turns of the loop that spins, some twenty microseconds: as many as gcc's OpenMP takes by itself
+ * where it knows of more threads than cores. Decoding with two threads on two busy cores made 80 to
+ * 150 tokens a second with 300 to 1000 turns, 2 to 90 with its default of 300000. */
 static const char brief[] = "1000";
 
 void cores_wait_briefly(char **argv) {

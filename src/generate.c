@@ -42,8 +42,8 @@ struct round {
     int64_t own_first, own_n;
 };
 
-/* The round that begins with prompt `first`, as the ranks of a data coordinate see it. The first get
- * the rows: a single prompt is rank 0's. */
+/* The round that begins with prompt `first`, as the ranks of a data coordinate see it. The first
+ * get the rows: a single prompt is rank 0's. */
 static struct round round_of(const struct generation *g, int64_t first, int at) {
     const struct engine *e = g->engine;
     int64_t data = e->shape.data, left = g->prompts.n - first,
@@ -109,8 +109,8 @@ static void step(const struct generation *g, struct decoder *d, const struct rou
     else if (takes_part(g)) decoder_idle(d);
 }
 
-/* Of the steps of a round the last takes most memory, if not the first: what is cached only grows, and
- * answers only end. */
+/* Of the steps of a round the last takes most memory, if not the first: what is cached
+ * only grows, and answers only end. */
 void generation_plan(struct generation *g) {
     const int64_t more = g->engine->deck->generate.max_new_tokens - 1;
     struct decoder d;
@@ -242,8 +242,8 @@ static struct pace run_round(struct work *w, struct comm *c, const struct round 
 
 /* ---- collecting ---- */
 
-/* What a rank sends of a round: its pace, and then of each answer that has ended four numbers, ids
- * and bytes. */
+/* What a rank sends of a round: its pace, and then of each answer that has
+ * ended four numbers, ids and bytes. */
 enum { NUMBERS = 4 };
 
 static char *pack(const struct work *w, const struct round *r, const struct pace *pace,
@@ -297,8 +297,8 @@ static json_t *ids_json(const int32_t *ids, int64_t n) {
     return list;
 }
 
-/* One line of generations.jsonl. A prompt without text is its ids; without a tokenizer the answer
- * has no text. */
+/* One line of generations.jsonl. A prompt without text is its ids; without a
+ * tokenizer the answer has no text. */
 static void write_answer(const struct generation *g, FILE *f, int64_t index,
                          const struct answer *a) {
     const struct prompt *p = &g->prompts.prompt[index];

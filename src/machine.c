@@ -147,7 +147,7 @@ int machine_find(struct machine *h, struct comm *comm, const struct deck *d, str
                              .host_cores = comm->host_cores};
     if (gethostname(own.name, sizeof own.name - 1) || !*own.name) strcpy(own.name, "host");
     own.name[strcspn(own.name, ".")] = '\0';
-    own.planned = !plan_rank(d, c, shape, comm->rank, NULL, &own.plan, NULL, m);
+    own.planned = !plan_rank(d, c, shape, comm->rank, NULL, NULL, &own.plan, NULL, m);
     int threads = engine_threads(d, comm->host_cores, comm->host_ranks);
     struct speed speed =
         machine_speed(d, threads, threads * comm->host_ranks, comm->host_cores, false);

@@ -1,7 +1,8 @@
 /* Reading and continuing prompts on meshes of the ranks there are, against a process of its own for
- * every prompt: the logits after the prompt and after every token that is put in. Meshes, ways along
- * context, batches (prompts of one token, data ranks without any, rows of different lengths), chunks
- * and how long each data rank goes on are drawn; models are those of the lab, which have all layers.
+ * every prompt: the logits after the prompt and after every token that is put in. Meshes, ways
+ * along context, batches (prompts of one token, data ranks without any, rows of different lengths),
+ * chunks and how long each data rank goes on are drawn; models are those of the lab, which have all
+ * layers.
  *
  *     mpirun -n N test_decoder_ranks [SEED [DRAWS]] */
 #include <math.h>

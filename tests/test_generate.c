@@ -17,6 +17,7 @@
 #include "src/decoder.h"
 #include "src/sample.h"
 #include "src/text.h"
+#include "tests/lab.h"
 
 /* ---- drawing ---- */
 
@@ -237,34 +238,40 @@ static struct counts counts_of(const struct device *d) {
     return c;
 }
 
+/* The tiny model on the dry device, and a decoder of it, as the first of so many context ranks. */
+enum { PROMPTS = 3 };
+
+static void open_dry(struct lab *l, struct decoder *d, int context, int64_t longest, int64_t more,
+                     int64_t chunk) {
+    char ranks[32], *over[] = {"run.mode=generate", "generate.prompt_ids=[1]",
+                               "parallel.context_attention=ring", ranks};
+    snprintf(ranks, sizeof ranks, "parallel.context=%d", context);
+    lab_read_for(l, "model: {preset: tiny}\n", context, 4, over);
+    comm_init_dry(&l->comm, context, 0);
+    assert_int_equal(engine_open(&l->e, &l->deck, &l->config, &l->m), 0);
+    assert_int_equal(engine_init(&l->e, &l->comm, &l->shape, true, false, false, &l->m), 0);
+    decoder_init(d, &l->e, PROMPTS, longest, more, chunk);
+}
+
+static void close_dry(struct lab *l, struct decoder *d) {
+    decoder_free(d);
+    lab_close(l);
+}
+
 /* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step
  * costs as much as any other, but for attention, which sees one token more each time. */
 static void nothing_twice(void **state) {
     (void)state;
-    enum { PROMPTS = 3, LENGTH = 40, STEPS = 12 };
-    struct mistakes m = {0};
-    struct deck d;
-    struct config c = {0};
-    struct mesh_shape shape = {.pipeline = 1, .data = 1, .context = 1, .tensor = 1, .expert = 1};
-    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]"};
-    deck_read(&d, "inputs/tiny-pretrain.yaml", 3, over, &m);
-    config_settle(&c, &d, &m);
-    mesh_complete(&shape, 1, &m);
-    mistakes_print(&m, stderr);
-    assert_int_equal(m.n, 0);
+    enum { LENGTH = 40, STEPS = 12 };
     double whole[N_OPS];
     for (int chunk = LENGTH; chunk >= 7; chunk -= 33) {
-        struct comm comm;
-        struct engine e;
+        struct lab l;
         struct decoder dec;
         int32_t row[LENGTH] = {0}, *ids[PROMPTS] = {row, row, row};
         const int64_t n[PROMPTS] = {LENGTH, 3, 17};
-        comm_init_dry(&comm, 1, 0);
-        assert_int_equal(engine_open(&e, &d, &c, &m), 0);
-        assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-        decoder_init(&dec, &e, PROMPTS, LENGTH, STEPS, chunk);
+        open_dry(&l, &dec, 1, LENGTH, STEPS, chunk);
         decoder_begin(&dec, PROMPTS, ids, n, NULL);
-        struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
+        struct counts begun = counts_of(&l.e.device), before = begun, first = {{0}, {0}};
         static const int same[] = {OP_conv,      OP_scan,  OP_rms_norm,
                                    OP_embedding, OP_relu2, OP_attention};
         for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
@@ -272,10 +279,10 @@ static void nothing_twice(void **state) {
             if (chunk == LENGTH) whole[same[i]] = work;
             else assert_true(fabs(work - whole[same[i]]) <= 1e-9 * work);
         }
-        size_t peak = e.work.peak;
+        size_t peak = l.e.work.peak;
         for (int step = 0; step < STEPS; step++) {
             decoder_next(&dec, row);
-            struct counts now = counts_of(&e.device);
+            struct counts now = counts_of(&l.e.device);
             for (int i = 0; i < N_OPS; i++) {
                 double work = now.work[i] - before.work[i];
                 int64_t calls = now.calls[i] - before.calls[i];
@@ -286,42 +293,22 @@ static void nothing_twice(void **state) {
             }
             before = now;
         }
-        assert_int_equal(e.work.peak, peak);
-        assert_int_equal(e.work.live, 0);
-        decoder_free(&dec);
-        engine_free(&e);
-        comm_end(&comm);
+        assert_int_equal(l.e.work.peak, peak);
+        assert_int_equal(l.e.work.live, 0);
+        close_dry(&l, &dec);
     }
-    config_free(&c);
-    deck_free(&d);
-    mistakes_free(&m);
 }
 
 /* Across context ranks no call sends more because more was read before it. */
 static void no_more_sent(void **state) {
     (void)state;
-    enum { PROMPTS = 3, CONTEXT = 4, CHUNK = 16, MOST = 64, STEPS = 6 };
-    struct mistakes m = {0};
-    struct deck d;
-    struct config c = {0};
-    struct comm comm;
-    struct engine e;
+    enum { CHUNK = 16, MOST = 64, STEPS = 6 };
+    struct lab l;
     struct decoder dec;
-    struct mesh_shape shape = {
-        .pipeline = 1, .data = 1, .context = CONTEXT, .tensor = 1, .expert = 1};
-    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]",
-                    "parallel.context=4", "parallel.context_attention=ring"};
     int32_t row[MOST] = {0}, *ids[PROMPTS] = {row, row, row};
     int64_t reading[3], decoding = 0;
-    deck_read(&d, "inputs/tiny-pretrain.yaml", 5, over, &m);
-    config_settle(&c, &d, &m);
-    mesh_complete(&shape, CONTEXT, &m);
-    assert_int_equal(m.n, 0);
-    comm_init_dry(&comm, CONTEXT, 0);
-    assert_int_equal(engine_open(&e, &d, &c, &m), 0);
-    assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-    decoder_init(&dec, &e, PROMPTS, MOST, STEPS, CHUNK);
-    const int64_t *sent = &e.parallel.axis[MESH_CONTEXT]->bytes_sent;
+    open_dry(&l, &dec, 4, MOST, STEPS, CHUNK);
+    const int64_t *sent = &l.e.parallel.axis[MESH_CONTEXT]->bytes_sent;
     for (int i = 0; i < 3; i++) {
         const int64_t longest = (2 + i) * CHUNK, n[PROMPTS] = {longest, 3, 17};
         int64_t before = *sent;
@@ -336,12 +323,7 @@ static void no_more_sent(void **state) {
     }
     assert_true(decoding > 0 && reading[1] > reading[0]);
     assert_int_equal(reading[2] - reading[1], reading[1] - reading[0]);
-    decoder_free(&dec);
-    engine_free(&e);
-    comm_end(&comm);
-    config_free(&c);
-    deck_free(&d);
-    mistakes_free(&m);
+    close_dry(&l, &dec);
 }
 
 /* Every place of a row is in one rank's cache, in order, and no rank has more than its share. */

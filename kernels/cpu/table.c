@@ -17,8 +17,8 @@ const kernel_fn kernels_f64[N_OPS] = {
 #include "kernels/ops_undef.h"
 };
 
-/* A row of fast.def has an entry a level and a format; those of F32 have no use for BF16 dot products. The Makefile
- * compiles vector_*.c for the same levels. */
+/* A row of fast.def has an entry a level and a format; those of F32 have no use for BF16 dot
+ * products. The Makefile compiles vector_*.c for the same levels. */
 enum { ROOM_F32, ROOM_BF16, N_ROOMS };
 
 #define KERNELS(op, room) void op##_##room##_f32(const void *args); void op##_##room##_bf16(const void *args);

@@ -1,11 +1,11 @@
 /* table: which function of the cpu room computes each operation.
  *
- * Plain definitions there are of every row of ops.def, in float and in double. Faster versions there
- * are of some, in two kinds. Those by a library (fast_matmul.c) are compiled once. Those by vectors
- * (kernels/cpu/vector.h) are compiled once for every level of the processor that is worth it, and
- * the level is chosen when the program starts, so that one program serves all machines of a cluster.
- * kernels/cpu/fast.def lists them. A kernel takes its row's argument struct, with addresses the host
- * may follow. */
+ * Plain definitions there are of every row of ops.def, in float and in double. Faster versions
+ * there are of some, in two kinds. Those by a library (fast_matmul.c) are compiled once. Those by
+ * vectors (kernels/cpu/vector.h) are compiled once for every level of the processor that is worth
+ * it, and the level is chosen when the program starts, so that one program serves all machines of a
+ * cluster. kernels/cpu/fast.def lists them. A kernel takes its row's argument struct, with
+ * addresses the host may follow. */
 #ifndef KERNELS_CPU_TABLE_H
 #define KERNELS_CPU_TABLE_H
 
