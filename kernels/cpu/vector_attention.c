@@ -68,8 +68,17 @@ static void attend_few(const struct queries *q, const struct keys run[2], int64_
         const bool there = m < q->n;
         w->largest[m] = there ? f.largest[m] : 0;
         w->sum[m] = there ? vf_sum(f.sum[m]) : 1;
-        for (int64_t d = 0; d < D; d++) w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
     }
+    for (int v = 0; v < q->vectors; v++)
+        for (int64_t d = 0; d < D; d += LANES) {
+            vf x[LANES];
+            for (int64_t i = 0; i < LANES; i++)
+                x[i] = v * LANES + i < q->n ? load_real(f.o + (v * LANES + i) * whole(D) + d)
+                                            : (vf){0};
+            transpose(x);
+            for (int64_t i = 0; i < least(LANES, D - d); i++)
+                store_real(w->o + (d + i) * q->lanes + v * LANES, x[i]);
+        }
 }
 
 /* w->o, sum and largest of the queries, over the keys of places low..high - 1. */
