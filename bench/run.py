@@ -234,13 +234,26 @@ class Bench:
         out, _, _ = run([f"{self.a.build}/tests/test_ops", "lengths"], env=self.env)
         self.report.heading("Short and long sequences")
         self.report.verbatim(out)
-        rows = []
+        rows, config = [], self.a.configs[0]
         for length in (512, 2048, 8192, 32768, 131072):
-            plan = json.loads(run([self.a.program, "plan", f"inputs/bench-{self.a.configs[0]}.yaml", "--json", f"train.sequence_length={length}", "train.micro_batch=1"])[0])
+            plan = json.loads(run([self.a.program, "plan", f"inputs/bench-{config}.yaml", "--json", f"train.sequence_length={length}", "train.micro_batch=1"])[0])
             rank = plan["ranks"][0]
             rows.append([str(length), rank["activations_bytes"] / 2**20, rank["activations_bytes"] / length, rank["scratch_bytes"] / 2**20])
-        self.report.say(f"Memory of a training step of configuration {self.a.configs[0]}, as planned.")
+        self.report.say(f"Memory of a training step of configuration {config} on one sequence, as planned.")
         self.report.table(["tokens", "activations MiB", "bytes a token", "scratch MiB"], rows)
+        self.report.end()
+        whole = 32768
+        self.report.say(f"Training steps of configuration {config}, fp32, {whole} tokens in rows of a length. What a step computes grows with the length as attention "
+                        "does; cost grows as counted where the share of the peak stays.")
+        self.report.table(["length", "ms", "tokens/s", "MFLOP a token", "% of peak"])
+        for length in (512, 2048, 8192, 32768):
+            rows = ["train.steps=3", f"train.sequence_length={length}", f"train.micro_batch={whole // length}", f"train.global_batch={whole // length}"]
+            folder, _, _ = self.mestar(config, f"length-{length}", *rows)
+            step = [json.loads(line) for line in open(folder + "/metrics.jsonl")][1:]
+            work = json.loads(run([self.a.program, "plan", f"inputs/bench-{config}.yaml", "--json", *rows])[0])["ranks"][0]["model_work"]
+            seconds = min(s["step_seconds"] for s in step)
+            self.report.rows([[str(length), 1e3 * seconds, whole / seconds, work / whole / 1e6, 100 * max(s["mfu"] for s in step)]])
+        self.report.end()
 
 
 def main():
