@@ -1,6 +1,7 @@
 #include "src/engine.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +21,7 @@
 enum { MOST_THREADS = 4096 };
 
 /* OMP_NUM_THREADS may be a list, one number a nesting level; the first counts. */
-static void check_threads(struct mistakes *m) {
+void engine_check_threads(struct mistakes *m) {
     const char *given = getenv("OMP_NUM_THREADS");
     char *end;
     long n = given && *given ? strtol(given, &end, 10) : 1;
@@ -49,13 +50,18 @@ int engine_reopen(struct engine *e, const char *folder, struct mistakes *m) {
     return 0;
 }
 
-int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
+static int threads_wanted(const struct deck *d, int cores, int ranks_on_host) {
     if (d->run.threads) return (int)d->run.threads;
     const char *given = getenv("OMP_NUM_THREADS");
     int n = given ? atoi(given) : 0;
     if (n > 0 && n <= MOST_THREADS) return n;
     n = cores / (ranks_on_host > 0 ? ranks_on_host : 1);
     return n > 0 ? n : 1;
+}
+
+int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
+    const int n = threads_wanted(d, cores, ranks_on_host), most = omp_get_thread_limit();
+    return n < most ? n : most;
 }
 
 /* Formats that new tensors are saved in; those of a folder keep theirs (weights_match). */
@@ -149,7 +155,6 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                 bool learns, bool updates, struct mistakes *m) {
     const struct deck *d = e->deck;
     int before = m->n, shares[MAX_SHARES];
-    if (!dry) check_threads(m);
     e->comm = comm;
     e->shape = *shape;
     e->learns = learns;

@@ -144,7 +144,8 @@ int machine_find(struct machine *h, struct comm *comm, const struct deck *d, str
                              .memory = machine_memory(),
                              .cores = cores_count(&comm->cores),
                              .sharing = comm->same_cores,
-                             .host_cores = comm->host_cores};
+                             .host_cores = comm->host_cores,
+                             .bound = cores_bound_by_openmp()};
     if (gethostname(own.name, sizeof own.name - 1) || !*own.name) strcpy(own.name, "host");
     own.name[strcspn(own.name, ".")] = '\0';
     own.planned = !plan_rank(d, c, shape, comm->rank, NULL, &own.plan, NULL, m);

@@ -354,6 +354,13 @@ static int most_crowded(const struct machine *h, int threads) {
     return found;
 }
 
+/* The first rank whose threads OpenMP binds to cores that other ranks are bound to as well; -1: none. */
+static int most_bound(const struct machine *h) {
+    for (int r = 0; r < h->ranks; r++)
+        if (h->rank[r].bound && h->rank[r].sharing > 1) return r;
+    return -1;
+}
+
 void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
                   const struct feed *f, int64_t steps) {
     const struct engine *e = r->engine;
@@ -364,10 +371,12 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
     note_weights(o, e);
 #define NOTE(condition, ...)                                                                       \
     if (condition) snprintf(text, sizeof text, __VA_ARGS__), say_wrapped(o, "NOTE", text)
-    NOTE(threads * r->comm->host_ranks > r->comm->host_cores,
-         "%d ranks x %d threads share %d cores of a host: they take turns. run.threads, or fewer "
+    const int ranks = r->comm->host_ranks, cores = r->comm->host_cores;
+    NOTE(threads * ranks > cores,
+         "%d rank%s x %d thread%s share %d core%s of a host: they take turns. run.threads, or fewer "
          "ranks",
-         r->comm->host_ranks, threads, r->comm->host_cores);
+         ranks, ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", cores,
+         cores == 1 ? "" : "s");
     const int tight = most_crowded(h, threads);
     NOTE(tight >= 0,
          "rank %d of host %s is one of %ld ranks x %d threads that are bound to the same %ld "
@@ -375,6 +384,11 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
          "while others idle: bind each to its own or none (mpirun --bind-to, srun --cpu-bind)",
          tight, h->rank[tight].name, (long)h->rank[tight].sharing, threads,
          (long)h->rank[tight].cores, h->rank[tight].cores == 1 ? "" : "s");
+    const int held = most_bound(h);
+    NOTE(held >= 0,
+         "OMP_PROC_BIND binds the threads of %ld ranks of host %s to the same cores, from the first "
+         "one on: unset it, or give each rank cores of its own (mpirun --bind-to, srun --cpu-bind)",
+         (long)h->rank[held].sharing, h->rank[held].name);
     int of_host;
     NOTE(cores_nodes(&r->comm->cores, &of_host) > 1,
          "the cores of a rank lie on several memory nodes: a rank a node, bound to it, is faster "
