@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/table.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "kernels/mistakes.h"
@@ -74,12 +75,30 @@ static void stored_formats(struct engine *e) {
     }
 }
 
+/* Ranks that hold the same values compute them again: so all do it by the same instructions, or they
+ * would round otherwise, and choose other experts. */
+int engine_level(const struct deck *d, struct comm *c) {
+    const int best = cpu_best_level(), asked = cpu_level_of(d->run.vectors);
+    const int own = asked >= 0 && asked < best ? asked : best;
+    return -(int)comm_max(c->world, -own);
+}
+
+void engine_check_level(const struct deck *d, struct mistakes *m) {
+    const int best = cpu_best_level(), asked = cpu_level_of(d->run.vectors);
+    if (strcmp(d->run.vectors, "auto") && (asked < 0 || asked > best))
+        deck_mistake(d, m, "run.vectors", "is %s, and the best of this processor is %s",
+                     d->run.vectors, cpu_level_name(best));
+}
+
 static void make_device(struct engine *e, bool dry) {
     const struct deck *d = e->deck;
-    if (dry) device_dry(&e->device);
-    else
+    if (dry) {
+        device_dry(&e->device);
+    } else {
         device_cpu(&e->device, engine_threads(d, e->comm->host_cores, e->comm->host_ranks),
                    d->run.debug);
+        e->device.level = engine_level(d, e->comm);
+    }
     arena_init(&e->values, "parameters", &e->device);
     arena_init(&e->grads, "gradients", &e->device);
     arena_init(&e->moments, "moments", &e->device);

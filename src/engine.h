@@ -87,4 +87,9 @@ int64_t engine_peak_bytes(const struct engine *e);
 void engine_check_threads(struct mistakes *m);
 int engine_threads(const struct deck *d, int cores, int ranks_on_host);
 
+/* Which of the cpu room's kernels run (kernels/cpu/table.h): run.vectors, or the best that the processors
+ * of all ranks have. Collective over the world. What the deck asks for is checked before. */
+int engine_level(const struct deck *d, struct comm *c);
+void engine_check_level(const struct deck *d, struct mistakes *m);
+
 #endif

@@ -137,7 +137,8 @@ double machine_share(const struct machine *h, double step_seconds) {
 
 int machine_find(struct machine *h, struct comm *comm, const struct deck *d, struct config *c,
                  const struct mesh_shape *shape, struct mistakes *m) {
-    *h = (struct machine){.started = wall_now(), .ranks = comm->size};
+    *h = (struct machine){
+        .started = wall_now(), .ranks = comm->size, .level = engine_level(d, comm)};
     h->rank = die_alloc((size_t)comm->size * sizeof *h->rank);
     h->first = die_alloc((size_t)comm->size * sizeof *h->first);
     struct rank_facts own = {.host = comm->host,

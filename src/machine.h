@@ -32,6 +32,7 @@ struct rank_facts {
 struct machine {
     double started; /* seconds since 1970 */
     int ranks, hosts;
+    int level; /* of the kernels that run (kernels/cpu/table.h) */
     struct rank_facts *rank; /* by rank */
     int *first;              /* the first rank of each host, in rank order */
     int fullest;             /* the host (0 ..) with least room left */
