@@ -77,7 +77,7 @@ static const struct bench_row {
     FORWARD("router", T, EXPERTS, HIDDEN),
     INPUT("mlp-up", T, FFN, HIDDEN),
     WEIGHT("mlp-up", T, FFN, HIDDEN),
-    PRODUCTS("a-in", 2048, 1160, 256),
+    PRODUCTS("a-in", 2048, 1288, 256),
     PRODUCTS("a-out", 2048, 256, 512),
     PRODUCTS("a-up", 2048, 1024, 256),
     PRODUCTS("b-in", 2048, 2576, 512),
