@@ -10,13 +10,20 @@ train:
   micro_batch: 2
   sequence_length: 24
 YAML
-for n in 1 2; do
-    go "ranks$n" 0 "$n" "$TMP/deck.yaml" parallel.tensor="$n" || continue
-    json=$TMP/ranks$n/bench.json
+while read -r n what mesh; do
+    go "$what" 0 "$n" "$TMP/deck.yaml" $mesh || continue
+    json=$TMP/$what/bench.json
     kinds=$(sed -n 's/^    "\([M*E-]\)": {"layers": \([0-9]*\), "forward": {"seconds": [0-9.e-]*, "work": [1-9].*"backward": {"seconds": [0-9.e-]*, "work": [1-9].*/\1\2/p' "$json" | tr '\n' ' ')
-    if [ "$kinds" = "M2 -1 E1 *1 " ]; then ok "layers, $n ranks"; else fail "layers, $n ranks" "$kinds"; fi
-    if grep -q '"adamw": {"calls": [1-9]' "$json" && grep -q '"step": {"seconds": ' "$json"; then ok "step, $n ranks"; else fail "step, $n ranks" "not in $json"; fi
-done
+    if [ "$kinds" = "M2 -1 E1 *1 " ]; then ok "layers, $what"; else fail "layers, $what" "$kinds"; fi
+    if grep -q '"adamw": {"calls": [1-9]' "$json" && grep -q '"step": {"seconds": ' "$json"; then ok "step, $what"; else fail "step, $what" "not in $json"; fi
+done <<'MESHES'
+1 alone
+2 tensor parallel.tensor=2
+3 pipeline parallel.pipeline=3
+2 interleaved parallel.pipeline=2 parallel.virtual_stages=2 precision.recipe=bf16
+2 tied parallel.pipeline=2 model.tie_word_embeddings=true memory.recompute=full
+4 context parallel.context=2 parallel.pipeline=2 parallel.schedule=zbv train.global_batch=8
+MESHES
 
 # The scripts of make bench and bench-compare: what they cannot do is one line, and no success.
 refused() {
