@@ -180,13 +180,15 @@ static void show_prompt(const struct work *w) {
 /* The next token of every row that goes on; false when none does. */
 static bool choose(struct work *w, const struct round *r, struct pace *pace) {
     uint64_t seed = (uint64_t)w->g->engine->deck->run.seed;
-    int64_t vocabulary = w->sampler.vocabulary;
+    const enum dtype real = w->g->engine->real;
+    const size_t row = (size_t)w->sampler.vocabulary * dtype_size(real);
     bool on = false;
     for (int64_t i = 0; i < r->own_n; i++) {
         struct answer *a = &w->answer[i];
         if (a->stop) continue; /* its row is computed on, and nobody reads it */
         double u = sampler_uniform(seed, r->own_first + i, a->n_ids);
-        int32_t id = sampler_choose(&w->sampler, w->decoder.logits + i * vocabulary, u);
+        int32_t id =
+            sampler_choose(&w->sampler, (const char *)w->decoder.logits + (size_t)i * row, real, u);
         answer_add(a, &w->g->ending, id);
         w->next[i] = id < 0 ? 0 : id;
         pace->new_tokens += id >= 0;

@@ -59,7 +59,7 @@ static void drawing(void **state) {
         int count[WORDS] = {0};
         sampler_init(&s, WORDS, how[h].temperature, how[h].top_k, how[h].top_p);
         chances(want, how[h].temperature, how[h].top_k > WORDS ? 0 : how[h].top_k, how[h].top_p);
-        for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, (i + 0.5) / DRAWS)]++;
+        for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, F64, (i + 0.5) / DRAWS)]++;
         for (int i = 0; i < WORDS; i++)
             if (fabs((double)count[i] / DRAWS - want[i]) > 1.5 / DRAWS)
                 fail_msg("way %d, token %d: %d of %d, want %g", (int)h, i, count[i], DRAWS,
@@ -78,10 +78,10 @@ static void likeliest(void **state) {
         struct sampler s;
         sampler_init(&s, WORDS, 0, top_k, 0.5);
         for (int i = 0; i < 10; i++)
-            assert_int_equal(sampler_choose(&s, logits, (i + 0.5) / 10), 1); /* of 1 and 3 */
-        assert_int_equal(sampler_choose(&s, none, 0.5), -1);
-        assert_int_equal(sampler_choose(&s, holes, 0.5), -1);
-        assert_int_equal(sampler_choose(&s, high, 0.5), -1);
+            assert_int_equal(sampler_choose(&s, logits, F64, (i + 0.5) / 10), 1); /* of 1 and 3 */
+        assert_int_equal(sampler_choose(&s, none, F64, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, holes, F64, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, high, F64, 0.5), -1);
         sampler_free(&s);
     }
     assert_true(sampler_uniform(1, 2, 3) == sampler_uniform(1, 2, 3));
@@ -89,22 +89,49 @@ static void likeliest(void **state) {
     assert_true(sampler_uniform(1, 2, 3) != sampler_uniform(2, 2, 3));
 }
 
-/* A large vocabulary: what is kept is what sorting would keep, also among many equals. */
+/* A large vocabulary: what is kept is what sorting would keep, also among many equals; of floats too. */
 static void many_words(void **state) {
     (void)state;
     enum { MANY = 5000, KEPT = 700 };
     struct sampler s;
     double *many = die_alloc(MANY * sizeof *many);
-    for (int i = 0; i < MANY; i++) many[i] = (i * 7919 % MANY) / 10;
+    float *floats = die_alloc(MANY * sizeof *floats);
+    for (int i = 0; i < MANY; i++) floats[i] = (float)(many[i] = (i * 7919 % MANY) / 10);
     sampler_init(&s, MANY, 1e6, KEPT, 1);
     for (int i = 0; i < KEPT; i++) {
-        int id = sampler_choose(&s, many, (i + 0.5) / KEPT), larger = 0;
+        int id = sampler_choose(&s, many, F64, (i + 0.5) / KEPT), larger = 0;
         for (int j = 0; j < MANY; j++)
             larger += many[j] > many[id] || (many[j] == many[id] && j < id);
         assert_true(larger < KEPT);
+        assert_int_equal(sampler_choose(&s, floats, F32, (i + 0.5) / KEPT), id);
     }
     sampler_free(&s);
     free(many);
+    free(floats);
+}
+
+/* The largest is found, and what is no number, wherever it is: before, in and behind whole vectors. */
+static void every_place(void **state) {
+    (void)state;
+    enum { MOST = 150 };
+    float floats[MOST];
+    double doubles[MOST];
+    for (int n = 1; n <= MOST; n += n < 40 ? 1 : 11) {
+        struct sampler s;
+        sampler_init(&s, n, 0, 0, 1);
+        for (int i = 0; i < n; i++) floats[i] = (float)(doubles[i] = -3 - i % 5);
+        for (int i = 0; i < n; i++) {
+            const double was = doubles[i];
+            floats[i] = (float)(doubles[i] = -1);
+            assert_int_equal(sampler_choose(&s, floats, F32, 0.5), i);
+            assert_int_equal(sampler_choose(&s, doubles, F64, 0.5), i);
+            floats[i] = (float)(doubles[i] = NAN);
+            assert_int_equal(sampler_choose(&s, floats, F32, 0.5), -1);
+            assert_int_equal(sampler_choose(&s, doubles, F64, 0.5), -1);
+            floats[i] = (float)(doubles[i] = was);
+        }
+        sampler_free(&s);
+    }
 }
 
 /* ---- characters ---- */
@@ -346,7 +373,7 @@ static void places_shared_out(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(drawing),      cmocka_unit_test(likeliest),
-        cmocka_unit_test(many_words),   cmocka_unit_test(characters),
+        cmocka_unit_test(many_words), cmocka_unit_test(every_place),   cmocka_unit_test(characters),
         cmocka_unit_test(answers),      cmocka_unit_test(nothing_twice),
         cmocka_unit_test(no_more_sent), cmocka_unit_test(places_shared_out),
     };

@@ -98,7 +98,8 @@ static struct factor few_values(const struct few *f, const stored *v, int64_t ld
 #endif
 }
 
-/* Rows of one head are short and far apart, which no processor takes for a stream. */
+/* Rows of one head are short and far apart, which no processor takes for a stream: so they are called for, a
+ * block ahead and a few at a time, as no more than some lines can be on their way at once. */
 static void call_for_rows(const stored *p, int64_t ld, int64_t n, int64_t D) {
     for (int64_t j = 0; j < n; j++)
         for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof *p) __builtin_prefetch(p + j * ld + d);
@@ -115,12 +116,15 @@ static void few_attend(struct few *f, const struct queries *q, const struct keys
     }
     for (const struct keys *r = run; r < run + 2; r++)
         for (int64_t j = r->from; j < r->to; j += KEYS) {
-            const int64_t n = least(KEYS, r->to - j), more = least(KEYS, r->to - j - n);
-            call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
-            call_for_rows(r->k + (j + n) * r->ldk, r->ldk, more, D);
-            for (int64_t i = 0; i < n; i += LANES)
+            const int64_t n = least(KEYS, r->to - j);
+            if (j == r->from) call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const int64_t next = j + i + KEYS, more = least(LANES, r->to - next);
+                call_for_rows(r->k + next * r->ldk, r->ldk, more, D);
+                call_for_rows(r->v + next * r->ldv, r->ldv, more, D);
                 few_scores(f, q, r->k + (j + i) * r->ldk, r->ldk, least(LANES, n - i), D,
                            f->score + i);
+            }
             for (int64_t m = 0; m < q->n; m++) few_weigh(f, q, m, j, n, c, D1);
             const struct factor v = few_values(f, r->v + j * r->ldv, r->ldv, n, D);
             product_of_rows(&(struct product){.c = f->o,

@@ -39,10 +39,10 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
 
 /* Few rows: a piece is worth the taking, and a small matrix is not shared. */
 static struct cut cut_few(const struct product *p) {
-    enum { WORTH = 1 << 16, COLUMNS = 120 /* a multiple of every FEW_ */ };
+    enum { WORTH = 1 << 15, COLUMNS = 40 /* a multiple of every FEW_ */ };
     const int64_t bytes = most(1, p->K) * (int64_t)sizeof(stored);
-    if (p->N * bytes < 4 * WORTH) return (struct cut){p->M, p->N};
-    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / 2 / bytes / 8 * 8)};
+    if (p->N * bytes < 8 * WORTH) return (struct cut){p->M, p->N};
+    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / bytes / 8 * 8)};
     return (struct cut){p->M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
 }
 
@@ -77,7 +77,7 @@ static void product(const struct product *p) {
     if (!p->c || p->M < 1 || p->N < 1) return;
     const struct cut c = product_is_few(p) ? cut_few(p) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
-    if (product_is_few(p) && columns_are_short(p)) {
+    if (product_is_few(p)) {
         /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
 #pragma omp parallel for schedule(guided) if (across > 1)
         for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j);
