@@ -20,8 +20,11 @@ struct cores {
     unsigned long word[CORES_WORDS];
 };
 
-/* Those that this process may use. */
+/* Those that this process may use, whichever of them the calling thread is bound to. */
 void cores_own(struct cores *c);
+
+/* Whether OpenMP binds each thread to a part of them. */
+bool cores_bound_by_openmp(void);
 
 int cores_count(const struct cores *c);
 bool cores_within(const struct cores *a, const struct cores *b); /* all of a are in b */

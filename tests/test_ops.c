@@ -316,18 +316,26 @@ static void products_on_any_threads(void **state) {
     assert_int_equal(wrong, 0);
 }
 
+static void every_row_has_a_speed(void **state) {
+    (void)state;
+    for (int op = 0; op < N_OPS; op++)
+        if (!bench_has((enum op)op)) fail_msg("bench leaves out %s", op_row((enum op)op)->name);
+}
+
 int main(int argc, char **argv) {
     const enum dtype stored = argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32;
     if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench(stored);
     if (argc > 1 && strcmp(argv[1], "lengths") == 0) return bench_lengths(stored);
     static enum op ops[N_OPS];
-    struct CMUnitTest tests[N_OPS + 1];
+    enum { N_TESTS = N_OPS + 2 };
+    struct CMUnitTest tests[N_TESTS];
     for (int i = 0; i < N_OPS; i++) {
         ops[i] = (enum op)i;
         tests[i] = (struct CMUnitTest){op_row(ops[i])->name, try_row, NULL, NULL, &ops[i]};
     }
     tests[N_OPS] = (struct CMUnitTest)cmocka_unit_test(products_on_any_threads);
+    tests[N_OPS + 1] = (struct CMUnitTest)cmocka_unit_test(every_row_has_a_speed);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    printf("%d passed, %d failed\n", N_OPS + 1 - failed, failed);
+    printf("%d passed, %d failed\n", N_TESTS - failed, failed);
     return failed != 0;
 }

@@ -6,6 +6,7 @@
 #include "kernels/cpu/expert_product.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/product_few.h"
+#include "kernels/cpu/table.h"
 
 /* Rows and columns of a piece. */
 struct cut {
@@ -51,12 +52,13 @@ static void one_piece(const struct product *p, const struct cut *c, int64_t i, i
 }
 
 /* Where a library knows the processor better than we do: matrix units for BF16, and what is no
- * x86-64. (An older clang cannot ask for matrix units.) */
+ * x86-64. */
 static bool library_is_better(const struct product *p) {
-#if PAIRS && defined HAVE_DNNL && (!defined __clang__ || __clang_major__ >= 19)
-    return !product_is_few(p) && p->K >= 64 && __builtin_cpu_supports("amx-bf16");
-#elif !defined __x86_64__ && !defined STORED_BF16 && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
-    return !product_is_few(p);
+#if PAIRS
+    return !product_is_few(p) && p->K >= 64 && cpu_library_multiplies(CPU_V4_BF16, BF16);
+#elif !defined __x86_64__ && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
+    return !product_is_few(p) &&
+           cpu_library_multiplies(CPU_NATIVE, sizeof(stored) == 2 ? BF16 : F32);
 #else
     (void)p;
     return false;
