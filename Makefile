@@ -333,7 +333,7 @@ REV ?= HEAD
 bench-compare:
 	@$(MAKE) packages WANT=bench
 	@$(MAKE) all $(B)/tests/test_ops
-	@python3 bench/compare.py '$(REV)' $(bench_options)
+	@python3 bench/compare.py --recipes $(RECIPES) $(bench_options) -- '$(REV)'
 
 # The program, decks, job scripts, manual pages made from what the program says of itself, and a modulefile: set PREFIX to a folder
 # of yours where you are not root. Nothing of it is needed to run the program but the program.

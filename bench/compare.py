@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """make bench-compare REV=...: what another revision did faster.
 
-    bench/compare.py REVISION [--rounds 5] [--threads N] [--configs a,b,c]
+    bench/compare.py REVISION [--rounds 5] [--threads N] [--configs a,b,c] [--recipes fp32,bf16]
 
-Builds the revision in a folder of its own, runs both in turns (all operations; training steps and generation of the configurations), and
+Builds the revision in a folder of its own, runs both in turns (all operations; training steps and generation of the configurations; in each recipe), and
 prints what differs by more than the rounds do: the median and the best of the rounds must both say so."""
 import argparse, json, os, re, shutil, subprocess, sys
 
@@ -18,6 +18,7 @@ p.add_argument("revision")
 p.add_argument("--rounds", type=int, default=5)
 p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
 p.add_argument("--configs", default="a,b,c")
+p.add_argument("--recipes", default="fp32,bf16")
 p.add_argument("--out", default="build/bench")
 a = p.parse_args()
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"): os.environ.pop(name, None)  # the other revision's make is nobody's child
@@ -26,23 +27,26 @@ env = {"OMP_NUM_THREADS": str(a.threads)}
 
 def build():
     """The folder of the revision, built."""
-    commit = run(["git", "rev-parse", "--short=12", a.revision + "^{commit}"])[0].strip()
+    try: commit = run(["git", "rev-parse", "--verify", "--short=12", a.revision + "^{commit}"])[0].strip()
+    except Failed as why:
+        print(f"REV: '{a.revision}' is no commit of this folder ({str(why).split(': ')[-1]})", file=sys.stderr)
+        sys.exit(2)
     folder = os.path.abspath(os.path.join(a.out, "revision-" + commit))
-    if not os.path.exists(folder): run(["git", "worktree", "add", "--detach", folder, commit])
+    if not os.path.exists(folder): run(["git", "worktree", "add", "--force", "--detach", folder, commit])
     print(f"building {commit} in {folder}", flush=True)
     run(["make", "-C", folder, "all", "build/tests/test_ops"])
     return folder
 
 
-def ops(folder):
+def ops(folder, recipe):
     """Milliseconds of each row of its own `test_ops bench`: revisions may differ in rows. What takes less than a microsecond is left out."""
-    out, _, _ = run(["build/tests/test_ops", "bench"], env=env, cwd=folder)
+    out, _, _ = run(["build/tests/test_ops", "bench", *([recipe] if recipe == "bf16" else [])], env=env, cwd=folder)
     times, seen = {}, {}
     for line in out.splitlines():
         m = re.match(r"([a-z]\w*(?::\S+)?) +([0-9.]+) ", line)
         if not m or m[1] == "operation" or float(m[2]) < 0.001: continue
         seen[m[1]] = seen.get(m[1], 0) + 1
-        times[f"{m[1]} #{seen[m[1]]}" if seen[m[1]] > 1 else m[1]] = float(m[2])
+        times[f"{m[1]}{f' #{seen[m[1]]}' if seen[m[1]] > 1 else ''} {recipe}"] = float(m[2])
     return times
 
 
@@ -54,7 +58,7 @@ def step(folder, config, recipe):
     return {f"step {config} {recipe}, ms": 1e3 * median([s["step_seconds"] for s in steps])}
 
 
-def generation(folder, config):
+def generation(folder, config, recipe):
     """Milliseconds of reading 512 tokens and of making one."""
     base = os.path.join(folder, "build/bench")
     os.makedirs(base, exist_ok=True)
@@ -62,16 +66,18 @@ def generation(folder, config):
     if not os.path.exists(model): run(["./mestar", os.path.abspath(f"inputs/bench-{config}.yaml"), f"run.output={model}", "train.steps=0", "checkpoint.interval=1"], cwd=folder)
     with open(prompts, "w") as f: f.write(json.dumps({"ids": [1 + i * 7919 % 4000 for i in range(512)]}) + "\n")
     with open(deck, "w") as f: f.write(f"run:\n  mode: generate\nmodel:\n  from: {model}\ngenerate:\n  prompts: {prompts}\n  max_new_tokens: 64\n")
-    run(["./mestar", deck, f"run.output={out}"], env=env, cwd=folder)
+    run(["./mestar", deck, f"run.output={out}", f"precision.recipe={recipe}"], env=env, cwd=folder)
     summary = dict(re.findall(r"^(\w+): *([^ \n]+)", open(out + "/summary.yaml").read(), re.M))
-    return {f"prefill {config}, ms": 512e3 / float(summary["prefill_tokens_per_second"]), f"decode {config}, ms": 1e3 / float(summary["decode_tokens_per_second"])}
+    return {f"prefill {config} {recipe}, ms": 512e3 / float(summary["prefill_tokens_per_second"]), f"decode {config} {recipe}, ms": 1e3 / float(summary["decode_tokens_per_second"])}
 
 
 def everything(folder):
-    figures = ops(folder)
-    for config in a.configs.split(","):
-        figures.update(step(folder, config, "fp32"))
-        figures.update(generation(folder, config))
+    figures = {}
+    for recipe in a.recipes.split(","):
+        figures.update(ops(folder, recipe))
+        for config in a.configs.split(","):
+            figures.update(step(folder, config, recipe))
+            figures.update(generation(folder, config, recipe))
     return figures
 
 

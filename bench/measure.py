@@ -22,8 +22,8 @@ def run(command, env=None, cwd=None, until=None):
     env = dict(os.environ, **(env or {}))
     errors = tempfile.TemporaryFile("w+")
     began = time.perf_counter()
-    process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=cwd,
-                               stdin=subprocess.DEVNULL)
+    try: process = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=cwd, stdin=subprocess.DEVNULL)
+    except OSError as why: raise Failed(f"{command[0]}: {why.strerror}") from None
     lines, took = [], None
     try:
         for line in process.stdout:
@@ -39,7 +39,7 @@ def run(command, env=None, cwd=None, until=None):
     if process.returncode:
         errors.seek(0)
         said = errors.read().strip().splitlines() or lines  # what went wrong is on standard error; make ends with less than it began with
-        told = [x.strip() for x in said if re.search(r"error|mistake|FAIL", x)][:3] or [x.strip() for x in said[-3:]]
+        told = [x.strip() for x in said if re.search(r"error|\.yaml:|command line:|FAIL", x)][:3] or [x.strip() for x in said[-3:]]
         raise Failed(f"{' '.join(map(str, command))}: left with {process.returncode}: {' | '.join(told)}")
     return "".join(lines), took, usage.ru_maxrss * 1024
 

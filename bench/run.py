@@ -12,6 +12,8 @@ from measure import Failed, Interrupted, median, race, run, spread
 from tables import Report
 
 GOALS = "ops layers steps generation starts ranks lengths".split()
+RECIPES = ["fp32", "bf16"]
+PYTHON = "build/venv/bin/python"
 PROMPT, NEW, STEPS = 512, 128, 6
 
 
@@ -22,7 +24,7 @@ def arguments():
     p.add_argument("--recipes", default="fp32,bf16")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--python", default="build/venv/bin/python", help="a Python with torch and transformers")
+    p.add_argument("--python", default=PYTHON, help="a Python with torch and transformers")
     p.add_argument("--llama", default="", help="llama-bench, within its folder of sources")
     p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: time training steps by the processor time of one thread, "
                    "which programs of other people disturb less")
@@ -33,7 +35,14 @@ def arguments():
     a = p.parse_args()
     for g in a.goals:
         if g not in GOALS: p.error(f"{g} is none of {' '.join(GOALS)}")
-    a.goals, a.configs = a.goals or GOALS, a.configs.split(",")
+    a.goals, a.configs, a.recipes = a.goals or GOALS, a.configs.split(","), a.recipes.split(",")
+    for c in a.configs:
+        if not os.path.exists(f"inputs/bench-{c}.yaml"): p.error(f"configuration '{c}': there is no inputs/bench-{c}.yaml")
+    for r in a.recipes:
+        if r not in RECIPES: p.error(f"recipe '{r}' is none of {' '.join(RECIPES)}")
+    if a.rounds < 1 or a.threads < 1: p.error("rounds and threads are at least 1")
+    for name, given in (("PYTHON", a.python if a.python != PYTHON else ""), ("LLAMA_BENCH", a.llama), ("BEFORE", (shlex.split(a.before) or [""])[0])):
+        if given and not shutil.which(given): p.error(f"{name}: {given} is no program")
     if a.clock == "cpu": a.threads = 1
     return a
 
@@ -45,7 +54,7 @@ class Bench:
         self.env = {"OMP_NUM_THREADS": str(a.threads)}
         self.python = a.python if a.python and shutil.which(a.python) else None
         self.llama = a.llama if a.llama and shutil.which(a.llama) else None
-        self.recipes = a.recipes.split(",")
+        self.recipes = a.recipes
         found = open(os.path.join(a.build, "found.mk")).read()
         self.mpirun = [re.search(r"^MPIRUN := (.*)", found, re.M)[1]]
         if "MPI_KIND := openmpi" in found:
@@ -144,7 +153,10 @@ class Bench:
 
     def race(self, programs, show):
         """Races the programs and shows what came of it: of a race that is interrupted, the rounds until then."""
-        try: show(race(programs, self.a.rounds))
+        try:
+            got = race(programs, self.a.rounds)
+            show(got)
+            if programs[0][0] not in got: raise Failed("mestar itself did not run")
         except Interrupted as stop:
             show(stop.figures)
             raise
@@ -234,13 +246,26 @@ class Bench:
         out, _, _ = run([f"{self.a.build}/tests/test_ops", "lengths"], env=self.env)
         self.report.heading("Short and long sequences")
         self.report.verbatim(out)
-        rows = []
+        rows, config = [], self.a.configs[0]
         for length in (512, 2048, 8192, 32768, 131072):
-            plan = json.loads(run([self.a.program, "plan", f"inputs/bench-{self.a.configs[0]}.yaml", "--json", f"train.sequence_length={length}", "train.micro_batch=1"])[0])
+            plan = json.loads(run([self.a.program, "plan", f"inputs/bench-{config}.yaml", "--json", f"train.sequence_length={length}", "train.micro_batch=1"])[0])
             rank = plan["ranks"][0]
             rows.append([str(length), rank["activations_bytes"] / 2**20, rank["activations_bytes"] / length, rank["scratch_bytes"] / 2**20])
-        self.report.say(f"Memory of a training step of configuration {self.a.configs[0]}, as planned.")
+        self.report.say(f"Memory of a training step of configuration {config} on one sequence, as planned.")
         self.report.table(["tokens", "activations MiB", "bytes a token", "scratch MiB"], rows)
+        self.report.end()
+        whole = 32768
+        self.report.say(f"Training steps of configuration {config}, fp32, {whole} tokens in rows of a length. What a step computes grows with the length as attention "
+                        "does; cost grows as counted where the share of the peak stays.")
+        self.report.table(["length", "ms", "tokens/s", "MFLOP a token", "% of peak"])
+        for length in (512, 2048, 8192, 32768):
+            rows = ["train.steps=2", f"train.sequence_length={length}", f"train.micro_batch={whole // length}", f"train.global_batch={whole // length}"]
+            folder, _, _ = self.mestar(config, f"length-{length}", *rows)
+            step = [json.loads(line) for line in open(folder + "/metrics.jsonl")][1:]
+            work = json.loads(run([self.a.program, "plan", f"inputs/bench-{config}.yaml", "--json", *rows])[0])["ranks"][0]["model_work"]
+            seconds = min(s["step_seconds"] for s in step)
+            self.report.rows([[str(length), 1e3 * seconds, whole / seconds, work / whole / 1e6, 100 * max(s["mfu"] for s in step)]])
+        self.report.end()
 
 
 def main():
@@ -251,10 +276,14 @@ def main():
     bench.report.say(f"{version[0]}; {cpu[1] if cpu else 'processor unknown'}, {a.threads} threads; load before {os.getloadavg()[0]:.1f}")
     if not bench.python: bench.report.say("transformers: not there. `make build/venv/ready` makes a Python with it, or PYTHON=.")
     if not bench.llama: bench.report.say("llama.cpp: not there. LLAMA_BENCH= names its llama-bench (bench/README.md).")
+    failed = []
     for goal in a.goals:
         try: getattr(bench, goal)()
-        except Failed as why: print(f"{goal}: {why}", file=sys.stderr)
+        except Failed as why:
+            failed.append(goal)
+            print(f"{goal}: {why}", file=sys.stderr)
     print(f"\nas Markdown: {a.out}.md")
+    if failed: sys.exit(f"did not come to their end: {' '.join(failed)}")
 
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)

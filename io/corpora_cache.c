@@ -17,10 +17,10 @@
 #include "io/corpora_files.h"
 #include "io/corpora_piece.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/progress.h"
 #include "io/token_source.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 
 enum { VERSION = 1, SMALLEST_PIECE = 256 << 10, LARGEST_PIECE = 64 << 20, PIECES_WANTED = 256 };
@@ -140,14 +140,10 @@ static void index_write(const struct builder *b) {
     char *path = die_format("%s/index", b->cache->folder);
     char *part = die_format("%s.%ld.part", path, (long)getpid());
     int64_t *text = index_text(b);
-    unlink(part);
-    if (folder_sync(b->cache->folder) != 0 || file_make(part, text, index_words(b) * 8) != 0 ||
-        rename(part, path) != 0) {
-        int reason = errno;
-        unlink(part);
+    if (folder_sync(b->cache->folder) != 0 ||
+        file_replace(path, part, text, index_words(b) * 8) != 0)
         die("%s cannot be written: %s; make room there, or name another folder with data.cache",
-            path, strerror(reason));
-    }
+            path, strerror(errno));
     folder_sync(b->cache->folder);
     free(text);
     free(part);

@@ -96,6 +96,15 @@ int file_make(const char *path, const void *text, int64_t bytes) {
     return failed ? -1 : 0;
 }
 
+int file_replace(const char *path, const char *part, const void *text, int64_t bytes) {
+    unlink(part); /* of one that was killed */
+    if (file_make(part, text, bytes) == 0 && rename(part, path) == 0) return 0;
+    int reason = errno;
+    unlink(part);
+    errno = reason;
+    return -1;
+}
+
 bool file_exists(const char *path) {
     struct stat s;
     return stat(path, &s) == 0;

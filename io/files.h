@@ -28,6 +28,10 @@ char *file_text(const char *path, int64_t limit, int64_t *bytes, char *why);
 /* A new file with this text, synced; -1 with errno. */
 int file_make(const char *path, const void *text, int64_t bytes);
 
+/* The same in place of what is at path, in one step: made under the name `part`, then renamed. -1
+ * with errno: path is as it was, and nothing is left at part. */
+int file_replace(const char *path, const char *part, const void *text, int64_t bytes);
+
 /* Links are followed. Two spellings of one thing that is there are the same place. */
 bool file_exists(const char *path);
 bool file_is_folder(const char *path);

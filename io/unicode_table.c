@@ -397,7 +397,8 @@ const uint32_t unicode_runs[] = {
     0x1FFFFDD, 0x200001C, 0x21FFFDD};
 const int n_unicode_runs = 3147;
 
-/* Alphabetic symbols and the superscripts that Oniguruma counts among \w, beyond L, M, Nd, Nl, Pc. */
+/* Alphabetic symbols and the superscripts that Oniguruma counts
+ * among \w, beyond L, M, Nd, Nl, Pc. */
 const struct range word_extra[] = {{0xB2, 0xB3},      {0xB9, 0xB9},       {0xBC, 0xBE},
                                    {0x24B6, 0x24E9},  {0x1F130, 0x1F149}, {0x1F150, 0x1F169},
                                    {0x1F170, 0x1F189}};

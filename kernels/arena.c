@@ -36,6 +36,7 @@ void arena_init(struct arena *a, const char *name, struct device *d) {
 void arena_free_all(struct arena *a) {
     for (struct piece *p = a->first, *next; p; p = next) next = p->next, free(p);
     for (struct piece *p = a->spare, *next; p; p = next) next = p->next, free(p);
+    free(a->hole);
     if (a->base) device_release(a->device, a->base, a->reserved);
     memset(a, 0, sizeof *a);
 }
@@ -76,34 +77,65 @@ static void check_guards(const struct arena *a, const struct piece *p) {
                 p->size, i);
 }
 
-struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void **address) {
-    size_t size = arena_round(bytes);
-    struct piece *best = NULL, *last = NULL;
-    for (struct piece *p = a->first; p; p = p->next) {
-        if (!p->used && p->size >= size && (!best || p->size < best->size)) best = p;
-        last = p;
+/* The number of holes before one of this size at `at`. */
+static size_t holes_before(const struct arena *a, size_t size, size_t at) {
+    size_t low = 0, high = a->holes;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        const struct piece *p = a->hole[middle];
+        if (p->size < size || (p->size == size && p->at < at)) low = middle + 1;
+        else high = middle;
     }
+    return low;
+}
+
+static void hole_add(struct arena *a, struct piece *p) {
+    const size_t i = holes_before(a, p->size, p->at);
+    if (a->holes == a->room) {
+        a->room = a->room ? 2 * a->room : 64;
+        a->hole = die_realloc(a->hole, a->room * sizeof *a->hole);
+    }
+    memmove(a->hole + i + 1, a->hole + i, (a->holes++ - i) * sizeof *a->hole);
+    a->hole[i] = p;
+}
+
+static void hole_remove(struct arena *a, const struct piece *p) {
+    const size_t i = holes_before(a, p->size, p->at);
+    memmove(a->hole + i, a->hole + i + 1, (--a->holes - i) * sizeof *a->hole);
+}
+
+/* A hole keeps `size`, and the rest is one of its own; it is never the last piece: see arena_give. */
+static void split(struct arena *a, struct piece *p, size_t size) {
+    struct piece *rest = node(a);
+    rest->at = p->at + size;
+    rest->size = p->size - size;
+    rest->prev = p;
+    rest->next = p->next;
+    rest->next->prev = rest;
+    p->next = rest;
+    p->size = size;
+    hole_add(a, rest);
+}
+
+struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void **address) {
+    const size_t size = arena_round(bytes), i = holes_before(a, size, 0);
+    struct piece *best = i < a->holes ? a->hole[i] : NULL;
     if (!best) {
-        best = node(a); /* the last piece is never free: see arena_give */
+        best = node(a);
         best->at = a->top;
         best->size = size;
-        best->prev = last;
-        if (last) last->next = best;
+        best->prev = a->last;
+        if (a->last) a->last->next = best;
         else a->first = best;
+        a->last = best;
         a->top += size;
         if (a->top * spread(a) > a->reserved)
             die("arena '%s' wants %zu bytes for '%s' beyond the %zu that could be reserved",
                 a->name, size, label, a->reserved);
         if (a->top > a->peak) a->peak = a->top;
-    } else if (best->size > size) {
-        struct piece *rest = node(a);
-        rest->at = best->at + size;
-        rest->size = best->size - size;
-        rest->prev = best;
-        rest->next = best->next;
-        if (rest->next) rest->next->prev = rest;
-        best->next = rest;
-        best->size = size;
+    } else {
+        hole_remove(a, best);
+        if (best->size > size) split(a, best, size);
     }
     best->used = 1;
     best->bytes = bytes;
@@ -115,9 +147,9 @@ struct piece *arena_take(struct arena *a, size_t bytes, const char *label, void 
     return best;
 }
 
+/* p, which is free, takes over the hole behind it. */
 static void merge_with_next(struct arena *a, struct piece *p) {
     struct piece *n = p->next;
-    if (!n || n->used || p->used) return;
     p->size += n->size;
     p->next = n->next;
     if (p->next) p->next->prev = p;
@@ -131,13 +163,20 @@ void arena_give(struct arena *a, struct piece *p) {
     poison(a, p, 0);
     p->used = 0;
     a->live -= p->size;
-    merge_with_next(a, p);
-    if (p->prev && !p->prev->used) {
-        p = p->prev;
+    if (p->next && !p->next->used) {
+        hole_remove(a, p->next);
         merge_with_next(a, p);
     }
-    if (!p->next) { /* the free end goes back to the untouched part */
+    if (p->prev && !p->prev->used) {
+        p = p->prev;
+        hole_remove(a, p);
+        merge_with_next(a, p);
+    }
+    if (p->next) {
+        hole_add(a, p);
+    } else { /* the free end goes back to the untouched part */
         a->top = p->at;
+        a->last = p->prev;
         if (p->prev) p->prev->next = NULL;
         else a->first = NULL;
         p->next = a->spare;

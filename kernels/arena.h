@@ -3,6 +3,8 @@
  * An arena hands out pieces of one region of address space of a device. Best fit, lowest address,
  * neighbours merged when freed: the same calls give the same addresses on every device, so the peak
  * of a dry run is the peak of the real one to the byte. The peak is the highest end of any piece.
+ * Pieces in use are not looked at when one is taken, however many a deep pipeline holds: the holes
+ * between them are a list of their own.
  * Pieces are multiples of 64 bytes and carry a label, so that a leak or a broken guard has a name.
  *
  * On a debug device every piece is filled with NaN when taken and when given back, and followed by
@@ -22,6 +24,9 @@ struct arena {
     char *base;             /* device address */
     size_t reserved;        /* bytes of address space */
     struct piece *first;    /* all pieces by address, free ones too */
+    struct piece *last;     /* in use: behind it is the untouched part */
+    struct piece **hole;    /* [holes] the free ones by size, equal ones by address */
+    size_t holes, room;     /* room: of that list */
     struct piece *spare;    /* nodes for reuse */
     size_t top, peak;       /* end of the last piece; highest ever */
     size_t live, live_most; /* bytes in use; at most, since the owner last set that down */

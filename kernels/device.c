@@ -126,8 +126,9 @@ void *device_reserve(struct device *d, size_t bytes) {
     void *p = mmap(NULL, region_bytes(bytes), PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return NULL;
-    /* Weights are walked from end to end: with pages of 2 MiB the processor fetches ahead across what
-     * would be borders of small ones (generation: 10% faster). Where there are none, nothing happens. */
+    /* Weights are walked from end to end: with pages of 2 MiB the processor fetches ahead across
+     * what would be borders of small ones (generation: 10% faster). Where there are none, nothing
+     * happens. */
     madvise(p, region_bytes(bytes), MADV_HUGEPAGE);
     return (void *)((uintptr_t)p + d->disguise);
 }
@@ -243,8 +244,8 @@ static void prepare(struct device *d, enum op op, enum dtype stored, void *args,
     }
 }
 
-/* Debug: a kernel must not write behind its operands. Behind one view another of the same call may
- * lie. */
+/* Debug: a kernel must not write behind its operands. Behind one view
+ * another of the same call may lie. */
 static void watch(struct operand *operands, int n) {
     for (int i = 0; i < n; i++)
         if (operands[i].bytes)
@@ -286,8 +287,8 @@ static void narrow_changed(uint16_t *to, const float *x, const uint16_t *before,
     }
 }
 
-/* The definition of an operation on BF16: what is stored is widened, the plain float version runs on
- * copies, what it wrote is rounded. */
+/* The definition of an operation on BF16: what is stored is widened, the plain float version runs
+ * on copies, what it wrote is rounded. */
 static void run_widened(enum op op, void *args, const struct operand *operands) {
     const struct op_row *row = op_row(op);
     float *copy[MOST_OPERANDS] = {0};

@@ -98,8 +98,8 @@ struct device {
     bool timed; /* measures every call */
     bool plain; /* use the plain definitions even where a faster version exists */
     int level;  /* which of the faster versions: kernels/cpu/table.h */
-    /* If set, runs in place of every kernel: for devices that are like one and are none, such as one
-     * that sleeps as long as another computes. */
+    /* If set, runs in place of every kernel: for devices that are like one and are none, such as
+     * one that sleeps as long as another computes. */
     void (*instead)(void *context, enum op op, enum dtype stored, const void *args);
     void *context;
 };
@@ -130,8 +130,8 @@ enum dtype dtype_real(enum dtype stored);
 /* Runs one operation. `stored` is F32, F64 or BF16: see ops.def. args: the row's struct. */
 void device_run(struct device *d, enum op op, enum dtype stored, const void *args);
 
-/* device_run with the struct written in place: DEVICE_RUN(d, add, F32, .a = x, .b = y, .y = z, .n =
- * 3). */
+/* device_run with the struct written in place: DEVICE_RUN(d, add, F32,
+ * .a = x, .b = y, .y = z, .n = 3). */
 #define DEVICE_RUN(d, name, stored, ...)                                                           \
     device_run(d, OP_##name, stored, &(struct name##_args){__VA_ARGS__})
 

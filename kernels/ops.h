@@ -37,12 +37,12 @@ struct tensor *linear_real(struct tape *t, struct tensor *x, struct param *weigh
 struct tensor *grouped_linear(struct tape *t, struct tensor *x, struct param *weight,
                               int64_t experts, struct tensor *offset);
 
-/* Rows of the table; ids[tokens,1] integers; `first`: the id of this rank's first row. Partial if
- * the table is split. */
+/* Rows of the table; ids[tokens,1] integers; `first`: the id of this rank's first row.
+ * Partial if the table is split. */
 struct tensor *embedding(struct tape *t, struct tensor *ids, struct param *table, int64_t first);
 
-/* The last token of each row of the batch: x[tokens, width] -> [rows, width]. No gradient flows
- * through it. */
+/* The last token of each row of the batch: x[tokens, width] -> [rows,
+ * width]. No gradient flows through it. */
 struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x);
 
 /* ops_mamba.c. State: state_in and state_out may be NULL; *state_out is made, or if it is a tensor
@@ -94,8 +94,8 @@ struct tensor *attention(struct tape *t, const struct batch *b, struct tensor *q
 struct layout attention_layout(const struct batch *b, struct tensor *q, struct tensor *k,
                                struct tensor *v, int64_t head_dim, struct tensor *k_past,
                                struct tensor *v_past);
-/* What it runs, without a tape: queries against some of the keys they see (ops.def, `away`). All
- * device addresses. */
+/* What it runs, without a tape: queries against some of the keys they see (ops.def,
+ * `away`). All device addresses. */
 struct attention_block {
     const void *q, *k, *v, *start, *k_past, *v_past;
     int64_t rows, length, past, heads, kv, head_dim;
@@ -116,8 +116,8 @@ void attention_run_adjoint(struct tape *t, enum dtype d, const struct attention_
 void past_append(struct tape *t, const struct batch *b, struct tensor *x, void *past,
                  int64_t tokens, int64_t stride);
 
-/* ops_experts.c. Which tokens of a micro-batch a rank's rows are: number `first` on, each sequence of
- * which has `length` tokens here. */
+/* ops_experts.c. Which tokens of a micro-batch a rank's rows are: number `first` on, each sequence
+ * of which has `length` tokens here. */
 struct token_range {
     int64_t first, length;
     int64_t piece,
@@ -136,8 +136,8 @@ struct routing {
  * chosen]. bias[experts] is a device array that takes no gradient. */
 struct tensor *route(struct tape *t, struct tensor *logits, void *bias, const struct routing *r,
                      struct tensor **index);
-/* Order of the tokens*chosen slots by expert: order, position (its inverse), offset[experts + 1].
- * Integers. */
+/* Order of the tokens*chosen slots by expert: order, position (its inverse),
+ * offset[experts + 1]. Integers. */
 void sort_experts(struct tape *t, struct tensor *index, int64_t experts, struct tensor **order,
                   struct tensor **position, struct tensor **offset);
 
@@ -155,9 +155,10 @@ void count_experts(struct tape *t, struct tensor *index, int64_t experts, const 
                    void *load);
 /* Adds count to `seen`, an int64 device array, and gives the sums. */
 struct tensor *counts_so_far(struct tape *t, struct tensor *count, void *seen);
-/* index with the choices beyond `limit` of a sequence and expert, those of least weight, replaced by
- * `experts`: dropped. index, weight and document: of all tokens of the sequences, from `ranks` ranks
- * along context (ops.def: drop_choices). What comes is of `rows` tokens from `first` on, laid out as l. */
+/* index with the choices beyond `limit` of a sequence and expert, those of least weight, replaced
+ * by `experts`: dropped. index, weight and document: of all tokens of the sequences, from `ranks`
+ * ranks along context (ops.def: drop_choices). What comes is of `rows` tokens from `first` on, laid
+ * out as l. */
 struct dropping {
     int64_t experts, length, limit;
     int ranks;
@@ -166,10 +167,10 @@ struct dropping {
 struct tensor *drop_choices(struct tape *t, struct tensor *index, struct tensor *weight,
                             const void *document, const struct dropping *d, const struct layout *l);
 
-/* Losses that act on the router (ops.def: balance_loss). `weight` goes through unchanged; backward adds
- * even * (gradient of the sum of `even`) + square * (that of `square`) to the gradient of the scores.
- * count: the table, summed over all ranks; NULL where it has no rows. even_sum, square_sum: exact
- * accumulators on the device that the sums are added to, or NULL; not in a replay. */
+/* Losses that act on the router (ops.def: balance_loss). `weight` goes through unchanged; backward
+ * adds even * (gradient of the sum of `even`) + square * (that of `square`) to the gradient of the
+ * scores. count: the table, summed over all ranks; NULL where it has no rows. even_sum, square_sum:
+ * exact accumulators on the device that the sums are added to, or NULL; not in a replay. */
 struct balancing {
     double even, square; /* coefficients */
     double share;        /* of one token in the whole */
@@ -183,8 +184,8 @@ struct tensor *gather_rows(struct tape *t, struct tensor *x, struct tensor *orde
 struct tensor *combine_rows(struct tape *t, struct tensor *y, struct tensor *weight,
                             struct tensor *position);
 
-/* ops_head.c: this rank's words; lse and picked [tokens, 1], split. target[tokens,1] integers,
- * negative: none. */
+/* ops_head.c: this rank's words; lse and picked [tokens, 1], split.
+ * target[tokens,1] integers, negative: none. */
 void head(struct tape *t, struct tensor *x, struct param *words, int64_t first,
           struct tensor *target, struct tensor **lse, struct tensor **picked);
 /* lse, picked [ranks, tokens] (gathered); weight[tokens] a device array; loss[1, tokens]. */

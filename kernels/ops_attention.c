@@ -10,8 +10,8 @@ static void *data_of(const struct tensor *x) {
     return x ? x->data : NULL;
 }
 
-/* Into how many pieces long work is cut, so that PARTS threads find some: by sizes alone, so that sums
- * have one order whatever the threads. */
+/* Into how many pieces long work is cut, so that PARTS threads find some: by sizes alone, so that
+ * sums have one order whatever the threads. */
 enum { PARTS = 16, LANES = 96, FEW_KEYS = 1024 };
 
 static int64_t pieces(int64_t units, int64_t most) {

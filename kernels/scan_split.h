@@ -35,8 +35,8 @@ static inline struct scan_split scan_split(int64_t B, int64_t L, int64_t H, int6
     if (B < 1 || heads < 1) return s;
     s.blocks = (chunk + SCAN_BLOCK - 1) / SCAN_BLOCK;
     s.carry = s.rows * s.width;
-    /* A block: the state before it; b, c, b turned and the gradients of b and c; products of tokens.
-     * Besides: a block's x and dy in five forms, and products by states. */
+    /* A block: the state before it; b, c, b turned and the gradients of b and c; products of
+     * tokens. Besides: a block's x and dy in five forms, and products by states. */
     s.worker = s.blocks * (s.carry + 5 * SCAN_BLOCK * s.width + 2 * SCAN_BLOCK * SCAN_BLOCK) +
                5 * SCAN_BLOCK * s.rows + SCAN_BLOCK * s.width;
     int64_t most = SCAN_NUMBERS / (s.worker + 1);

@@ -35,8 +35,8 @@ struct tape;
 struct note;
 struct parallel;
 
-/* A stored block of weights, as the tape sees it: where it is, how it is split, and in which state
- * it was used. */
+/* A stored block of weights, as the tape sees it: where it is, how it is split,
+ * and in which state it was used. */
 struct param {
     const char *name;
     int64_t rows, width;  /* of this rank's block */
@@ -170,14 +170,14 @@ void tape_clear(struct tape *t);
 void *tape_grad_in(struct tape *t, struct note *n, int i, unsigned mask, int *add);
 /* The gradient of output i; NULL if it has none. */
 void *tape_grad_out(const struct note *n, int i);
-/* The same for an op of single elements, whose kernel may write where it reads: where nobody else has
- * output `out`'s gradient, and the input none yet, its memory becomes the input's. */
+/* The same for an op of single elements, whose kernel may write where it reads: where nobody else
+ * has output `out`'s gradient, and the input none yet, its memory becomes the input's. */
 void *tape_grad_in_place(struct tape *t, struct note *n, int out, int in, unsigned mask, int *add);
 /* Gives output i's gradient to input i as it is (sums, copies): shares the memory where it can. */
 void tape_grad_pass(struct tape *t, struct note *n, int out, int in, unsigned mask);
 
-/* For ops: zeroed host memory that lives until the tape is cleared, for sizes that only the run
- * tells. */
+/* For ops: zeroed host memory that lives until the tape is cleared, for
+ * sizes that only the run tells. */
 void *tape_remember(struct tape *t, size_t bytes);
 
 /* For ops: scratch that is given back at once by scratch_give. */

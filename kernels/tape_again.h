@@ -1,10 +1,10 @@
 /* tape_again: single ops that are run again in backward instead of keeping what they made.
  *
- * An op runs its kernel by TAPE_RUN, which writes down the call. Where the tape is told to run it again
- * (tape.again), its note keeps the inputs of that call, and what it made is given back when the
- * forward code drops it. The first adjoint that reads such a value has it made anew, by the same
- * kernel from the same numbers, so not a bit changes; inputs that were given back themselves come
- * first. From then on it stays until its last reader. */
+ * An op runs its kernel by TAPE_RUN, which writes down the call. Where the tape is told to run it
+ * again (tape.again), its note keeps the inputs of that call, and what it made is given back when
+ * the forward code drops it. The first adjoint that reads such a value has it made anew, by the
+ * same kernel from the same numbers, so not a bit changes; inputs that were given back themselves
+ * come first. From then on it stays until its last reader. */
 #ifndef KERNELS_TAPE_AGAIN_H
 #define KERNELS_TAPE_AGAIN_H
 

@@ -1,9 +1,9 @@
 /* tape_values: the memory of a tape's tensors, for the files of tape*.c alone.
  *
- * Memory is a buffer that counts who looks at it: a tensor, views of its columns, the same numbers in
- * another state, gradients that are one. A tensor's value stays while somebody may read it: the forward
- * code until it drops the tensor, and notes until they are walked. What can be computed again
- * (tape_again.h) is given back when the forward code has dropped it. */
+ * Memory is a buffer that counts who looks at it: a tensor, views of its columns, the same numbers
+ * in another state, gradients that are one. A tensor's value stays while somebody may read it: the
+ * forward code until it drops the tensor, and notes until they are walked. What can be computed
+ * again (tape_again.h) is given back when the forward code has dropped it. */
 #ifndef KERNELS_TAPE_VALUES_H
 #define KERNELS_TAPE_VALUES_H
 

@@ -71,8 +71,8 @@ void comm_abort(int code) {
     signal(SIGALRM, SIG_DFL);
     alarm(5);
     fflush(NULL);
-    /* A launcher that hears of an abort drops what it has not yet read of our standard error: it gets
-     * the time to read why. */
+    /* A launcher that hears of an abort drops what it has not yet read of our standard
+     * error: it gets the time to read why. */
     usleep(200000);
     comm_abort_mpi(code);
 }

@@ -15,8 +15,8 @@
 
 #include "parallel/context_cache.h"
 
-/* As `attention` of whole sequences would be. cache: tokens before them, which this rank's are added
- * to; or NULL. Collective over the context group. */
+/* As `attention` of whole sequences would be. cache: tokens before them, which this rank's are
+ * added to; or NULL. Collective over the context group. */
 struct tensor *context_attention(struct tape *t, const struct batch *b, struct tensor *q,
                                  struct tensor *k, struct tensor *v, int64_t head_dim,
                                  const struct context_cache *cache);

@@ -33,8 +33,8 @@ int cache_keeper(const struct cache_plan *p, int64_t place) {
 
 /* ---- what keys give queries ---- */
 
-/* A message with what one rank's keys give some tokens: their lse, then their o, and nothing up to a
- * whole number of words. */
+/* A message with what one rank's keys give some tokens: their lse, then their o, and nothing
+ * up to a whole number of words. */
 struct part {
     struct tape *t;
     enum dtype d;
@@ -63,6 +63,23 @@ static void part_add(const struct part *p, const void *message, int64_t tokens, 
                .D = p->heads ? p->q / p->heads : 0);
 }
 
+/* Queries against the keys of a cache; whose and how many they are is left to say. */
+static struct attention_block asking_cache(const struct context_cache *c, const void *q,
+                                           int64_t heads, int64_t kv, int64_t head_dim) {
+    const int64_t k = kv * head_dim;
+    return (struct attention_block){.q = q,
+                                    .k_past = c->k,
+                                    .v_past = c->v,
+                                    .start = c->start,
+                                    .heads = heads,
+                                    .kv = kv,
+                                    .head_dim = head_dim,
+                                    .ldk = k,
+                                    .ldv = k,
+                                    .ldp = c->room * k,
+                                    .away = 1};
+}
+
 /* ---- reading ---- */
 
 void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struct tensor *v,
@@ -73,8 +90,8 @@ void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struc
     past_append(t, &rows, v, c->v, c->tokens, c->room * v->width);
 }
 
-/* Own queries, and those of others after s turns, meet this rank's cache; what comes of it goes to the
- * rank they are from, and is added there. */
+/* Own queries, and those of others after s turns, meet this rank's cache; what comes of it goes to
+ * the rank they are from, and is added there. */
 void cache_meet(const struct ring *r, const struct tensor *q, const struct context_cache *c,
                 void *o, void *lse) {
     struct tape *t = r->t;
@@ -93,21 +110,11 @@ void cache_meet(const struct ring *r, const struct tensor *q, const struct conte
         const int source = ring_source(r, s), answering = (r->me + s) % r->C;
         struct request turn;
         if (s + 1 < r->C) ring_turn_start(r, &turn, asking[s % 2], asking[(s + 1) % 2], bytes);
-        const struct attention_block a = {.q = asking[s % 2],
-                                          .k_past = c->k,
-                                          .v_past = c->v,
-                                          .start = c->start,
-                                          .rows = r->rows / r->held,
-                                          .length = r->held * r->length,
-                                          .past = c->tokens,
-                                          .heads = r->heads,
-                                          .kv = r->kv,
-                                          .head_dim = r->head_dim,
-                                          .ldq = r->q,
-                                          .ldk = r->k,
-                                          .ldv = r->k,
-                                          .ldp = c->room * r->k,
-                                          .away = 1};
+        struct attention_block a = asking_cache(c, asking[s % 2], r->heads, r->kv, r->head_dim);
+        a.rows = r->rows / r->held;
+        a.length = r->held * r->length;
+        a.past = c->tokens;
+        a.ldq = r->q;
         attention_run(t, r->d, &a, behind(out, lse_bytes(&p, r->tokens)), out, false);
         if (s > 0) {
             to[source] = from[answering] = size;
@@ -153,21 +160,11 @@ static void ask(const struct step *s, const struct context_cache *c, const void 
     for (int i = 0; c->keeps && i < 2; i++)
         copy_rows(p->t, p->d, moved(all, p->q + i * s->k, p->d), s->width,
                   moved(to[i], c->tokens * s->k, p->d), c->room * s->k, s->all, s->k, 0);
-    const struct attention_block a = {.q = all,
-                                      .k_past = c->k,
-                                      .v_past = c->v,
-                                      .start = c->start,
-                                      .rows = s->all,
-                                      .length = 1,
-                                      .past = c->tokens + c->keeps,
-                                      .heads = p->heads,
-                                      .kv = s->kv,
-                                      .head_dim = s->head_dim,
-                                      .ldq = s->width,
-                                      .ldk = s->k,
-                                      .ldv = s->k,
-                                      .ldp = c->room * s->k,
-                                      .away = 1};
+    struct attention_block a = asking_cache(c, all, p->heads, s->kv, s->head_dim);
+    a.rows = s->all;
+    a.length = 1;
+    a.past = c->tokens + c->keeps;
+    a.ldq = s->width;
     attention_run(p->t, p->d, &a, o, lse, false);
 }
 

@@ -9,16 +9,16 @@
  * and ops.def's `start` says it to a kernel: places of the cache take the place of those of the
  * sequence.
  *
- *   reading     a call's queries meet their own pieces' keys as in training (context_attention.h).
- *               Then the queries go round, and each rank sends what its cache gives them, relative to
- *               its own largest scores, to the rank they are from
- *   decoding    rows are dealt out. All ranks gather the new tokens' queries, keys and values, one of
- *               them keeps these keys, each asks its cache for all rows, and sends what came of it to
- *               the ranks that have the rows
+ *   reading     a call's queries meet their own pieces' keys as in training
+ *               (context_attention.h). Then the queries go round, and each rank sends what its
+ *               cache gives them, relative to its own largest scores, to the rank they are from
+ *   decoding    rows are dealt out. All ranks gather the new tokens' queries, keys and values, one
+ *               of them keeps these keys, each asks its cache for all rows, and sends what came of
+ *               it to the ranks that have the rows
  *
- * (Partial results as in Flash-Decoding, Dao et al. 2023; queries that go round instead of keys: Yang
- * et al. 2024, arXiv:2411.01783.) Queries of a call are few, keys of what was read many: what is sent
- * does not depend on how long the prompts are.
+ * (Partial results as in Flash-Decoding, Dao et al. 2023; queries that go round instead of keys:
+ * Yang et al. 2024, arXiv:2411.01783.) Queries of a call are few, keys of what was read many: what
+ * is sent does not depend on how long the prompts are.
  *
  * No gradient flows through any of it. Collective over the context group. */
 #ifndef PARALLEL_CONTEXT_CACHE_H
@@ -59,8 +59,8 @@ void cache_meet(const struct ring *r, const struct tensor *q, const struct conte
 void cache_append(struct tape *t, const struct batch *b, struct tensor *k, struct tensor *v,
                   const struct context_cache *c);
 
-/* A step of decoding: o[own rows, heads * head_dim] of the own rows' queries, keys and values side by
- * side. */
+/* A step of decoding: o[own rows, heads * head_dim] of the own rows'
+ * queries, keys and values side by side. */
 struct tensor *cache_attention(struct tape *t, const struct batch *b, struct tensor *qkv,
                                int64_t heads, int64_t kv, int64_t head_dim,
                                const struct context_cache *c);

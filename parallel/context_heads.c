@@ -28,8 +28,8 @@ int64_t heads_width(int context, int n, const struct heads_segment *s) {
     return sum;
 }
 
-/* An exchange in either direction: own is [own tokens, segments], rows `ld` apart; all is [all
- * tokens, width]. */
+/* An exchange in either direction: own is [own tokens, segments], rows `ld`
+ * apart; all is [all tokens, width]. */
 struct swap {
     struct tape *t;
     struct group *g;
@@ -66,7 +66,8 @@ static int64_t tokens_of(const struct swap *w, int r) {
     return w->dealt ? context_dealt(C, r + 1, w->all) - context_dealt(C, r, w->all) : w->tokens;
 }
 
-/* All tokens in order <-> a buffer [ranks][their tokens][width]: the same where rows are dealt out. */
+/* All tokens in order <-> a buffer [ranks][their tokens][width]: the
+ * same where rows are dealt out. */
 static void all_side(const struct swap *w, void *all, void *buffer, bool gather) {
     const int C = w->g->size, held = context_held(C);
     const int64_t piece = w->length * w->width, n = w->all * w->width;

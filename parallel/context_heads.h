@@ -4,9 +4,9 @@
  * that what looks back is computed as on one rank (Jacobs et al. 2023, arXiv:2309.14509); another
  * brings the results home. The features of a token are segments of heads, groups or other
  * indivisible units: where a segment has fewer units than there are ranks, neighbours get the same
- * one, and its gradient is the sum of theirs. Weights that belong to heads are used in part. A rank's
- * tokens are pieces of sequences, or rows that were dealt out. Ops of a tape; collective over the
- * context group. */
+ * one, and its gradient is the sum of theirs. Weights that belong to heads are used in part. A
+ * rank's tokens are pieces of sequences, or rows that were dealt out. Ops of a tape; collective
+ * over the context group. */
 #ifndef PARALLEL_CONTEXT_HEADS_H
 #define PARALLEL_CONTEXT_HEADS_H
 
@@ -20,8 +20,8 @@ struct heads_segment {
 /* What is left of the width on one rank. */
 int64_t heads_width(int context, int n, const struct heads_segment *s);
 
-/* x[own tokens, segments] (maybe a view) -> [all tokens of the sequences in order, this rank's
- * units]. */
+/* x[own tokens, segments] (maybe a view) -> [all tokens of the
+ * sequences in order, this rank's units]. */
 struct tensor *context_to_heads(struct tape *t, const struct batch *b, struct tensor *x, int n,
                                 const struct heads_segment *s);
 

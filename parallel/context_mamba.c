@@ -12,8 +12,8 @@ static int64_t dealt(const struct group *g, int64_t rows, int r) {
 
 /* ---- halo ---- */
 
-/* carried: of this rank's dealt rows the columns before all pieces, where those behind them go; NULL:
- * there are none. */
+/* carried: of this rank's dealt rows the columns before all pieces, where those behind
+ * them go; NULL: there are none. */
 struct halo {
     struct tape *t;
     const struct group *g;
@@ -173,8 +173,8 @@ struct tensor *context_halo(struct tape *t, const struct batch *b, struct tensor
 /* ---- states ---- */
 
 /* Sizes of the hand-over of states: `rows` of the batch, each a matrix [heads * head_dim, state].
- * carried: of this rank's dealt rows the states before all pieces, where those behind them go; NULL:
- * there are none. */
+ * carried: of this rank's dealt rows the states before all pieces, where those behind them go;
+ * NULL: there are none. */
 struct handover {
     struct tape *t;
     struct group *g;
@@ -212,8 +212,8 @@ static void order_pieces(const struct handover *h, void *by_rank, void *by_piece
         }
 }
 
-/* Everyone's decays in the order of the chain. What is carried is all there is before it, and nothing
- * comes behind the last, so that any number would do for their decays. */
+/* Everyone's decays in the order of the chain. What is carried is all there is before it, and
+ * nothing comes behind the last, so that any number would do for their decays. */
 static void gather_decays(const struct handover *h, const void *own, void *all) {
     const int C = h->g->size;
     int64_t *counts = die_alloc((unsigned long)C * sizeof *counts);
@@ -253,8 +253,8 @@ static void share_rows(const struct handover *h, void *own, void *buffer, bool g
     }
 }
 
-/* Between what came from the ranks, each its pieces and then what it carries, and the chain's order.
- * Back, what lies behind the last piece is carried on. n: numbers of this rank's share. */
+/* Between what came from the ranks, each its pieces and then what it carries, and the chain's
+ * order. Back, what lies behind the last piece is carried on. n: numbers of this rank's share. */
 static void order_links(const struct handover *h, void *by_rank, void *chain, int64_t n,
                         bool sort) {
     const enum dtype d = h->t->real;
@@ -321,8 +321,8 @@ static void chain(const struct handover *h, void *own, void *to, const void *dec
 
 enum { Y, OUT, U, DT, A_LOG, DT_BIAS, START, DECAYS };
 
-/* What a row of the scan is to the others: its end from none (dy NULL), or its beginning's
- * gradient. */
+/* What a row of the scan is to the others: its end from none (dy
+ * NULL), or its beginning's gradient. */
 static void row_end(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *const *in, const void *dy, void *state, void *decay) {
     const struct tensor *u = in[U], *dt = in[DT];

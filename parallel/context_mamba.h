@@ -26,8 +26,8 @@
 #include "parallel/context_parallel.h"
 
 /* The `columns` rows of x before each row of the batch, [rows, columns * width], oldest first;
- * zeros before the sequence. carried: NULL, or of the rows dealt to this rank the columns before this
- * call, which become those before the next. */
+ * zeros before the sequence. carried: NULL, or of the rows dealt to this rank the columns before
+ * this call, which become those before the next. */
 struct tensor *context_halo(struct tape *t, const struct batch *b, struct tensor *x,
                             int64_t columns, struct tensor *carried);
 

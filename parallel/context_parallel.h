@@ -19,11 +19,11 @@
  *               (context_mamba.h)
  *               heads: as above
  *
- * Continuing prompts (src/decoder.h) reads them in such pieces, with what was read before remembered
- * where it came to be: keys and values by the rank that computed them, so that a long prompt takes
- * its share of memory on each rank. Then every sequence is one token, and the rows of a batch are
- * dealt out to the ranks, whole ones: each computes layers for its rows, and keeps what Mamba layers
- * remember of them, from the first call on; in attention all ranks' keys are asked
+ * Continuing prompts (src/decoder.h) reads them in such pieces, with what was read before
+ * remembered where it came to be: keys and values by the rank that computed them, so that a long
+ * prompt takes its share of memory on each rank. Then every sequence is one token, and the rows of
+ * a batch are dealt out to the ranks, whole ones: each computes layers for its rows, and keeps what
+ * Mamba layers remember of them, from the first call on; in attention all ranks' keys are asked
  * (context_cache.h). Where ranks take heads, each remembers its heads' of all rows instead.
  *
  * Gradients of weights are sums over data and context together. Which way is taken is a function of
@@ -60,8 +60,8 @@ struct group *context_group(const struct tape *t);
 void context_exchange(struct tape *t, const void *send, const int64_t *send_bytes, void *recv,
                       const int64_t *recv_bytes);
 
-/* All rows of x that the ranks have, which is as many each: rank after rank; x itself where there is
- * one rank. No gradient flows through it. Collective. */
+/* All rows of x that the ranks have, which is as many each: rank after rank; x itself where there
+ * is one rank. No gradient flows through it. Collective. */
 struct tensor *context_all_rows(struct tape *t, struct tensor *x);
 
 /* `p` moved on by n numbers of format d. */

@@ -2,8 +2,8 @@
  *
  * What a rank gives is packed, keys before values, and passed on by every rank to the next, so that
  * after s turns rank r has what rank r - s gave. A turn starts before the keys at hand are used and
- * is waited for after. Used by context_attention.c (a micro-batch's own keys) and by context_cache.c
- * (those of tokens read before). */
+ * is waited for after. Used by context_attention.c (a micro-batch's own keys) and by
+ * context_cache.c (those of tokens read before). */
 #ifndef PARALLEL_CONTEXT_RING_H
 #define PARALLEL_CONTEXT_RING_H
 
@@ -30,8 +30,8 @@ void ring_turn_start(const struct ring *r, struct request *w, const void *out, v
 /* The rank whose keys are here after s turns. */
 int ring_source(const struct ring *r, int s);
 
-/* Own queries from token `first` on, row by row of `a`, against the keys of `a`: what comes of it is
- * added to o and lse, which are real numbers of all tokens. part, part_lse: room for as many. */
+/* Own queries from token `first` on, row by row of `a`, against the keys of `a`: what comes of it
+ * is added to o and lse, which are real numbers of all tokens. part, part_lse: room for as many. */
 void ring_meet(const struct ring *r, const struct attention_block *a, int64_t first, void *o,
                void *lse, void *part, void *part_lse);
 

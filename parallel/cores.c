@@ -1,6 +1,7 @@
 #include "parallel/cores.h"
 
 #include <dirent.h>
+#include <omp.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,9 +16,27 @@ static bool has(const struct cores *c, int i) {
     return i >= 0 && i < MOST && c->word[i / BITS] >> i % BITS & 1;
 }
 
+/* Where OpenMP binds threads (OMP_PROC_BIND, OMP_PLACES), the first of them is bound before main
+ * begins: to a place of its own, the others of which are its brothers'. */
+static void join_places(struct cores *c) {
+    for (int p = 0; p < omp_get_num_places(); p++) {
+        const int n = omp_get_place_num_procs(p);
+        int *core = die_alloc((size_t)(n + 1) * sizeof *core);
+        omp_get_place_proc_ids(p, core);
+        for (int i = 0; i < n; i++)
+            if (core[i] >= 0 && core[i] < MOST) c->word[core[i] / BITS] |= 1ul << core[i] % BITS;
+        free(core);
+    }
+}
+
 void cores_own(struct cores *c) {
     memset(c, 0, sizeof *c);
     if (sched_getaffinity(0, sizeof c->word, (cpu_set_t *)c->word) != 0) c->word[0] = 1;
+    if (cores_bound_by_openmp()) join_places(c);
+}
+
+bool cores_bound_by_openmp(void) {
+    return omp_get_proc_bind() != omp_proc_bind_false;
 }
 
 int cores_count(const struct cores *c) {
@@ -88,9 +107,9 @@ char *cores_text(const struct cores *c) {
     return text;
 }
 
-/* Turns of the loop that spins, some twenty microseconds: as many as gcc's OpenMP takes by itself where it
- * knows of more threads than cores. Decoding with two threads on two busy cores made 80 to 150 tokens a
- * second with 300 to 1000 turns, 2 to 90 with its default of 300000. */
+/* Turns of the loop that spins, some twenty microseconds: as many as gcc's OpenMP takes by itself
+ * where it knows of more threads than cores. Decoding with two threads on two busy cores made 80 to
+ * 150 tokens a second with 300 to 1000 turns, 2 to 90 with its default of 300000. */
 static const char brief[] = "1000";
 
 void cores_wait_briefly(char **argv) {
@@ -100,6 +119,11 @@ void cores_wait_briefly(char **argv) {
     const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     if (n <= 0 || setenv("GOMP_SPINCOUNT", brief, 1) != 0) return;
     path[n] = 0;
+    if (cores_bound_by_openmp()) { /* else the new program would see this thread's place only */
+        struct cores all;
+        cores_own(&all);
+        sched_setaffinity(0, sizeof all.word, (const cpu_set_t *)all.word);
+    }
     execv(path, argv);
 #else
     (void)argv;

@@ -7,8 +7,9 @@
 #include "kernels/tape_segment.h"
 #include "parallel/groups.h"
 
-/* Between dispatch and return. Rows are in three orders: as they left (`sent` of `slots`, by expert), as
- * they come (`rows`, by expert-tensor rank, then by expert rank, then by expert), and by expert. */
+/* Between dispatch and return. Rows are in three orders: as they left (`sent` of `slots`, by
+ * expert), as they come (`rows`, by expert-tensor rank, then by expert rank, then by expert), and
+ * by expert. */
 struct journey {
     struct group *experts, *parts; /* of the expert and the expert-tensor axis */
     bool home;                     /* nothing moves: rows stay as they are */
@@ -59,8 +60,8 @@ void even_choices(const struct travel *v, const struct token_range *r, int64_t t
     }
 }
 
-/* Choices of the experts before e, of a rank. The ranks round at different places: floor(x + r/n) over
- * all r of n adds up to floor(n x). */
+/* Choices of the experts before e, of a rank. The ranks round at different places: floor(x + r/n)
+ * over all r of n adds up to floor(n x). */
 static int64_t choices_before(int64_t load, int64_t all, int64_t choices, int rank, int ranks) {
     const __int128 n = (__int128)load * choices * ranks + (__int128)all * rank;
     return (int64_t)(n / ((__int128)all * ranks));
@@ -421,7 +422,8 @@ static void return_start_adjoint(struct tape *t, struct note *n, unsigned mask) 
 }
 static const struct tape_op op_return_start = {"return", return_start_adjoint, 0, 0, 0, 0};
 
-/* in: what is in flight; the result, whose gradient arrives there; the order. out: the rows at home. */
+/* in: what is in flight; the result, whose gradient arrives there;
+ * the order. out: the rows at home. */
 static void return_wait_adjoint(struct tape *t, struct note *n, unsigned mask) {
     struct journey *j = (struct journey *)n->own;
     int add;

@@ -60,8 +60,8 @@ int mesh_rank(const struct mesh_shape *s, int pipeline, int data, int context, i
 int mesh_rank_expert(const struct mesh_shape *s, int pipeline, int expert_data, int expert,
                      int expert_tensor);
 
-/* Whether ranks that share out experts have different data coordinates, which then exchange tokens
- * equally often. */
+/* Whether ranks that share out experts have different data coordinates, which then
+ * exchange tokens equally often. */
 bool mesh_experts_join_data(const struct mesh_shape *s);
 
 /* The ranks that differ from `rank` in this axis alone (within its factoring), by coordinate;
@@ -78,7 +78,8 @@ int mesh_share_members(const struct mesh_shape *s, int rank, enum mesh_axis axis
  * tensors' gradients are summed over these), in rank order. Returns data * context. */
 int mesh_replica_members(const struct mesh_shape *s, int rank, int *members);
 
-/* The ranks that share out the tokens of the same sequences, in rank order. Returns context * tensor.
+/* The ranks that share out the tokens of the same sequences, in rank
+ * order. Returns context * tensor.
  */
 int mesh_sample_members(const struct mesh_shape *s, int rank, int *members);
 

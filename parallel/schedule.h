@@ -113,9 +113,10 @@ struct schedule_costs {
 };
 
 /* What a micro-batch holds in a stage: `kept` from its forward to its backward (or input half),
- * `between` from the input half to the weight half. NULL: each 1, which counts micro-batches. For
- * bytes: what computing needs on its way above what the rank held before it (NULL: what it leaves),
- * and what crosses a boundary, an activation (the stage behind counts it in `kept`) or a gradient. */
+ * `between` from the input half to the weight half. NULL: each 1, which counts micro-batches.
+ * For bytes: what computing needs on its way above what the rank held before it (NULL: what it
+ * leaves), and what crosses a boundary, an activation (the stage behind counts it in `kept`) or
+ * a gradient. */
 struct schedule_sizes {
     const int64_t *kept, *between;    /* [stages] */
     const int64_t *rise[N_COMPUTING]; /* [stages] by kind of action */

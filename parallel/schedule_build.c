@@ -62,7 +62,8 @@ static int64_t place(struct schedule *best, const struct schedule_wish *w, const
     return least.length;
 }
 
-/* Adds the messages. Ranks that hold more than `most` (unless 0) get into less haste, step by step. */
+/* Adds the messages. Ranks that hold more than `most` (unless 0) get
+ * into less haste, step by step. */
 static struct candidate shortest(const struct schedule_wish *w, struct way *way, int64_t most) {
     struct schedule computing;
     struct candidate c = {.length = place(&computing, w, way)};
@@ -125,9 +126,9 @@ static struct candidate bounded(const struct schedule_wish *w, int64_t *most, st
     return best;
 }
 
-/* In halves, no rank holding more than the schedule it is compared with makes one hold, or than this
- * one's order does where no weight half is put off. What is held repeats with the micro-batches, so
- * the way is looked for with few of them. */
+/* In halves, no rank holding more than the schedule it is compared with makes one hold, or than
+ * this one's order does where no weight half is put off. What is held repeats with the
+ * micro-batches, so the way is looked for with few of them. */
 static struct candidate in_bounds(const struct schedule_wish *w) {
     struct schedule_wish few = *w;
     struct way way;

@@ -20,8 +20,9 @@ struct schedule_wish {
     int group; /* interleaved: micro-batches a chunk does in a row; 0: as many as ranks */
     const struct schedule_costs *costs; /* NULL: all alike. Transfers at the same cost model */
     const struct schedule_sizes *sizes; /* what zero-bubble and zbv must not hold too much of */
-    /* A schedule (micro_batches: the same) whose most burdened rank sets the limit for all of this one's,
-     * where that can be kept with no weight half put off; NULL: this one's, with whole backwards. */
+    /* A schedule (micro_batches: the same) whose most burdened rank sets the limit for all of this
+     * one's, where that can be kept with no weight half put off; NULL: this one's, with whole
+     * backwards. */
     const struct schedule_wish *like;
 };
 

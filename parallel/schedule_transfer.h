@@ -19,8 +19,8 @@ enum transfer_haste {
     N_HASTES
 };
 
-/* Fills `out` (of the same shape, empty) with the actions of `computing` and the transfers. haste: of
- * each rank; NULL: ahead. */
+/* Fills `out` (of the same shape, empty) with the actions of `computing` and the transfers.
+ * haste: of each rank; NULL: ahead. */
 void schedule_transfer(struct schedule *out, const struct schedule *computing,
                        const struct schedule_costs *costs, const enum transfer_haste *haste);
 

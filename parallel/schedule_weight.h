@@ -4,10 +4,10 @@
  * time later (Qi et al. 2023, arXiv:2401.10241). The lists are played with costs. Whenever a rank's
  * next forward or input half is not there yet, weight halves that wait go first, in the order of
  * their input halves; which gaps they are put in is the one free choice (enum below), and the
- * builder tries each. A rank may put off weight halves until it holds as much as `limit`, say what the
- * order without them makes the most burdened rank hold: there is room for that, since all ranks are of
- * one kind. Before something that would hold more, they run. The weight halves of a stage come in the order
- * of micro-batches, so its gradients are the same bits in every schedule.
+ * builder tries each. A rank may put off weight halves until it holds as much as `limit`, say what
+ * the order without them makes the most burdened rank hold: there is room for that, since all ranks
+ * are of one kind. Before something that would hold more, they run. The weight halves of a stage
+ * come in the order of micro-batches, so its gradients are the same bits in every schedule.
  *
  * A weight half directly behind its input half, where no other rank waits for that, is joined
  * with it again: the whole backward needs no operands held in between. */

@@ -24,19 +24,19 @@
 
 struct group;
 
-/* Stream (whole, or split by tokens) -> entered. rows: the tokens of the micro-batch, all of
- * them. */
+/* Stream (whole, or split by tokens) -> entered. rows: the tokens
+ * of the micro-batch, all of them. */
 struct tensor *tensor_enter(struct tape *t, struct tensor *x, int64_t rows);
 
-/* Partial -> the stream's state. In a replay nothing is exchanged and the result must not be
- * read. */
+/* Partial -> the stream's state. In a replay nothing is exchanged
+ * and the result must not be read. */
 struct tensor *tensor_leave(struct tape *t, struct tensor *x);
 
 /* [tokens, 1], split by features -> [ranks, tokens], whole. */
 struct tensor *tensor_gather(struct tape *t, struct tensor *x);
 
-/* Sums over the `share` neighbours that hold parts of the same groups; the same tensor if share
- * is 1. */
+/* Sums over the `share` neighbours that hold parts of the same groups;
+ * the same tensor if share is 1. */
 struct tensor *share_sum(struct tape *t, struct tensor *x, int share);
 
 /* Where a part of a layer works on this rank's tokens alone, whole features of them: entered -> its
@@ -45,14 +45,15 @@ struct tensor *share_sum(struct tape *t, struct tensor *x, int share);
 struct tensor *tensor_own(struct tape *t, struct tensor *x);
 struct tensor *tensor_add_own(struct tape *t, struct tensor *sums, struct tensor *own);
 
-/* All `rows` tokens' rows of x, which is split by tokens; no gradient flows through it. Collective. */
+/* All `rows` tokens' rows of x, which is split by tokens; no
+ * gradient flows through it. Collective. */
 struct tensor *tensor_all_rows(struct tape *t, struct tensor *x, int64_t rows);
 
 /* The first of the micro-batch's `rows` tokens that is this rank's own, where they are split. */
 int64_t own_first(const struct tape *t, int64_t rows);
 
-/* Tokens of the micro-batch's `rows` that this rank holds of the stream: all, or its part by
- * tokens. */
+/* Tokens of the micro-batch's `rows` that this rank holds of the
+ * stream: all, or its part by tokens. */
 int64_t stream_rows(const struct tape *t, int64_t rows);
 
 /* Sums n elements of format d at a device address over a group, in place, with scratch from the

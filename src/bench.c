@@ -3,7 +3,8 @@
  * Each kind of layer of the model is run alone, forward and backward, on a micro-batch as the deck
  * has it; then whole steps. Beside every time stands the time below which no program could be: each
  * operation at the peak of arithmetic or of memory, whichever takes longer. The quotient says where
- * there is something to gain. Collective over the world; rank 0 tells its own times. */
+ * there is something to gain. Collective over the world; rank 0 tells its own times,
+ * and of layers that are not in its stages those of the first rank that has them. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,9 @@ struct bench {
     struct engine *e;
     struct output o;
     struct host_batch host;
-    struct piece *piece[3]; /* ids, starts, starts of whole sequences */
+    struct pass pass; /* of the layer in hand */
+    void *stream;     /* numbers for the stream before a layer, in the format of activations */
+    struct piece *piece[2]; /* starts, starts of whole sequences */
     FILE *json;
 };
 
@@ -70,7 +73,7 @@ static void *take(struct bench *b, int i, const void *host, size_t bytes, const 
     return p;
 }
 
-/* Words at random: what they are makes no difference to the time, that they differ does. */
+/* Words at random, and a stream, the same on every rank: what they are makes no difference to the time, that they differ does. */
 static void make_batch(struct bench *b) {
     const struct deck_train *k = &b->e->deck->train;
     const int64_t words = b->e->config->keys.vocab_size,
@@ -90,57 +93,64 @@ static void make_batch(struct bench *b) {
                                     (int)(i / h->length) % context_held(b->e->shape.context)));
         h->weight[i] = 1;
     }
+    const size_t numbers = (size_t)(n * b->e->config->keys.hidden_size);
+    float *stream = die_alloc(numbers * sizeof *stream);
+    for (size_t i = 0; i < numbers; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        stream[i] = (float)(x >> 40) * 0x1p-23f - 1;
+    }
+    b->stream = die_alloc(numbers * dtype_size(b->e->stored));
+    dtype_convert(b->stream, b->e->stored, stream, F32, numbers);
+    free(stream);
 }
 
 /* ---------------------------------------------------------------- one layer */
 
-/* The stream as a layer meets it, with a gradient: an embedding. */
-static struct tensor *stream(struct bench *b, struct pass *pass) {
-    struct tape *t = &b->e->tape;
-    struct model *m = &b->e->model;
+/* The stream as a layer meets it, from whatever is before: numbers at random, with a gradient. */
+static struct tensor *stream(struct bench *b) {
+    struct engine *e = b->e;
+    struct tape *t = &e->tape;
     const int64_t tokens = b->host.rows * b->host.length;
     const size_t bytes = (size_t)tokens * sizeof(int32_t);
-    struct layout l = {.state = {SPLIT, SPLIT, WHOLE}, .by = {BY_ROWS, BY_ROWS, BY_ROWS}};
     struct micro_batch batch = {.rows = b->host.rows, .length = b->host.length};
-    batch.ids = take(b, 0, b->host.ids, bytes, "ids");
-    batch.start = take(b, 1, b->host.start, bytes, "document starts");
-    b->piece[2] = NULL;
+    batch.start = take(b, 0, b->host.start, bytes, "document starts");
+    b->piece[1] = NULL;
     if (b->host.whole_start)
-        batch.whole_start = take(b, 2, b->host.whole_start, bytes * (size_t)b->e->shape.context,
+        batch.whole_start = take(b, 1, b->host.whole_start, bytes * (size_t)e->shape.context,
                                  "whole document starts");
-    model_batch(t, &batch, pass);
-    struct tensor *x = tensor_over(t, "ids", batch.ids, I32, tokens, 1, &l);
-    return tensor_leave(t, embedding(t, x, m->embeddings, m->first_word));
+    model_batch(t, &batch, &b->pass);
+    const struct layout l = model_stream(t);
+    struct tensor *x =
+        tape_input(t, "stream", stream_rows(t, tokens), e->config->keys.hidden_size, &l);
+    device_write(&e->device, x->data, b->stream, (size_t)tensor_elements(x) * dtype_size(x->dtype));
+    return x;
 }
 
-/* Forward and backward of one layer, and what they took. */
-static void run_layer(struct bench *b, struct layer *layer, struct measured m[2]) {
+/* Forward and backward of one layer, and what they took. Collective over the world, though only those
+ * that hold the layer run it. */
+static void run_layer(struct bench *b, struct layer *layer, bool mine, struct measured m[2]) {
     struct engine *e = b->e;
-    struct pass pass = {.experts.evenly = e->experts.evenly};
-    struct costs before;
-    params_zero_gradients(&e->model.params, &e->device, e->real);
-    struct tensor *x = stream(b, &pass);
-    layer->pass = &pass;
-    comm_barrier(e->comm->world);
-    costs_read(&before, e);
-    double began = now(e);
-    struct tensor *y = layer->kind->forward(&e->tape, layer, x);
-    m[0].seconds = now(e) - began;
-    m[0].op = since(e, &before);
-    comm_barrier(e->comm->world);
-    costs_read(&before, e);
-    began = now(e);
-    tape_backward(&e->tape, y, 1e-3, MASK_ALL);
-    m[1].seconds = now(e) - began;
-    m[1].op = since(e, &before);
-    /* The embedding's own adjoint is not the layer's. */
-    const struct op_count *is = &e->device.count[OP_embedding_adjoint],
-                          *was = &before.op[OP_embedding_adjoint];
-    m[1].seconds -= is->spent_s - was->spent_s;
-    m[1].op.work -= is->work - was->work;
-    m[1].op.least_s -= is->least_s - was->least_s;
+    struct tensor *x = NULL, *y = NULL;
+    b->pass = (struct pass){.experts.evenly = e->experts.evenly};
+    if (mine) {
+        params_zero_gradients(&e->model.params, &e->device, e->real);
+        x = stream(b);
+        layer->pass = &b->pass;
+    }
+    for (int i = 0; i < 2; i++) {
+        struct costs before;
+        comm_barrier(e->comm->world);
+        if (!mine) continue;
+        costs_read(&before, e);
+        const double began = now(e);
+        if (i == 0) y = layer->kind->forward(&e->tape, layer, x);
+        else tape_backward(&e->tape, y, 1e-3, MASK_ALL);
+        m[i].seconds = now(e) - began;
+        m[i].op = since(e, &before);
+    }
+    if (!mine) return;
     tape_clear(&e->tape);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 2; i++)
         if (b->piece[i]) arena_give(&e->work, b->piece[i]);
 }
 
@@ -157,15 +167,30 @@ static void json_measured(const struct bench *b, const char *name, const struct 
             number_text(m->seconds, s), m->op.work, m->op.least_s);
 }
 
-static void bench_layer(struct bench *b, struct layer *layer, bool first) {
-    struct measured m[2], one[2];
+/* What the first rank of a stage measured. */
+static void fetch(struct bench *b, int stage, struct measured m[2]) {
+    struct comm *c = b->e->comm;
+    struct measured *all = die_alloc((size_t)c->size * 2 * sizeof *all);
+    int64_t *counts = die_alloc((size_t)c->size * sizeof *counts);
+    struct request r;
+    for (int i = 0; i < c->size; i++) counts[i] = 2;
+    comm_gather_start(c->world, m, all, counts, sizeof *all, &r);
+    comm_wait(&r);
+    memcpy(m, all + 2 * mesh_rank(&b->e->shape, stage, 0, 0, 0), 2 * sizeof *m);
+    free(all);
+    free(counts);
+}
+
+static void bench_layer(struct bench *b, struct layer *layer, int stage, bool first) {
+    struct measured m[2] = {{0}}, one[2] = {{0}};
     double seconds[2][REPEATS];
     const int times = config_count(b->e->config, layer->kind->letter);
     for (int r = -1; r < REPEATS; r++) {
-        run_layer(b, layer, one);
+        run_layer(b, layer, b->e->parallel.at.pipeline == stage, one);
         for (int i = 0; i < 2 && r >= 0; i++) seconds[i][r] = one[i].seconds;
     }
     for (int i = 0; i < 2; i++) m[i] = (struct measured){median(seconds[i], REPEATS), one[i].op};
+    fetch(b, stage, m);
     for (int i = 0; i < 2; i++) {
         char what[64];
         snprintf(what, sizeof what, "%c %s, %s", layer->kind->letter, layer->kind->name,
@@ -190,7 +215,7 @@ static void bench_layers(struct bench *b) {
         struct layer *l = &b->e->model.layer[i];
         const size_t n = strlen(seen);
         if (strchr(seen, l->kind->letter) || n == MOST_KINDS) continue;
-        bench_layer(b, l, n == 0);
+        bench_layer(b, l, staging_rank(&b->e->stages, staging_of_layer(&b->e->stages, i)), n == 0);
         seen[n] = l->kind->letter;
         seen[n + 1] = '\0';
     }
@@ -242,18 +267,28 @@ static void json_step(const struct bench *b, const struct costs *c, const struct
     fprintf(b->json, "\n  }\n}\n");
 }
 
-/* Steps of one micro-batch on every rank. */
+/* Steps of one micro-batch on every rank, in a pipeline of the deck's, but not more than fill it four
+ * times. */
+static int64_t micro_batches(const struct engine *e) {
+    const struct deck_train *k = &e->deck->train;
+    const int64_t all = k->global_batch / (k->micro_batch * e->shape.data), most = 4 * e->stages.n;
+    return e->stages.n == 1 || all < 1 ? 1 : all < most ? all : most;
+}
+
 static void bench_steps(struct bench *b) {
     struct engine *e = b->e;
+    const int64_t n = micro_batches(e);
     const double tokens =
-        (double)(b->host.rows * b->host.length * e->shape.data * e->shape.context);
+        (double)(n * b->host.rows * b->host.length * e->shape.data * e->shape.context);
+    struct host_batch *batches = die_alloc((size_t)n * sizeof *batches);
+    for (int64_t i = 0; i < n; i++) batches[i] = b->host;
     double seconds[REPEATS], sorted[REPEATS];
     struct costs before, step[REPEATS], after;
     for (int r = -1; r < REPEATS; r++) {
         comm_barrier(e->comm->world);
         costs_read(&before, e);
         double began = now(e);
-        engine_gradients(e, 1, &b->host, (int64_t)tokens, false);
+        engine_gradients(e, (int)n, batches, (int64_t)tokens, false);
         double norm = optimiser_norm(&e->optimiser, &e->parallel);
         optimiser_step(&e->optimiser, r + 2, 1e-4, norm);
         const double took = now(e) - began;
@@ -266,7 +301,9 @@ static void bench_steps(struct bench *b) {
     while (seconds[middle] != m.seconds) middle++;
     m.op = costs_total(&step[middle]);
     say_measured(b, "whole step", 1, &m);
-    say(&b->o, "  %.0f tokens/s", tokens / m.seconds);
+    say(&b->o, "  %.0f tokens/s, %ld micro-batch%s of a rank", tokens / m.seconds, (long)n,
+        n == 1 ? "" : "es");
+    free(batches);
     say_ops(b, &step[middle], m.seconds);
     json_step(b, &step[middle], &m);
 }
@@ -306,5 +343,6 @@ int mode_bench(struct run *r, struct mistakes *m) {
     output_summary(&b.o, r->comm, "finished", 0, engine_peak_bytes(b.e), NULL);
     output_end(&b.o);
     host_batch_free(&b.host);
+    free(b.stream);
     return 0;
 }

@@ -108,14 +108,25 @@ static bool read_block(struct block *b, FILE *f, const char *path) {
     return b->n > 0;
 }
 
+/* What is written, under the name it has until it is whole. */
+struct part {
+    char *name;
+    FILE *f;
+};
+
+static _Noreturn void cannot_write(const struct part *p) {
+    int reason = errno;
+    unlink(p->name);
+    die("cannot write %s: %s; is the disk full?", p->name, strerror(reason));
+}
+
 /* Writes the lines of a block, unless something has been wrong already. */
-static void write_block(struct block *b, const char *path, int64_t first, FILE *to,
+static void write_block(struct block *b, const char *path, int64_t first, const struct part *to,
                         struct token_counts *n, struct mistakes *m) {
     for (int64_t i = 0; i < b->n; i++) {
         struct line *l = &b->line[i];
         if (l->wrong) mistake(m, path, (int)(first + i + 1), "%s", l->wrong);
-        else if (!m->n && fwrite(l->text, 1, l->n, to) < l->n)
-            die("cannot write the tokens: %s; is the disk full?", strerror(errno));
+        else if (!m->n && fwrite(l->text, 1, l->n, to->f) < l->n) cannot_write(to);
         n->bytes += l->bytes;
         n->ids += l->ids;
         free(l->text);
@@ -124,8 +135,8 @@ static void write_block(struct block *b, const char *path, int64_t first, FILE *
     n->lines += b->n;
 }
 
-static void convert_file(const char *path, const struct tokenizer *t, int threads, FILE *to,
-                         struct token_counts *n, struct mistakes *m) {
+static void convert_file(const char *path, const struct tokenizer *t, int threads,
+                         const struct part *to, struct token_counts *n, struct mistakes *m) {
     char why[WHY_BYTES];
     int64_t size, first = 0;
     int fd = file_open(path, &size, why);
@@ -148,15 +159,16 @@ static void convert_file(const char *path, const struct tokenizer *t, int thread
 int convert_tokens(const struct deck *d, const struct tokenizer *t, int threads,
                    struct token_counts *n, struct mistakes *m) {
     int before = m->n;
-    char *part = die_format("%s.part", d->convert.to);
+    struct part to = {.name = die_format("%s.part", d->convert.to)};
     *n = (struct token_counts){0};
-    if (folder_make_above(part)) die("cannot make the folder of %s: %s", part, strerror(errno));
-    FILE *to = fopen(part, "w");
-    if (!to) die("cannot write %s: %s", part, strerror(errno));
-    for (int i = 0; i < d->data.path.n; i++) convert_file(d->data.path.v[i], t, threads, to, n, m);
-    if (fclose(to)) die("cannot write %s: %s; is the disk full?", part, strerror(errno));
-    if (m->n > before) unlink(part);
-    else if (rename(part, d->convert.to)) die("cannot rename %s: %s", part, strerror(errno));
-    free(part);
+    if (folder_make_above(to.name))
+        die("cannot make the folder of %s: %s", to.name, strerror(errno));
+    to.f = fopen(to.name, "w");
+    if (!to.f) die("cannot write %s: %s", to.name, strerror(errno));
+    for (int i = 0; i < d->data.path.n; i++) convert_file(d->data.path.v[i], t, threads, &to, n, m);
+    if (fclose(to.f)) cannot_write(&to);
+    if (m->n > before) unlink(to.name);
+    else if (rename(to.name, d->convert.to)) cannot_write(&to);
+    free(to.name);
     return m->n > before ? -1 : 0;
 }

@@ -6,8 +6,8 @@
 #include "parallel/context_parallel.h"
 #include "src/engine.h"
 
-/* Tokens of a sequence with what fills it up so that the context ranks can share it: a document of
- * its own. */
+/* Tokens of a sequence with what fills it up so that the context ranks can
+ * share it: a document of its own. */
 static int64_t padded_length(const struct reference *r, const struct engine *e) {
     const int64_t pieces = context_pieces(e->shape.context);
     return (r->length + pieces - 1) / pieces * pieces;
@@ -35,8 +35,8 @@ static void fill_row(const struct reference *r, int64_t row, const struct row *t
 }
 
 /* Sequences are dealt out in blocks; a rank without any computes the first one without counting it,
- * so that every rank uses every parameter; and where tokens travel between data ranks all of them go
- * as many times. */
+ * so that every rank uses every parameter; and where tokens travel between data ranks all of them
+ * go as many times. */
 struct dealt dealing_make(const struct reference *r, const struct engine *e) {
     struct dealt w = {0};
     int64_t micro = e->deck->train.micro_batch, length = r->length, padded = padded_length(r, e);

@@ -45,19 +45,21 @@ void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t lon
     take_states(d);
     d->all = die_alloc((size_t)e->shape.data * sizeof *d->all);
     d->padding = die_alloc((size_t)rows * sizeof *d->padding + 1);
+    d->logits = die_alloc(logits);
+    d->own = e->shape.context > 1 ? die_alloc(logits) : d->logits;
+    d->words = d->own;
+    if (e->shape.tensor == 1) return;
     d->words = die_alloc((size_t)(rows * e->model.words->rows) * dtype_size(e->real) + 1);
-    d->own = die_alloc(logits);
-    d->every = die_alloc(logits);
-    d->logits = die_alloc((size_t)(rows * e->config->keys.vocab_size) * sizeof *d->logits + 1);
+    d->parts = die_alloc(logits);
 }
 
 void decoder_free(struct decoder *d) {
     free(d->state);
     free(d->all);
     free(d->padding);
-    free(d->words);
-    free(d->own);
-    free(d->every);
+    if (d->words != d->own) free(d->words);
+    if (d->own != d->logits) free(d->own);
+    free(d->parts);
     free(d->logits);
     memset(d, 0, sizeof *d);
 }
@@ -201,21 +203,21 @@ static void gather_words(struct decoder *d, int64_t rows) {
     struct group *g = e->parallel.axis[MESH_TENSOR];
     const size_t real = dtype_size(e->real);
     const int64_t vocabulary = e->config->keys.vocab_size;
-    int64_t *counts = die_alloc(g->size * sizeof *counts);
-    char *all = die_alloc((size_t)(rows * vocabulary) * real + 1);
+    int64_t *counts;
     struct request r;
+    if (d->words == d->own) return;
+    counts = die_alloc(g->size * sizeof *counts);
     for (int i = 0; i < g->size; i++)
         counts[i] = rows * (part_begin(vocabulary, g->size, i + 1, 1) -
                             part_begin(vocabulary, g->size, i, 1));
-    comm_gather_start(g, d->words, all, counts, real, &r);
+    comm_gather_start(g, d->words, d->parts, counts, real, &r);
     comm_wait(&r);
     for (int64_t i = 0, at = 0; rows && i < g->size; at += counts[i++]) {
         const int64_t first = part_begin(vocabulary, g->size, (int)i, 1), n = counts[i] / rows;
         for (int64_t row = 0; row < rows; row++)
             memcpy((char *)d->own + (size_t)(row * vocabulary + first) * real,
-                   all + (size_t)(at + row * n) * real, (size_t)n * real);
+                   (const char *)d->parts + (size_t)(at + row * n) * real, (size_t)n * real);
     }
-    free(all);
     free(counts);
 }
 
@@ -226,20 +228,19 @@ static void gather_logits(struct decoder *d, int64_t ends, bool dealt) {
     struct group *g = e->parallel.axis[MESH_CONTEXT];
     const int64_t vocabulary = e->config->keys.vocab_size, n = d->rows * vocabulary;
     struct request r;
-    if (engine_has_head(e)) {
+    if (engine_has_head(e) && ends) gather_words(d, ends);
+    if (engine_has_head(e) && d->own != d->logits) {
         int64_t *counts = die_alloc(g->size * sizeof *counts);
-        if (ends) gather_words(d, ends);
         for (int i = 0; i < g->size; i++)
             counts[i] = vocabulary * (dealt ? context_dealt(g->size, i + 1, d->rows) -
                                                   context_dealt(g->size, i, d->rows)
                                             : (i == 0) * d->rows);
-        comm_gather_start(g, d->own, d->every, counts, dtype_size(e->real), &r);
+        comm_gather_start(g, d->own, d->logits, counts, dtype_size(e->real), &r);
         comm_wait(&r);
         free(counts);
     }
-    comm_broadcast(e->parallel.axis[MESH_PIPELINE], d->every, (size_t)n * dtype_size(e->real),
+    comm_broadcast(e->parallel.axis[MESH_PIPELINE], d->logits, (size_t)n * dtype_size(e->real),
                    staging_rank(&e->stages, e->stages.n - 1));
-    dtype_convert(d->logits, F64, d->every, e->real, (size_t)n);
 }
 
 /* The stream between two stages on different ranks; `to` or of this one. Ranks before it go on with

@@ -38,8 +38,10 @@ struct decoder {
     int64_t read;                /* places of each row that its prompt takes, padding included */
     int64_t *padding;            /* of each row */
     struct decoder_rows *all;    /* [data], of this batch */
-    double *logits;              /* [rows, vocabulary] */
-    void *words, *own, *every;   /* logits on their way: this rank's words, its rows, all rows */
+    void *logits;                /* [rows, vocabulary], real numbers of the engine */
+    /* Logits on their way: this rank's words, those of all tensor ranks one after the other, this
+     * rank's rows. Where a group has one rank there is no such way: words are own, own is logits. */
+    void *words, *parts, *own;
 };
 
 /* Takes the memory for batches of up to `rows` rows, which begin with up to `longest` tokens and get up

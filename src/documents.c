@@ -16,8 +16,8 @@ int64_t documents_borders(const struct parallel *p, int64_t sequences) {
     return sequences * (context_pieces(context) - 1) + (int64_t)context * (parts_of(p) - 1);
 }
 
-/* The border before token t of sequence `row`, or -1: first all between pieces, then those between the
- * parts of each context rank's tokens. */
+/* The border before token t of sequence `row`, or -1: first all between pieces, then those between
+ * the parts of each context rank's tokens. */
 static int64_t border_at(const struct parallel *p, int64_t rows, int64_t row, int64_t n,
                          int64_t t) {
     const int64_t context = p->shape.context, pieces = context_pieces((int)context),

@@ -1,14 +1,14 @@
 /* documents: which tokens of a micro-batch the router's statistics count together.
  *
- * A document is what attention sees as one: a whole sequence, or a part of it where documents in one
- * sequence do not see each other. Its balance is its own, whatever it was packed with and wherever it
- * was cut between ranks. Nearly all documents lie on one rank, which counts them alone. The others
- * cross a border between the tokens of two ranks, or between the two pieces of one, and no border is
- * crossed by two: so a table with a row for each border, summed over the ranks that share the
- * sequences, has room for all of them. Its size is known before any document is.
+ * A document is what attention sees as one: a whole sequence, or a part of it where documents in
+ * one sequence do not see each other. Its balance is its own, whatever it was packed with and
+ * wherever it was cut between ranks. Nearly all documents lie on one rank, which counts them alone.
+ * The others cross a border between the tokens of two ranks, or between the two pieces of one, and
+ * no border is crossed by two: so a table with a row for each border, summed over the ranks that
+ * share the sequences, has room for all of them. Its size is known before any document is.
  *
- * Every rank that reads a sequence reads it whole, and so finds by itself what numbers its documents
- * have (ops.def: count_choices). */
+ * Every rank that reads a sequence reads it whole, and so finds by itself what numbers its
+ * documents have (ops.def: count_choices). */
 #ifndef SRC_DOCUMENTS_H
 #define SRC_DOCUMENTS_H
 

@@ -1,9 +1,11 @@
 #include "src/engine.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cpu/table.h"
 #include "kernels/die.h"
 #include "kernels/exact.h"
 #include "kernels/mistakes.h"
@@ -20,7 +22,7 @@
 enum { MOST_THREADS = 4096 };
 
 /* OMP_NUM_THREADS may be a list, one number a nesting level; the first counts. */
-static void check_threads(struct mistakes *m) {
+void engine_check_threads(struct mistakes *m) {
     const char *given = getenv("OMP_NUM_THREADS");
     char *end;
     long n = given && *given ? strtol(given, &end, 10) : 1;
@@ -49,13 +51,18 @@ int engine_reopen(struct engine *e, const char *folder, struct mistakes *m) {
     return 0;
 }
 
-int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
+static int threads_wanted(const struct deck *d, int cores, int ranks_on_host) {
     if (d->run.threads) return (int)d->run.threads;
     const char *given = getenv("OMP_NUM_THREADS");
     int n = given ? atoi(given) : 0;
     if (n > 0 && n <= MOST_THREADS) return n;
     n = cores / (ranks_on_host > 0 ? ranks_on_host : 1);
     return n > 0 ? n : 1;
+}
+
+int engine_threads(const struct deck *d, int cores, int ranks_on_host) {
+    const int n = threads_wanted(d, cores, ranks_on_host), most = omp_get_thread_limit();
+    return n < most ? n : most;
 }
 
 /* Formats that new tensors are saved in; those of a folder keep theirs (weights_match). */
@@ -68,12 +75,30 @@ static void stored_formats(struct engine *e) {
     }
 }
 
+/* Ranks that hold the same values compute them again: so all do it by the same instructions, or they
+ * would round otherwise, and choose other experts. */
+int engine_level(const struct deck *d, struct comm *c) {
+    const int best = cpu_best_level(), asked = cpu_level_of(d->run.vectors);
+    const int own = asked >= 0 && asked < best ? asked : best;
+    return -(int)comm_max(c->world, -own);
+}
+
+void engine_check_level(const struct deck *d, struct mistakes *m) {
+    const int best = cpu_best_level(), asked = cpu_level_of(d->run.vectors);
+    if (strcmp(d->run.vectors, "auto") && (asked < 0 || asked > best))
+        deck_mistake(d, m, "run.vectors", "is %s, and the best of this processor is %s",
+                     d->run.vectors, cpu_level_name(best));
+}
+
 static void make_device(struct engine *e, bool dry) {
     const struct deck *d = e->deck;
-    if (dry) device_dry(&e->device);
-    else
+    if (dry) {
+        device_dry(&e->device);
+    } else {
         device_cpu(&e->device, engine_threads(d, e->comm->host_cores, e->comm->host_ranks),
                    d->run.debug);
+        e->device.level = engine_level(d, e->comm);
+    }
     arena_init(&e->values, "parameters", &e->device);
     arena_init(&e->grads, "gradients", &e->device);
     arena_init(&e->moments, "moments", &e->device);
@@ -149,7 +174,6 @@ int engine_init(struct engine *e, struct comm *comm, const struct mesh_shape *sh
                 bool learns, bool updates, struct mistakes *m) {
     const struct deck *d = e->deck;
     int before = m->n, shares[MAX_SHARES];
-    if (!dry) check_threads(m);
     e->comm = comm;
     e->shape = *shape;
     e->learns = learns;

@@ -89,8 +89,8 @@ void feed_free(struct feed *f) {
     *f = (struct feed){0};
 }
 
-/* Puts sample number `sample` in row r of micro-batch b, as far as it is this rank's; returns its counted
- * targets. blank: none of them counts, as where a round has more room than samples. */
+/* Puts sample number `sample` in row r of micro-batch b, as far as it is this rank's; returns its
+ * counted targets. blank: none of them counts, as where a round has more room than samples. */
 static int64_t put_row(struct feed *f, const struct corpus *c, int64_t sample, struct host_batch *b,
                        int r, bool blank) {
     corpus_sample(c, sample, f->tokens, f->start, f->counts);

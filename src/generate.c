@@ -42,8 +42,8 @@ struct round {
     int64_t own_first, own_n;
 };
 
-/* The round that begins with prompt `first`, as the ranks of a data coordinate see it. The first get
- * the rows: a single prompt is rank 0's. */
+/* The round that begins with prompt `first`, as the ranks of a data coordinate see it. The first
+ * get the rows: a single prompt is rank 0's. */
 static struct round round_of(const struct generation *g, int64_t first, int at) {
     const struct engine *e = g->engine;
     int64_t data = e->shape.data, left = g->prompts.n - first,
@@ -109,8 +109,8 @@ static void step(const struct generation *g, struct decoder *d, const struct rou
     else if (takes_part(g)) decoder_idle(d);
 }
 
-/* Of the steps of a round the last takes most memory, if not the first: what is cached only grows, and
- * answers only end. */
+/* Of the steps of a round the last takes most memory, if not the first: what is cached
+ * only grows, and answers only end. */
 void generation_plan(struct generation *g) {
     const int64_t more = g->engine->deck->generate.max_new_tokens - 1;
     struct decoder d;
@@ -180,13 +180,15 @@ static void show_prompt(const struct work *w) {
 /* The next token of every row that goes on; false when none does. */
 static bool choose(struct work *w, const struct round *r, struct pace *pace) {
     uint64_t seed = (uint64_t)w->g->engine->deck->run.seed;
-    int64_t vocabulary = w->sampler.vocabulary;
+    const enum dtype real = w->g->engine->real;
+    const size_t row = (size_t)w->sampler.vocabulary * dtype_size(real);
     bool on = false;
     for (int64_t i = 0; i < r->own_n; i++) {
         struct answer *a = &w->answer[i];
         if (a->stop) continue; /* its row is computed on, and nobody reads it */
         double u = sampler_uniform(seed, r->own_first + i, a->n_ids);
-        int32_t id = sampler_choose(&w->sampler, w->decoder.logits + i * vocabulary, u);
+        int32_t id =
+            sampler_choose(&w->sampler, (const char *)w->decoder.logits + (size_t)i * row, real, u);
         answer_add(a, &w->g->ending, id);
         w->next[i] = id < 0 ? 0 : id;
         pace->new_tokens += id >= 0;
@@ -240,8 +242,8 @@ static struct pace run_round(struct work *w, struct comm *c, const struct round 
 
 /* ---- collecting ---- */
 
-/* What a rank sends of a round: its pace, and then of each answer that has ended four numbers, ids
- * and bytes. */
+/* What a rank sends of a round: its pace, and then of each answer that has
+ * ended four numbers, ids and bytes. */
 enum { NUMBERS = 4 };
 
 static char *pack(const struct work *w, const struct round *r, const struct pace *pace,
@@ -295,8 +297,8 @@ static json_t *ids_json(const int32_t *ids, int64_t n) {
     return list;
 }
 
-/* One line of generations.jsonl. A prompt without text is its ids; without a tokenizer the answer
- * has no text. */
+/* One line of generations.jsonl. A prompt without text is its ids; without a
+ * tokenizer the answer has no text. */
 static void write_answer(const struct generation *g, FILE *f, int64_t index,
                          const struct answer *a) {
     const struct prompt *p = &g->prompts.prompt[index];

@@ -3,10 +3,10 @@
  * A round takes the next `batch` prompts for every data rank, deals them out in order, and lasts
  * until all its answers have ended; then they are collected and written, so that generations.jsonl
  * grows in the order of the prompts. All ranks that compute a row, along context, tensor and
- * pipeline, see the same logits and draw the same tokens. After every token all ranks agree whether to go on (src/stop.h); a run that is told
- * to stop writes the answers that have ended, and only those. The parts: where prompts come from
- * (prompts), texts and ids (text), cached computing (decoder), choosing a token (sample), an answer
- * and its end (answer). */
+ * pipeline, see the same logits and draw the same tokens. After every token all ranks agree whether
+ * to go on (src/stop.h); a run that is told to stop writes the answers that have ended, and only
+ * those. The parts: where prompts come from (prompts), texts and ids (text), cached computing
+ * (decoder), choosing a token (sample), an answer and its end (answer). */
 #ifndef SRC_GENERATE_H
 #define SRC_GENERATE_H
 

@@ -28,15 +28,16 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-/* This rank's queries, keys and values, of a batch's tokens or, with heads along context, of all. */
+/* This rank's queries, keys and values, of a batch's tokens or,
+ * with heads along context, of all. */
 static void parts(const struct layer *l, struct heads_segment part[3]) {
     const struct segment *s = l->p[Q]->layout.segment;
     for (int i = 0; i < 3; i++)
         part[i] = (struct heads_segment){s[i].width, s[i].width / l->config->keys.head_dim};
 }
 
-/* Keys and values of every token, or along context of some; query heads that share them share the
- * memory too. */
+/* Keys and values of every token, or along context of some; query heads that
+ * share them share the memory too. */
 static void state_size(const struct layer *l, const struct parallel *p, int64_t sequences,
                        int64_t capacity, int64_t n[LAYER_STATES]) {
     const int context = p->shape.context;
@@ -69,8 +70,8 @@ static struct tensor *attend_here(struct tape *t, struct layer *l, const struct 
                      past_of(t, l, b, 1, v[2]));
 }
 
-/* From queries, keys and values side by side. Where sequences lie on several ranks: round the ring, or with
- * all tokens of some of the heads. */
+/* From queries, keys and values side by side. Where sequences lie on several ranks: round the ring,
+ * or with all tokens of some of the heads. */
 static struct tensor *attend(struct tape *t, struct layer *l, struct tensor *qkv) {
     const struct batch *b = &l->pass->batch;
     const int64_t dim = l->config->keys.head_dim;

@@ -6,11 +6,12 @@
  * with h = norm(x), every expert and the shared one a squared-relu MLP, fc1 and fc2 only where
  * there is a latent width. Scores, choice and weights are real numbers whatever h is stored in.
  *
- * Where experts are at home (parallel/expert_parallel.h), router and fc1 run on the stream, before it
- * is entered, and the experts' sums are partial, as the shared expert's are: both are added, and leave
- * together. Else router, fc1, experts and fc2 work on this rank's own tokens, and what comes of it is
- * added to the shared expert's partial sums, or to what is left of them where the stream is split by
- * tokens: so a token travels once, and nothing more is exchanged over the tensor ranks. */
+ * Where experts are at home (parallel/expert_parallel.h), router and fc1 run on the stream,
+ * before it is entered, and the experts' sums are partial, as the shared expert's are: both are
+ * added, and leave together. Else router, fc1, experts and fc2 work on this rank's own tokens,
+ * and what comes of it is added to the shared expert's partial sums, or to what is left of them
+ * where the stream is split by tokens: so a token travels once, and nothing more is exchanged
+ * over the tensor ranks. */
 #include <stddef.h>
 
 #include "kernels/die.h"
@@ -63,8 +64,8 @@ static struct tensor *shared_inner(struct tape *t, struct layer *l, struct tenso
     return a;
 }
 
-/* The experts' sums [tokens, latent or hidden], partial or of this rank's own tokens; and the shared
- * expert's, partial. */
+/* The experts' sums [tokens, latent or hidden], partial or of this rank's own tokens;
+ * and the shared expert's, partial. */
 static struct tensor *visit(struct tape *t, struct layer *l, struct tensor *in,
                             const struct routed *r, struct tensor *full, struct tensor **shared) {
     const struct deck_model *c = &l->config->keys;

@@ -70,8 +70,8 @@ static struct scan_shape some_heads(const struct scan_shape *s, int context,
     return some;
 }
 
-/* Numbers of a sequence's columns that the convolution looks back on, and of the scan's state; neither
- * grows with the tokens. */
+/* Numbers of a sequence's columns that the convolution looks back on, and of the scan's state;
+ * neither grows with the tokens. */
 static void state_widths(const struct layer *l, const struct parallel *p, int64_t n[LAYER_STATES]) {
     struct heads_segment part[4];
     struct scan_shape s = parts(l, part);
@@ -84,7 +84,8 @@ static void state_widths(const struct layer *l, const struct parallel *p, int64_
     n[SCAN_STATE] = s.heads * s.head_dim * s.state;
 }
 
-/* Of so many sequences, those whose states are here: all of some heads, or those dealt to this rank. */
+/* Of so many sequences, those whose states are here: all of some
+ * heads, or those dealt to this rank. */
 static int64_t state_rows(const struct parallel *p, int64_t sequences) {
     const int context = p->shape.context, me = p->at.context;
     if (p->mamba_heads) return sequences;
@@ -98,8 +99,8 @@ static void state_size(const struct layer *l, const struct parallel *p, int64_t 
     for (int i = 0; i < LAYER_STATES; i++) n[i] *= state_rows(p, sequences);
 }
 
-/* State i of the batch's sequences, of which there are so many on all ranks along context, as a tensor
- * beside x; NULL where nothing is remembered. */
+/* State i of the batch's sequences, of which there are so many on all ranks along context, as a
+ * tensor beside x; NULL where nothing is remembered. */
 static struct tensor *state_of(struct tape *t, const struct layer *l, int i, int64_t sequences,
                                const struct tensor *x) {
     int64_t n[LAYER_STATES];
@@ -136,8 +137,8 @@ static int64_t sequences_of(const struct tape *t, const struct batch *b) {
     return b->dealt ? b->all_rows : b->rows / context_held(t->parallel->shape.context);
 }
 
-/* Convolution and scan of x | B | C and dt of this rank's tokens, [tokens, heads * head_dim]: of pieces
- * with what lies before them elsewhere. */
+/* Convolution and scan of x | B | C and dt of this rank's tokens, [tokens, heads * head_dim]: of
+ * pieces with what lies before them elsewhere. */
 static struct tensor *recur_in_pieces(struct tape *t, struct layer *l, const struct scan_shape *s,
                                       struct tensor *xbc, struct tensor *dt) {
     const struct batch *b = &l->pass->batch;
@@ -168,8 +169,8 @@ static struct tensor *recur(struct tape *t, struct layer *l, const struct scan_s
     return y;
 }
 
-/* The same from x | B | C | dt, where the context ranks exchange tokens for heads: of all tokens for some of
- * the heads, and back. */
+/* The same from x | B | C | dt, where the context ranks exchange tokens for heads: of all tokens
+ * for some of the heads, and back. */
 static struct tensor *recur_by_heads(struct tape *t, struct layer *l, const struct scan_shape *s,
                                      const struct heads_segment part[4], struct tensor *in) {
     const struct batch *b = &l->pass->batch, *whole = &l->pass->whole;

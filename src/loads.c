@@ -25,7 +25,8 @@ void loads_free(struct loads *s) {
     *s = (struct loads){0};
 }
 
-/* Where experts are at home, all ranks of a tensor group count the same tokens: the first speaks. */
+/* Where experts are at home, all ranks of a tensor group count the
+ * same tokens: the first speaks. */
 void loads_take(struct loads *s, struct engine *e) {
     struct group *world = e->comm->world;
     bool speaks = !experts_at_home(&e->parallel) || e->parallel.at.tensor == 0;

@@ -28,8 +28,8 @@ void loads_take(struct loads *s, struct engine *e);
 
 /* Largest load over mean load, of the i-th of those layers, and of the worst; 1 is even. */
 double loads_imbalance(const struct loads *s, int i);
-/* The same of groups of neighbours: of the ranks that share the experts out. fullest: whose it is, or
- * NULL. */
+/* The same of groups of neighbours: of the ranks that share the experts out.
+ * fullest: whose it is, or NULL. */
 double loads_imbalance_of(const struct loads *s, int i, int groups, int *fullest);
 double loads_worst(const struct loads *s);
 

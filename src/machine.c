@@ -137,17 +137,19 @@ double machine_share(const struct machine *h, double step_seconds) {
 
 int machine_find(struct machine *h, struct comm *comm, const struct deck *d, struct config *c,
                  const struct mesh_shape *shape, struct mistakes *m) {
-    *h = (struct machine){.started = wall_now(), .ranks = comm->size};
+    *h = (struct machine){
+        .started = wall_now(), .ranks = comm->size, .level = engine_level(d, comm)};
     h->rank = die_alloc((size_t)comm->size * sizeof *h->rank);
     h->first = die_alloc((size_t)comm->size * sizeof *h->first);
     struct rank_facts own = {.host = comm->host,
                              .memory = machine_memory(),
                              .cores = cores_count(&comm->cores),
                              .sharing = comm->same_cores,
-                             .host_cores = comm->host_cores};
+                             .host_cores = comm->host_cores,
+                             .bound = cores_bound_by_openmp()};
     if (gethostname(own.name, sizeof own.name - 1) || !*own.name) strcpy(own.name, "host");
     own.name[strcspn(own.name, ".")] = '\0';
-    own.planned = !plan_rank(d, c, shape, comm->rank, NULL, &own.plan, NULL, m);
+    own.planned = !plan_rank(d, c, shape, comm->rank, NULL, NULL, &own.plan, NULL, m);
     int threads = engine_threads(d, comm->host_cores, comm->host_ranks);
     struct speed speed =
         machine_speed(d, threads, threads * comm->host_ranks, comm->host_cores, false);

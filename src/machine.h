@@ -24,6 +24,7 @@ struct rank_facts {
     int64_t planned; /* 0: its plan failed, and it has told its own mistakes why */
     struct rank_plan plan;
     int64_t cores, sharing, host_cores; /* as struct comm has them */
+    int64_t bound;                      /* whether OpenMP binds its threads */
     double flops; /* what it computes in a second at most, in the recipe's format */
     int64_t peak; /* what it has used at most, by machine_measure; 0 before */
 };
@@ -31,6 +32,7 @@ struct rank_facts {
 struct machine {
     double started; /* seconds since 1970 */
     int ranks, hosts;
+    int level; /* of the kernels that run (kernels/cpu/table.h) */
     struct rank_facts *rank; /* by rank */
     int *first;              /* the first rank of each host, in rank order */
     int fullest;             /* the host (0 ..) with least room left */

@@ -118,6 +118,8 @@ static int run_deck(struct comm *c, int argc, char **argv) {
     config_settle(&config, &d, &m);
     deck_check(&d, &m);
     deck_mesh(&d, c->size, &shape, &m);
+    engine_check_threads(&m);
+    engine_check_level(&d, &m);
     if (!m.n) work_out(&d, &shape);
     if (!m.n) engine_open(&e, &d, &config, &m);
     if (!anyone_mistaken(c, &m, &mine)) {

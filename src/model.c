@@ -19,7 +19,8 @@ const struct param_row model_rows[] = {
 };
 const int model_n_rows = sizeof model_rows / sizeof *model_rows;
 
-/* What a multi-token-prediction head has besides its layers: before the first, and after the last. Counted and kept. */
+/* What a multi-token-prediction head has besides its layers: before the first, and
+ * after the last. Counted and kept. */
 static const struct param_row mtp_first[] = {
     {"enorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,            ALWAYS, NULL, "scale of the embedding"},
     {"hnorm.weight",           {HIDDEN},               WHOLE_ROW, {{0}}, INIT_ONE,    0,            ALWAYS, NULL, "scale of the hidden state"},

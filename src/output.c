@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "io/files.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/comm.h"
@@ -71,17 +72,11 @@ static void close_written(FILE *f, const char *name) {
 
 void output_text(const struct output *o, const char *name, const char *text) {
     if (!o->speaks) return;
-    char *temporary = die_format("%s.new", name), *from = die_format("%s/%s", o->folder, temporary);
-    char *to = die_format("%s/%s", o->folder, name);
-    FILE *f = open_in(o, temporary, "w");
-    fputs(text, f);
-    fflush(f);
-    fsync(fileno(f));
-    close_written(f, to);
-    if (rename(from, to)) die("cannot write %s: %s", to, strerror(errno));
-    free(temporary);
-    free(from);
-    free(to);
+    char *path = die_format("%s/%s", o->folder, name), *part = die_format("%s.new", path);
+    if (file_replace(path, part, text, (int64_t)strlen(text)))
+        die("cannot write %s: %s; is the disk full?", path, strerror(errno));
+    free(part);
+    free(path);
 }
 
 void output_remove(const struct output *o, const char *name) {
@@ -91,8 +86,34 @@ void output_remove(const struct output *o, const char *name) {
     free(path);
 }
 
+/* A file that is written in memory first, and then whole or not at all. */
+struct whole {
+    char *text;
+    size_t bytes;
+    FILE *f;
+};
+
+static void whole_begin(struct whole *w) {
+    if (!(w->f = open_memstream(&w->text, &w->bytes))) die("no memory for a text");
+}
+
+static void whole_end(struct whole *w, const struct output *o, const char *name) {
+    if (fclose(w->f)) die("no memory for %s", name);
+    output_text(o, name, w->text);
+    free(w->text);
+}
+
+static void used(const struct output *o, const struct deck *d) {
+    struct whole w;
+    whole_begin(&w);
+    deck_write_used(d, w.f);
+    whole_end(&w, o, "used.yaml");
+}
+
 static void provenance(const struct output *o, const struct comm *c, int argc, char **argv) {
-    FILE *f = open_in(o, "provenance.txt", "w");
+    struct whole w;
+    whole_begin(&w);
+    FILE *const f = w.f;
     struct utsname u;
     char now[64], cwd[4096];
     time_t t = time(NULL);
@@ -110,7 +131,7 @@ static void provenance(const struct output *o, const struct comm *c, int argc, c
         "DNNL_MAX_CPU_ISA", "LD_PRELOAD"};
     for (size_t i = 0; i < sizeof matters / sizeof *matters; i++)
         if (getenv(matters[i])) fprintf(f, "%s=%s\n", matters[i], getenv(matters[i]));
-    close_written(f, "provenance.txt");
+    whole_end(&w, o, "provenance.txt");
 }
 
 /* ---- one run at a time ---- */
@@ -193,12 +214,12 @@ static void refuse_special(const char *folder) {
 
 void output_begin(struct output *o, const struct deck *d, struct comm *c, int argc, char **argv,
                   int64_t done) {
-    bool trains = !strcmp(d->run.mode, "train");
+    bool trains = !strcmp(d->run.mode, "train"), saves = trains && d->checkpoint.interval > 0;
     char holder[160];
     *o = (struct output){.speaks = c->rank == 0, .folder = d->run.output};
     if (o->speaks) {
         char *checkpoints = die_format("%s/checkpoints", o->folder);
-        make_folders(trains ? checkpoints : o->folder);
+        make_folders(saves ? checkpoints : o->folder);
         free(checkpoints);
         if (lock_file < 0 && lock_take(o->folder, holder, sizeof holder))
             die("another run (%s) has begun to use %s", holder, o->folder);
@@ -206,9 +227,7 @@ void output_begin(struct output *o, const struct deck *d, struct comm *c, int ar
         refuse_special(o->folder);
         refuse_special(ranks);
         free(ranks);
-        FILE *f = open_in(o, "used.yaml", "w");
-        deck_write_used(d, f);
-        close_written(f, "used.yaml");
+        used(o, d);
         provenance(o, c, argc, argv);
         if (trains && done >= 0) cut_metrics(o, done);
         o->log = open_in(o, "log.txt", done >= 0 ? "a" : "w");
@@ -282,16 +301,14 @@ void output_summary(const struct output *o, struct comm *c, const char *why, int
     comm_gather_start(c->world, &peak[c->rank], peak, counts, sizeof *peak, &r);
     comm_wait(&r);
     if (o->speaks) {
-        char *text;
-        size_t size;
-        FILE *f = open_memstream(&text, &size);
+        struct whole w;
+        whole_begin(&w);
+        FILE *const f = w.f;
         fprintf(f, "stopped: %s\nexit_code: %d\nranks: %d\n%s", why, code, c->size,
                 more ? more : "");
         fprintf(f, "peak_bytes:          # of all arenas, by rank\n");
         for (int i = 0; i < c->size; i++) fprintf(f, "  - %ld\n", (long)peak[i]);
-        fclose(f);
-        output_text(o, "summary.yaml", text);
-        free(text);
+        whole_end(&w, o, "summary.yaml");
     }
     free(counts);
     free(peak);

@@ -6,7 +6,6 @@
 
 #include "kernels/die.h"
 #include "kernels/exact.h"
-#include "parallel/schedule_build.h"
 #include "parallel/schedule_time.h"
 #include "parallel/tensor_parallel.h"
 #include "parallel/timer.h"
@@ -41,7 +40,8 @@ void pipeline_init(struct pipeline *p, struct engine *e, const struct staging *s
 }
 
 static void forget_schedule(struct pipeline *p) {
-    schedule_free(&p->schedule);
+    schedule_free(&p->own);
+    p->schedule = NULL;
     free(p->request);
     free(p->flight);
     p->request = NULL;
@@ -64,11 +64,12 @@ void pipeline_free(struct pipeline *p) {
 /* The schedule of n micro-batches; the same on every rank. */
 static void make_schedule(struct pipeline *p, int n) {
     const struct staging *s = p->stages;
-    if (p->schedule.rank && p->schedule.shape.micro_batches == n) return;
+    if (p->schedule && p->schedule->shape.micro_batches == n) return;
     forget_schedule(p);
     struct schedule_wish wish = staging_wish(s, n);
-    schedule_build(&p->schedule, &wish);
-    int slots = p->schedule.rank[p->engine->parallel.at.pipeline].slots;
+    if (!p->store) schedule_build(&p->own, &wish);
+    p->schedule = p->store ? schedule_store_get(p->store, &wish) : &p->own;
+    int slots = p->schedule->rank[p->engine->parallel.at.pipeline].slots;
     p->request = die_alloc(((unsigned long)slots + 1) * sizeof *p->request);
     p->flight = die_alloc((unsigned long)s->shape.chunks * (unsigned long)n * sizeof *p->flight);
 }
@@ -76,7 +77,7 @@ static void make_schedule(struct pipeline *p, int n) {
 /* ---- flights ---- */
 
 static struct flight **place_of(struct pipeline *p, int stage, int micro_batch) {
-    const struct schedule_shape *s = &p->schedule.shape;
+    const struct schedule_shape *s = &p->schedule->shape;
     return &p->flight[schedule_chunk_of(s, stage) * s->micro_batches + micro_batch];
 }
 
@@ -296,7 +297,7 @@ static void tell(const struct action *a) {
 static void pipeline_do(struct pipeline *p, const struct action *a) {
     struct engine *e = p->engine;
     struct timer *timer = e->comm->timer;
-    int stage = schedule_stage(&p->schedule.shape, e->parallel.at.pipeline, a->chunk);
+    int stage = schedule_stage(&p->schedule->shape, e->parallel.at.pipeline, a->chunk);
     bool computes = action_computes(a->kind);
     tell(a);
     comm_progress(e->comm);
@@ -317,8 +318,8 @@ static void pipeline_do(struct pipeline *p, const struct action *a) {
     trace_action(a, stage, since);
 }
 
-/* The forwards of a schedule, and what moves activations, are a schedule of their own: taking actions
- * out only takes away what others wait for, at both ends alike. */
+/* The forwards of a schedule, and what moves activations, are a schedule of their own: taking
+ * actions out only takes away what others wait for, at both ends alike. */
 static bool is_forward(enum action_kind k) {
     return k == ACTION_FORWARD || (!action_computes(k) && !action_of_gradient(k));
 }
@@ -327,7 +328,7 @@ void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass) {
     p->pass = *pass;
     trace_pass();
     make_schedule(p, pass->n);
-    const struct action_list *l = &p->schedule.rank[p->engine->parallel.at.pipeline];
+    const struct action_list *l = &p->schedule->rank[p->engine->parallel.at.pipeline];
     for (int i = 0; i < l->n; i++)
         if (pass->what == PASS_GRADIENTS || is_forward(l->action[i].kind))
             pipeline_do(p, &l->action[i]);
@@ -335,8 +336,8 @@ void pipeline_run(struct pipeline *p, const struct pipeline_pass *pass) {
 
 double pipeline_idle(const struct pipeline *p) {
     struct schedule_times t;
-    if (!p->schedule.rank) return 0;
-    schedule_time(&t, &p->schedule, p->stages->work ? &p->stages->costs : NULL, NULL);
+    if (!p->schedule) return 0;
+    schedule_time(&t, p->schedule, p->stages->work ? &p->stages->costs : NULL, NULL);
     double idle = t.idle;
     schedule_times_free(&t);
     return idle;

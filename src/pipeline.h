@@ -13,6 +13,7 @@
 #define SRC_PIPELINE_H
 
 #include "parallel/pipeline_parallel.h"
+#include "parallel/schedule_store.h"
 #include "src/model.h"
 #include "src/staging.h"
 
@@ -34,9 +35,11 @@ struct pipeline {
     struct engine *engine; /* borrowed */
     const struct staging *stages;
     struct neighbours neighbours;
-    struct schedule schedule; /* of as many micro-batches as the last pass had */
-    struct request *request;  /* [slots of this rank's list] */
-    struct flight **flight;   /* [chunk * micro_batches + micro_batch]; NULL: not under way */
+    struct schedule_store *store;    /* borrowed, of plans of many ranks; or NULL */
+    const struct schedule *schedule; /* of as many micro-batches as the last pass had; or NULL */
+    struct schedule own;             /* that, unless it is the store's */
+    struct request *request;         /* [slots of this rank's list] */
+    struct flight **flight; /* [chunk * micro_batches + micro_batch]; NULL: not under way */
     struct flight *spare;
     struct pipeline_pass pass; /* that is running */
 };

@@ -37,7 +37,7 @@ static bool plan_way(const struct plan_setting *s, const struct deck *d,
     struct rank_plan plan;
     struct costs costs;
     struct mistakes m = {0};
-    bool done = !plan_rank(d, s->config, shape, rank, s->speed, &plan, &costs, &m);
+    bool done = !plan_rank(d, s->config, shape, rank, s->speed, s->schedules, &plan, &costs, &m);
     mistakes_free(&m);
     if (!done) return false;
     *w = (struct way){.sent = sent_on(&costs, groups[0]) + sent_on(&costs, groups[1]),
@@ -195,8 +195,8 @@ struct expert_mesh {
     bool taken;
 };
 
-/* The meshes of experts that these ranks allow: experts on 1, 2, .. ranks; not split, split as dense
- * layers are, or as the deck says. */
+/* The meshes of experts that these ranks allow: experts on 1, 2, .. ranks; not split, split as
+ * dense layers are, or as the deck says. */
 static int expert_meshes(const struct plan_setting *s, const struct loads *l,
                          struct expert_mesh **all) {
     static const char *const groups[] = {"expert", "expert_tensor"};

@@ -1,9 +1,10 @@
 /* plan_choices: what the other ways to share the work would cost, beside the one that is taken.
  *
- * Across context ranks attention goes by a ring or by heads, Mamba by states or by heads; and experts
- * can be shared out over more ranks or fewer, or split. Each way is planned like the deck's own: a step
- * of one rank on the dry device, with that one thing changed. The rank is of the stage that has most of
- * the layers in question, and of the experts that the recorded loads make fullest. */
+ * Across context ranks attention goes by a ring or by heads, Mamba by states or by heads; and
+ * experts can be shared out over more ranks or fewer, or split. Each way is planned like the
+ * deck's own: a step of one rank on the dry device, with that one thing changed. The rank is of
+ * the stage that has most of the layers in question, and of the experts that the recorded loads
+ * make fullest. */
 #ifndef SRC_PLAN_CHOICES_H
 #define SRC_PLAN_CHOICES_H
 
@@ -12,6 +13,7 @@
 struct config;
 struct deck;
 struct mesh_shape;
+struct schedule_store;
 struct speed;
 
 struct plan_setting {
@@ -20,6 +22,7 @@ struct plan_setting {
     const struct mesh_shape *shape;
     const struct speed *speed;
     double network; /* bytes a second */
+    struct schedule_store *schedules;
 };
 
 /* Seconds of a step at least: arithmetic and memory, and then messages. */

@@ -5,8 +5,8 @@
 
 #include "kernels/die.h"
 #include "parallel/mesh.h"
-#include "parallel/schedule_build.h"
 #include "parallel/schedule_picture.h"
+#include "parallel/schedule_store.h"
 #include "src/config.h"
 #include "src/deck.h"
 #include "src/deck_rules.h"
@@ -16,12 +16,12 @@ enum { PICTURE_WIDTH = 96 };
 
 struct view {
     struct staging stages;
-    struct schedule schedule;
+    const struct schedule *schedule; /* the store's */
     struct schedule_times times;
 };
 
 static bool view_init(struct view *v, const struct deck *d, const struct config *c,
-                      const struct mesh_shape *shape) {
+                      const struct mesh_shape *shape, struct schedule_store *schedules) {
     staging_init(&v->stages, d, c, shape);
     if (v->stages.n == 1) {
         staging_free(&v->stages);
@@ -29,14 +29,13 @@ static bool view_init(struct view *v, const struct deck *d, const struct config 
     }
     int64_t of_rank = deck_micro_batches(d, shape);
     struct schedule_wish wish = staging_wish(&v->stages, (int)of_rank);
-    schedule_build(&v->schedule, &wish);
-    schedule_time(&v->times, &v->schedule, &v->stages.costs, NULL);
+    v->schedule = schedule_store_get(schedules, &wish);
+    schedule_time(&v->times, v->schedule, &v->stages.costs, NULL);
     return true;
 }
 
 static void view_free(struct view *v) {
     schedule_times_free(&v->times);
-    schedule_free(&v->schedule);
     staging_free(&v->stages);
 }
 
@@ -48,16 +47,16 @@ static const char *ends(const struct stage *s) {
 }
 
 void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
-                        const struct mesh_shape *shape) {
+                        const struct mesh_shape *shape, struct schedule_store *schedules) {
     struct view v;
-    if (!view_init(&v, d, c, shape)) return;
+    if (!view_init(&v, d, c, shape, schedules)) return;
     fprintf(f,
             "\nstages: work of a micro-batch in GFLOP on one rank, and of a step's time the share "
             "in %%\n"
             "%6s %8s %10s %10s %10s %8s %7s %7s  %s\n",
             "stage", "pipeline", "forward", "input", "weight", "forward", "input", "weight",
             "layers");
-    const double length = (double)v.times.length / (double)v.schedule.shape.micro_batches;
+    const double length = (double)v.times.length / (double)v.schedule->shape.micro_batches;
     for (int i = 0; i < v.stages.n; i++) {
         const struct stage_work *w = &v.stages.work[i];
         struct stage s = staging_stage(&v.stages, i);
@@ -68,8 +67,8 @@ void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
                 s.end - s.first, c->kinds + s.first, ends(&s));
     }
     fprintf(f, "\nschedule %s, %d micro-batches (ticks of planned time)\n",
-            schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches);
-    schedule_picture(f, &v.schedule, &v.times, PICTURE_WIDTH);
+            schedule_kind_name(v.schedule->shape.kind), v.schedule->shape.micro_batches);
+    schedule_picture(f, v.schedule, &v.times, PICTURE_WIDTH);
     view_free(&v);
 }
 
@@ -81,13 +80,13 @@ static void write_lines(FILE *f, const char *text) {
 }
 
 void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
-                        const struct mesh_shape *shape) {
+                        const struct mesh_shape *shape, struct schedule_store *schedules) {
     struct view v;
     char *picture;
     size_t bytes;
-    if (!view_init(&v, d, c, shape)) return;
+    if (!view_init(&v, d, c, shape, schedules)) return;
     fprintf(f, ",\n  \"pipeline\": {\"schedule\": \"%s\", \"micro_batches\": %d, \"idle\": %.6g,\n",
-            schedule_kind_name(v.schedule.shape.kind), v.schedule.shape.micro_batches,
+            schedule_kind_name(v.schedule->shape.kind), v.schedule->shape.micro_batches,
             v.times.idle);
     fprintf(f, "    \"idle_of\": [");
     for (int r = 0; r < v.times.ranks; r++) fprintf(f, "%s%.6g", r ? ", " : "", v.times.idle_of[r]);
@@ -103,7 +102,7 @@ void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
     }
     FILE *p = open_memstream(&picture, &bytes);
     if (!p) die("no memory for a picture");
-    schedule_picture(p, &v.schedule, &v.times, PICTURE_WIDTH);
+    schedule_picture(p, v.schedule, &v.times, PICTURE_WIDTH);
     fclose(p);
     fprintf(f, "],\n    \"picture\": \"");
     write_lines(f, picture);
@@ -114,9 +113,13 @@ void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
 
 double plan_pipeline_idle(const struct deck *d, const struct config *c,
                           const struct mesh_shape *shape) {
+    struct schedule_store schedules = {0};
     struct view v;
-    if (!view_init(&v, d, c, shape)) return 0;
-    double idle = v.times.idle;
-    view_free(&v);
+    double idle = 0;
+    if (view_init(&v, d, c, shape, &schedules)) {
+        idle = v.times.idle;
+        view_free(&v);
+    }
+    schedule_store_free(&schedules);
     return idle;
 }

@@ -10,14 +10,15 @@
 struct deck;
 struct config;
 struct mesh_shape;
+struct schedule_store;
 
-/* As a table and a picture; nothing where there is one stage. */
+/* As a table and a picture; nothing where there is one stage. schedules: see plan_rank. */
 void plan_pipeline_text(FILE *f, const struct deck *d, const struct config *c,
-                        const struct mesh_shape *shape);
+                        const struct mesh_shape *shape, struct schedule_store *schedules);
 
 /* The same as a member of a JSON object, with a comma before it. */
 void plan_pipeline_json(FILE *f, const struct deck *d, const struct config *c,
-                        const struct mesh_shape *shape);
+                        const struct mesh_shape *shape, struct schedule_store *schedules);
 
 /* The idle share alone; 0 where there is one stage. */
 double plan_pipeline_idle(const struct deck *d, const struct config *c,

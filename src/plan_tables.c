@@ -8,6 +8,7 @@
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
 #include "parallel/groups.h"
+#include "parallel/schedule_store.h"
 #include "src/costs.h"
 #include "src/deck.h"
 #include "src/engine.h"
@@ -28,6 +29,7 @@ struct plan {
     struct rank_plan *rank;
     struct costs *costs;
     struct costs sum;
+    struct schedule_store *schedules;
 };
 
 /* The ranks are taken to share this host evenly, as they would if they ran on it. */
@@ -45,7 +47,7 @@ static double seconds_of(const struct plan *p, int rank) {
 }
 
 static struct plan_setting setting_of(const struct plan *p) {
-    return (struct plan_setting){p->deck, p->config, p->shape, &p->speed, p->network};
+    return (struct plan_setting){p->deck, p->config, p->shape, &p->speed, p->network, p->schedules};
 }
 
 static double step_seconds(const struct plan *p) {
@@ -160,7 +162,7 @@ static void print_text(FILE *f, const struct plan *p) {
     print_ops(f, p);
     print_groups(f, p);
     plan_choices_text(f, &setting);
-    plan_pipeline_text(f, p->deck, p->config, p->shape);
+    plan_pipeline_text(f, p->deck, p->config, p->shape, p->schedules);
 }
 
 /* ---------------------------------------------------------------- JSON */
@@ -210,14 +212,19 @@ static void print_json(FILE *f, const struct plan *p) {
         }
         fprintf(f, "\n  }");
         plan_choices_json(f, &setting);
-        plan_pipeline_json(f, p->deck, p->config, p->shape);
+        plan_pipeline_json(f, p->deck, p->config, p->shape, p->schedules);
     }
     fprintf(f, "\n}\n");
 }
 
 int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *shape, bool json,
              struct mistakes *m) {
-    struct plan p = {.deck = d, .config = c, .shape = shape, .ranks = mesh_ranks(shape)};
+    struct schedule_store schedules = {0};
+    struct plan p = {.deck = d,
+                     .config = c,
+                     .shape = shape,
+                     .ranks = mesh_ranks(shape),
+                     .schedules = &schedules};
     p.trains = !strcmp(d->run.mode, "train");
     if (!p.trains && strcmp(d->run.mode, "generate")) {
         deck_mistake(d, m, "run.mode", "is %s; plans are made of train and generate", d->run.mode);
@@ -227,10 +234,11 @@ int plan_run(const struct deck *d, struct config *c, const struct mesh_shape *sh
     p.costs = die_alloc((size_t)p.ranks * sizeof *p.costs);
     if (p.trains) find_speed(&p);
     for (int r = 0; r < p.ranks && !m->n; r++)
-        if (!plan_rank(d, c, shape, r, &p.speed, &p.rank[r], &p.costs[r], m))
+        if (!plan_rank(d, c, shape, r, &p.speed, &schedules, &p.rank[r], &p.costs[r], m))
             costs_add(&p.sum, &p.costs[r], 1);
     if (!m->n && json) print_json(stdout, &p);
     else if (!m->n) print_text(stdout, &p);
+    schedule_store_free(&schedules);
     free(p.rank);
     free(p.costs);
     return m->n ? 2 : 0;

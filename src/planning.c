@@ -126,8 +126,8 @@ int64_t plan_bytes(const struct rank_plan *p) {
 }
 
 static int plan_engine(const struct deck *d, struct config *c, const struct mesh_shape *shape,
-                       int rank, const struct speed *speed, struct rank_plan *p,
-                       struct costs *costs, struct mistakes *m) {
+                       int rank, const struct speed *speed, struct schedule_store *schedules,
+                       struct rank_plan *p, struct costs *costs, struct mistakes *m) {
     struct engine e;
     struct comm comm;
     struct generation g = {0};
@@ -138,6 +138,7 @@ static int plan_engine(const struct deck *d, struct config *c, const struct mesh
     bool bad = !prepared || engine_init(&e, &comm, shape, true, !generates, !generates, m);
     memset(costs, 0, sizeof *costs);
     if (speed) e.device.speed = *speed;
+    e.pipeline.store = schedules;
     if (!bad && generates) generation_plan(&g);
     else if (!bad) *costs = dry_step(&e);
     generation_free(&g);
@@ -150,16 +151,16 @@ static int plan_engine(const struct deck *d, struct config *c, const struct mesh
 }
 
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
-              const struct speed *speed, struct rank_plan *p, struct costs *costs,
-              struct mistakes *m) {
+              const struct speed *speed, struct schedule_store *schedules, struct rank_plan *p,
+              struct costs *costs, struct mistakes *m) {
     struct costs own;
-    if (plan_engine(d, c, shape, rank, speed, p, costs ? costs : &own, m)) return -1;
+    if (plan_engine(d, c, shape, rank, speed, schedules, p, costs ? costs : &own, m)) return -1;
     if (!strcmp(d->memory.recompute, "none")) return 0;
     /* The work of the model is what would be done if nothing were computed twice. */
     struct deck once = *d;
     struct rank_plan without;
     once.memory.recompute = "none";
-    if (plan_engine(&once, c, shape, rank, speed, &without, &own, m)) return -1;
+    if (plan_engine(&once, c, shape, rank, speed, schedules, &without, &own, m)) return -1;
     p->work = without.work;
     return 0;
 }

@@ -15,6 +15,7 @@ struct config;
 struct costs;
 struct mesh_shape;
 struct mistakes;
+struct schedule_store;
 struct speed;
 
 /* Prints parameters, active, tensors and ranks as YAML. Returns the exit code. */
@@ -30,10 +31,10 @@ struct rank_plan {
 int64_t plan_bytes(const struct rank_plan *p);
 
 /* Plans one rank: a dry step of training, or a dry batch of generation. Nothing is allocated that a
- * run would. costs (or NULL): of a whole step of training, at that speed (or NULL). -1 after
- * telling m. */
+ * run would. costs (or NULL): of a whole step of training, at that speed (or NULL). schedules: what
+ * plans of other ranks left and find there; NULL for a single one. -1 after telling m. */
 int plan_rank(const struct deck *d, struct config *c, const struct mesh_shape *shape, int rank,
-              const struct speed *speed, struct rank_plan *p, struct costs *costs,
-              struct mistakes *m);
+              const struct speed *speed, struct schedule_store *schedules, struct rank_plan *p,
+              struct costs *costs, struct mistakes *m);
 
 #endif

@@ -1,7 +1,7 @@
 /* recompute: what the deck wants computed again in backward instead of kept (section memory).
  *
- * Not a bit depends on it: layers are replayed whole (kernels/tape_segment.h), or chosen ops are run
- * again (kernels/tape_again.h). */
+ * Not a bit depends on it: layers are replayed whole (kernels/tape_segment.h), or chosen ops are
+ * run again (kernels/tape_again.h). */
 #ifndef SRC_RECOMPUTE_H
 #define SRC_RECOMPUTE_H
 

@@ -9,7 +9,7 @@
 #include "io/json.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
-#include "parallel/expert_parallel.h"
+#include "parallel/mesh.h"
 #include "src/config.h"
 #include "src/deck.h"
 #include "src/deck_rules.h"
@@ -24,7 +24,7 @@ enum { MOST_BYTES = 1 << 28 };
 void recorded_begin(struct engine *e) {
     const int64_t numbers =
         deck_micro_batches(e->deck, &e->shape) * e->config->keys.n_routed_experts;
-    if (!e->deck->log.routing || experts_at_home(&e->parallel)) return;
+    if (!e->deck->log.routing) return;
     for (int i = 0; i < e->config->n_layers; i++)
         if (e->config->kinds[i] == 'E')
             e->model.layer[i].choices = die_alloc((size_t)numbers * sizeof(int32_t));
@@ -37,7 +37,7 @@ void recorded_end(struct engine *e) {
     }
 }
 
-/* What choices are comparable with: the mesh, the tokens of its ranks, and room for what they choose. */
+/* Of what run it is: the mesh, the tokens of its ranks, and room for what they choose. */
 static void print_mesh(FILE *f, const struct deck *d, const struct mesh_shape *s) {
     fprintf(f,
             "\"mesh\": {\"pipeline\": %d, \"data\": %d, \"context\": %d, \"tensor\": %d, "
@@ -53,29 +53,42 @@ static void print_numbers(FILE *f, const int32_t *x, int64_t n) {
     fputc(']', f);
 }
 
-/* The choices of a layer: of those ranks that have it, which have chosen something. Collective. */
-static void print_choices(FILE *f, const struct engine *e, const struct layer *l) {
+/* The choices of a layer, on rank 0: of those ranks that have it, which
+ * have chosen something. Collective. */
+static int32_t *gather_choices(const struct engine *e, const struct layer *l) {
+    const int64_t numbers =
+        deck_micro_batches(e->deck, &e->shape) * e->config->keys.n_routed_experts;
+    const int ranks = mesh_stage_ranks(&e->shape),
+              first = staging_rank(&e->stages, staging_of_layer(&e->stages, l->number)) * ranks,
+              rank = e->comm->rank;
+    int64_t *send = die_alloc((size_t)e->comm->size * sizeof *send),
+            *come = die_alloc((size_t)e->comm->size * sizeof *come);
+    int32_t *all = rank ? NULL : die_alloc((size_t)(ranks * numbers) * sizeof *all);
+    struct request r;
+    for (int i = first; i < first + ranks; i++) {
+        const int64_t bytes = numbers * (int64_t)sizeof *all;
+        if (i == rank) send[0] = bytes;
+        if (rank == 0) come[i] = bytes;
+    }
+    comm_exchange_start(e->comm->world, l->choices, send, all, come, &r);
+    comm_wait(&r);
+    free(send);
+    free(come);
+    return all;
+}
+
+static void print_choices(FILE *f, const struct engine *e, const int32_t *all) {
     const int64_t experts = e->config->keys.n_routed_experts,
                   batches = deck_micro_batches(e->deck, &e->shape);
-    const int world = e->comm->size, ranks = mesh_stage_ranks(&e->shape),
-              first = staging_rank(&e->stages, staging_of_layer(&e->stages, l->number)) * ranks;
-    int32_t *all = die_alloc((size_t)(world * batches * experts) * sizeof *all);
-    int64_t *counts = die_alloc((size_t)world * sizeof *counts);
-    struct request r;
-    for (int i = 0; i < world; i++) counts[i] = batches * experts;
-    comm_gather_start(e->comm->world, l->choices, all, counts, sizeof *all, &r);
-    comm_wait(&r);
-    for (int64_t b = 0; f && b < batches; b++) {
+    for (int64_t b = 0; b < batches; b++) {
         fputs(b ? ",\n    [" : ", \"choices\": [\n    [", f);
-        for (int i = 0; i < ranks; i++) {
+        for (int i = 0; i < mesh_stage_ranks(&e->shape); i++) {
             if (i) fputs(", ", f);
-            print_numbers(f, all + ((first + i) * batches + b) * experts, experts);
+            print_numbers(f, all + (i * batches + b) * experts, experts);
         }
         fputc(']', f);
     }
-    if (f) fputc(']', f);
-    free(counts);
-    free(all);
+    fputc(']', f);
 }
 
 void recorded_write(const struct engine *e, const struct loads *s, int64_t step,
@@ -96,7 +109,9 @@ void recorded_write(const struct engine *e, const struct loads *s, int64_t step,
         for (int64_t k = 0; f && k < s->experts; k++)
             fprintf(f, "%s%ld", k ? ", " : "[", (long)s->n[i * s->experts + k]);
         if (f) fputc(']', f);
-        if (each) print_choices(f, e, &e->model.layer[s->layer[i]]);
+        int32_t *all = each ? gather_choices(e, &e->model.layer[s->layer[i]]) : NULL;
+        if (f && all) print_choices(f, e, all);
+        free(all);
         if (f) fputc('}', f);
     }
     if (!f) return;
@@ -134,18 +149,16 @@ static char *take_layer(struct loads *s, int i, const json_t *entry) {
     return sum ? NULL : die_format("layer %d has no token at all", layer);
 }
 
-/* Whether the choices are of this mesh and batch, as many for a token, and with as much room. */
-static bool same_mesh(const json_t *root, const struct deck *d, const struct mesh_shape *s) {
+/* Whether the choices are of ranks that have the same tokens, as many for a token, and with as much
+ * room: where the layers and the experts lie changes none. */
+static bool same_tokens(const json_t *root, const struct deck *d, const struct mesh_shape *s) {
     const json_t *mesh = json_object_get(root, "mesh");
     const struct {
         const char *key;
         int64_t value;
-    } all[] = {{"pipeline", s->pipeline},
-               {"data", s->data},
+    } all[] = {{"data", s->data},
                {"context", s->context},
                {"tensor", s->tensor},
-               {"expert", s->expert},
-               {"expert_tensor", s->expert_tensor},
                {"global_batch", d->train.global_batch},
                {"micro_batch", d->train.micro_batch},
                {"sequence_length", d->train.sequence_length}};
@@ -203,7 +216,7 @@ static char *take(struct recorded *r, const json_t *root, const struct deck *d,
     if ((int64_t)json_array_size(list) != s->layers)
         return die_format("has %ld layers with experts, and the model %d",
                           (long)json_array_size(list), s->layers);
-    const bool each = same_mesh(root, d, shape);
+    const bool each = same_tokens(root, d, shape);
     const int64_t numbers = deck_micro_batches(d, shape) * mesh_stage_ranks(shape) * s->experts;
     if (each) r->choices = die_alloc((size_t)(s->layers * numbers) * sizeof *r->choices);
     for (int i = 0; i < s->layers; i++) {

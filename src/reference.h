@@ -1,5 +1,6 @@
-/* reference: the numbers of another program, in a safetensors file: token ids, and what it made of them with
- * the same weights (logits, loss, grad.<name of a tensor>). Checked against the model when opened. */
+/* reference: the numbers of another program, in a safetensors file: token ids, and what it made of
+ * them with the same weights (logits, loss, grad.<name of a tensor>). Checked against the model
+ * when opened. */
 #ifndef SRC_REFERENCE_H
 #define SRC_REFERENCE_H
 

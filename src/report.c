@@ -310,8 +310,8 @@ static void write_memory(FILE *f, const struct show *s) {
 
 /* ---------------------------------------------------------------- experts */
 
-/* The loads of a layer's experts in the newest step, a step of the line each; the mean is half way up,
- * and what is above twice the mean is cut. */
+/* The loads of a layer's experts in the newest step, a step of the line each; the mean is half way
+ * up, and what is above twice the mean is cut. */
 static void draw_loads(FILE *f, const int64_t *load, int64_t experts, double mean) {
     enum { WIDE = 600, HIGH = 24 };
     fprintf(f,

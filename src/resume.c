@@ -42,8 +42,8 @@ static char *newest_folder(const char *output) {
     return newest;
 }
 
-/* The folder that the first line of checkpoints/latest names. Where that names none, as after a kill
- * just before it was written, the newest: what was computed is not thrown away. */
+/* The folder that the first line of checkpoints/latest names. Where that names none, as after a
+ * kill just before it was written, the newest: what was computed is not thrown away. */
 static char *latest_folder(const char *output) {
     char why[WHY_BYTES], *path = die_format("%s/checkpoints/latest", output), *folder = NULL;
     int64_t bytes;

@@ -1,8 +1,10 @@
 #include "src/routing.h"
 
 #include <math.h>
-#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
+#include "kernels/die.h"
 #include "kernels/tape_segment.h"
 #include "parallel/context_parallel.h"
 #include "parallel/expert_parallel.h"
@@ -54,8 +56,8 @@ static struct documents documents_from(const struct decision *d, int64_t first) 
     };
 }
 
-/* The table of counts that ranks add up; NULL where it has no rows. index: of all tokens where experts
- * are at home. A replay has it. */
+/* The table of counts that ranks add up; NULL where it has no rows. index: of all tokens where
+ * experts are at home. A replay has it. */
 static struct tensor *counts_of(struct tape *t, const struct decision *d, struct tensor *index) {
     const struct parallel *p = d->parallel;
     const struct documents of = documents_from(d, d->home ? 0 : d->own.first);
@@ -72,8 +74,8 @@ static struct tensor *counts_of(struct tape *t, const struct decision *d, struct
     return tape_keep(t, count);
 }
 
-/* The losses that act on the router: from its scores and everybody's counts. index: of the tokens of
- * weight and logits; all_index: as for counts_of. */
+/* The losses that act on the router: from its scores and everybody's counts. index: of the tokens
+ * of weight and logits; all_index: as for counts_of. */
 static struct tensor *balanced(struct tape *t, const struct decision *d, struct tensor *weight,
                                struct tensor *logits, struct tensor *index,
                                struct tensor *all_index) {
@@ -123,6 +125,20 @@ static struct tensor *dropped(struct tape *t, const struct decision *d, const st
     return tape_keep(t, kept);
 }
 
+/* Notes what is chosen by those of all tokens at home that are this rank's where they travel. */
+static void note_at_home(struct tape *t, const struct decision *d, const struct tensor *index) {
+    const int ranks = d->parallel->shape.tensor, rank = d->parallel->at.tensor;
+    const int64_t first = part_begin(d->tokens, ranks, rank, 1) * d->travel.chosen,
+                  n = part_begin(d->tokens, ranks, rank + 1, 1) * d->travel.chosen - first;
+    int32_t *chosen = die_alloc((size_t)n * sizeof *chosen + 1), *note = d->travel.note;
+    device_read(t->device, chosen, (const int32_t *)index->data + first,
+                (size_t)n * sizeof *chosen);
+    memset(note, 0, (size_t)d->travel.experts * sizeof *note);
+    for (int64_t i = 0; i < n; i++)
+        if (chosen[i] < d->travel.experts) note[chosen[i]]++;
+    free(chosen);
+}
+
 struct routed route_tokens(struct tape *t, const struct layer *l, const struct router *r,
                            struct tensor *h) {
     const struct deck_model *k = &l->config->keys;
@@ -157,5 +173,6 @@ struct routed route_tokens(struct tape *t, const struct layer *l, const struct r
     if (losses) out.weight = balanced(t, &d, out.weight, logits, own, out.index);
     if (d.home) out.weight = tensor_enter(t, out.weight, tokens);
     if (d.rules->capacity > 0) out.index = dropped(t, &d, &out);
+    if (d.home && d.travel.note) note_at_home(t, &d, out.index);
     return out;
 }

@@ -14,12 +14,14 @@ void sampler_init(struct sampler *s, int64_t vocabulary, double temperature, int
                           .top_p = top_p,
                           .vocabulary = vocabulary,
                           .top_k = top_k < vocabulary ? top_k : 0};
+    s->logit = die_alloc((unsigned long)vocabulary * sizeof *s->logit);
     s->weight = die_alloc((unsigned long)vocabulary * sizeof *s->weight);
     s->heap = die_alloc((unsigned long)vocabulary * sizeof *s->heap);
     s->kept = die_alloc((unsigned long)vocabulary * sizeof *s->kept);
 }
 
 void sampler_free(struct sampler *s) {
+    free(s->logit);
     free(s->weight);
     free(s->heap);
     free(s->kept);
@@ -80,34 +82,42 @@ static void keep_some(struct sampler *s, const double *logits) {
 
 /* The first of the largest, or -1 if there is none that is finite, or something is no number. LANES
  * at once, or it would take as long as a layer. */
-static int64_t largest(const double *logits, int64_t n) {
-    enum { LANES = 8 };
-    double best[LANES], all = -INFINITY;
-    bool good = true;
-    for (int k = 0; k < LANES; k++) best[k] = -INFINITY;
-    for (int64_t i = 0; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            good &= logits[i + k] == logits[i + k];
-            best[k] = logits[i + k] > best[k] ? logits[i + k] : best[k];
-        }
-    for (int k = 0; k < LANES; k++) all = best[k] > all ? best[k] : all;
-    for (int64_t i = n - n % LANES; i < n; i++) {
-        good &= logits[i] == logits[i];
-        all = logits[i] > all ? logits[i] : all;
+#define LARGEST(name, real)                                                                        \
+    static int64_t name(const real *x, int64_t n) {                                                \
+        enum { LANES = 64 / sizeof(real) };                                                        \
+        real best[LANES], all = -INFINITY;                                                         \
+        bool good = true;                                                                          \
+        for (int k = 0; k < LANES; k++) best[k] = -INFINITY;                                       \
+        for (int64_t i = 0; i + LANES <= n; i += LANES)                                            \
+            for (int k = 0; k < LANES; k++) {                                                      \
+                good &= x[i + k] == x[i + k];                                                      \
+                best[k] = x[i + k] > best[k] ? x[i + k] : best[k];                                 \
+            }                                                                                      \
+        for (int k = 0; k < LANES; k++) all = best[k] > all ? best[k] : all;                       \
+        for (int64_t i = n - n % LANES; i < n; i++) {                                              \
+            good &= x[i] == x[i];                                                                  \
+            all = x[i] > all ? x[i] : all;                                                         \
+        }                                                                                          \
+        if (!good || !isfinite(all)) return -1;                                                    \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            if (x[i] == all) return i;                                                             \
+        return -1;                                                                                 \
     }
-    if (!good || !isfinite(all)) return -1;
-    for (int64_t i = 0; i < n; i++)
-        if (logits[i] == all) return i;
-    return -1;
-}
+LARGEST(largest_float, float)
+LARGEST(largest_double, double)
+#undef LARGEST
 
-int32_t sampler_choose(struct sampler *s, const double *logits, double u) {
-    int64_t n = s->vocabulary, best = largest(logits, n), last = 0;
+int32_t sampler_choose(struct sampler *s, const void *logits, enum dtype d, double u) {
+    const int64_t n = s->vocabulary,
+                  best = d == F32 ? largest_float(logits, n) : largest_double(logits, n);
+    const double *const x = s->logit;
+    int64_t last = 0;
     if (best < 0) return -1;
     if (s->temperature <= 0) return (int32_t)best;
-    for (int64_t i = 0; i < n; i++) s->weight[i] = exp((logits[i] - logits[best]) / s->temperature);
+    dtype_convert(s->logit, F64, logits, d, (size_t)n);
+    for (int64_t i = 0; i < n; i++) s->weight[i] = exp((x[i] - x[best]) / s->temperature);
     bool some = s->top_k || s->top_p < 1;
-    if (some) keep_some(s, logits);
+    if (some) keep_some(s, x);
     double total = 0, reached = 0;
     for (int64_t i = 0; i < n; i++)
         if (!some || s->kept[i]) total += s->weight[i];

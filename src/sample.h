@@ -14,10 +14,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/dtype.h"
+
 struct sampler {
     double temperature, top_p; /* top_p 1: all */
     int64_t top_k;             /* 0: all */
     int64_t vocabulary;
+    double *logit;  /* [vocabulary] */
     double *weight; /* [vocabulary] exp((logit - largest) / temperature) */
     int32_t *heap;  /* [vocabulary] */
     bool *kept;     /* [vocabulary] */
@@ -27,9 +30,9 @@ void sampler_init(struct sampler *s, int64_t vocabulary, double temperature, int
                   double top_p);
 void sampler_free(struct sampler *s);
 
-/* The token that u, uniform in (0, 1), falls on; -1 if a logit is not a number or none is finite.
- */
-int32_t sampler_choose(struct sampler *s, const double *logits, double u);
+/* The token that u, uniform in (0, 1), falls on; -1 if a logit is not a number or none is finite. d: of
+ * the logits, F32 or F64. */
+int32_t sampler_choose(struct sampler *s, const void *logits, enum dtype d, double u);
 
 /* That number, for token `number` (from 0) of prompt `prompt`. */
 double sampler_uniform(uint64_t seed, int64_t prompt, int64_t number);

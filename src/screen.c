@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "io/tokenizer.h"
+#include "kernels/cpu/table.h"
 #include "kernels/die.h"
 #include "src/deck_table.h"
 #include "src/engine.h"
@@ -80,6 +81,15 @@ static char *peak_text(const struct deck *d, const struct machine *h) {
                       given > 0 ? "as the deck says" : "measured now");
 }
 
+/* By which instructions, and whose products. */
+static char *kernels_text(const struct deck *d, int level) {
+    const enum dtype format = machine_format(d);
+    if (format == F64) return die_strdup("plain C, in double");
+    const bool there = strncmp(BUILD_PRODUCTS, "none", 4) != 0;
+    return die_format("%s, products by %s", cpu_level_name(level),
+                      there && cpu_library_multiplies(level, format) ? BUILD_PRODUCTS : "our own");
+}
+
 /* Which cores this rank may use, and how near its memory is. */
 static char *cores_fact(const struct cores *c) {
     const int here = cores_count(c), all = cores_of_host();
@@ -113,7 +123,7 @@ int screen_facts(const struct run *r, const struct machine *h, struct fact *f, i
         {"device", die_format("cpu, %d thread%s a rank, %s", threads, threads == 1 ? "" : "s",
                               d->precision.recipe)},
         {"cores", cores_fact(&r->comm->cores)},
-        {"products", die_strdup(BUILD_PRODUCTS)},
+        {"kernels", kernels_text(d, h->level)},
         {"peak", peak_text(d, h)},
         {"deck", r->argc > 2 ? die_format("%s + %d override%s", d->path, r->argc - 2,
                                           r->argc == 3 ? "" : "s")
@@ -354,6 +364,13 @@ static int most_crowded(const struct machine *h, int threads) {
     return found;
 }
 
+/* The first rank whose threads OpenMP binds to cores that other ranks are bound to as well; -1: none. */
+static int most_bound(const struct machine *h) {
+    for (int r = 0; r < h->ranks; r++)
+        if (h->rank[r].bound && h->rank[r].sharing > 1) return r;
+    return -1;
+}
+
 void screen_notes(const struct output *o, const struct run *r, const struct machine *h,
                   const struct feed *f, int64_t steps) {
     const struct engine *e = r->engine;
@@ -364,10 +381,13 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
     note_weights(o, e);
 #define NOTE(condition, ...)                                                                       \
     if (condition) snprintf(text, sizeof text, __VA_ARGS__), say_wrapped(o, "NOTE", text)
-    NOTE(threads * r->comm->host_ranks > r->comm->host_cores,
-         "%d ranks x %d threads share %d cores of a host: they take turns. run.threads, or fewer "
-         "ranks",
-         r->comm->host_ranks, threads, r->comm->host_cores);
+    const int ranks = r->comm->host_ranks, cores = r->comm->host_cores;
+    NOTE(
+        threads * ranks > cores,
+        "%d rank%s x %d thread%s share %d core%s of a host: they take turns. run.threads, or fewer "
+        "ranks",
+        ranks, ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", cores,
+        cores == 1 ? "" : "s");
     const int tight = most_crowded(h, threads);
     NOTE(tight >= 0,
          "rank %d of host %s is one of %ld ranks x %d threads that are bound to the same %ld "
@@ -375,6 +395,12 @@ void screen_notes(const struct output *o, const struct run *r, const struct mach
          "while others idle: bind each to its own or none (mpirun --bind-to, srun --cpu-bind)",
          tight, h->rank[tight].name, (long)h->rank[tight].sharing, threads,
          (long)h->rank[tight].cores, h->rank[tight].cores == 1 ? "" : "s");
+    const int held = most_bound(h);
+    NOTE(
+        held >= 0,
+        "OMP_PROC_BIND binds the threads of %ld ranks of host %s to the same cores, from the first "
+        "one on: unset it, or give each rank cores of its own (mpirun --bind-to, srun --cpu-bind)",
+        (long)h->rank[held].sharing, h->rank[held].name);
     int of_host;
     NOTE(cores_nodes(&r->comm->cores, &of_host) > 1,
          "the cores of a rank lie on several memory nodes: a rank a node, bound to it, is faster "

@@ -69,7 +69,8 @@ static void balance(struct staging *s, const struct config *c, const struct coun
     free(work);
 }
 
-/* Where a rank has several stages, their sum is what it takes: the largest, and how uneven they are. */
+/* Where a rank has several stages, their sum is what it takes: the
+ * largest, and how uneven they are. */
 static void weigh(const struct staging *s, const double *before, double *most, double *squares) {
     *most = *squares = 0;
     for (int r = 0; r < s->shape.ranks; r++) {
@@ -141,8 +142,8 @@ static void fill_work(struct staging *s, const struct config *c, const struct co
         s->weight[i] = (int64_t)(s->work[i].weight.seconds / tick);
         weigh_memory(s, i, k);
     }
-    /* A tick for a message says nothing of how long it takes, but has its receive started before the
-     * rank computes what comes before it, and not when it stands and waits. */
+    /* A tick for a message says nothing of how long it takes, but has its receive started before
+     * the rank computes what comes before it, and not when it stands and waits. */
     s->costs = (struct schedule_costs){s->forward, s->input, s->weight, 1};
     s->sizes = (struct schedule_sizes){.kept = s->kept, .between = s->between, .stream = k->stream};
     for (int p = 0; p < N_COMPUTING; p++) s->sizes.rise[p] = s->rise[p];

@@ -22,8 +22,8 @@ struct stage {
 };
 
 /* Of a part of the model on one micro-batch: work, multiply-adds as two; the time it takes, by the
- * roofline of a machine with the deck's speeds or usual ones; and what each kind of action does to the
- * bytes that its rank holds, the stream that comes in and the one that goes on included. */
+ * roofline of a machine with the deck's speeds or usual ones; and what each kind of action does to
+ * the bytes that its rank holds, the stream that comes in and the one that goes on included. */
 struct stage_share {
     double work, seconds;
 };

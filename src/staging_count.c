@@ -97,7 +97,8 @@ static int64_t stream_bytes(const struct room *r, int64_t rows) {
                                 dtype_size(r->tape.stored));
 }
 
-/* Work of the stage forward, and of what `mask` says of its backward; of its weight halves alone. */
+/* Work of the stage forward, and of what `mask` says of its
+ * backward; of its weight halves alone. */
 static struct stage_work run_stage(struct room *r, const struct stage *s, unsigned mask) {
     const struct micro_batch *b = &r->batch;
     struct pass pass = {0};

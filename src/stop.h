@@ -3,10 +3,10 @@
  * A run is asked to stop by a signal (SIGTERM, SIGINT, SIGUSR1) to any rank, by run.walltime or the
  * end of its Slurm job, or by a file named `stop` in the output folder. Each rank notes what it
  * sees; once a step the largest wish of all decides, so every rank stops at the same step, saves,
- * and leaves with code 3: the same command continues; where checkpoint.interval is 0 there is nothing
- * to go on from, and it leaves with 0. Generation and evaluation, whose steps are
- * tokens and rounds, keep what is finished, and the same command starts over. A second SIGINT
- * leaves at once. */
+ * and leaves with code 3: the same command continues; where checkpoint.interval is 0 there is
+ * nothing to go on from, and it leaves with 0. Generation and evaluation, whose steps are tokens
+ * and rounds, keep what is finished, and the same command starts over. A second SIGINT leaves at
+ * once. */
 #ifndef SRC_STOP_H
 #define SRC_STOP_H
 

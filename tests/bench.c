@@ -40,6 +40,7 @@ enum { WORDS = 16384 };
 
 /* clang-format off */
 #define SCAN .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .Q = 64, .lddt = HEADS, .dt_max = 100
+#define SCAN_END .B = 1, .L = T, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .lddt = HEADS, .dt_max = 100
 #define ATTENTION .B = 1, .L = T, .H = Q_HEADS, .G = KV, .D = HEAD, .ldq = Q_HEADS * HEAD, .ldk = KV * HEAD, \
     .ldv = KV * HEAD, .C = 1, .scale = 0.125
 #define ROUTE .T = T, .E = EXPERTS, .K = CHOSEN
@@ -60,6 +61,8 @@ static const struct bench_row {
     ONE("", add, .n = T * HIDDEN),
     ONE("", add_scaled, .n = T * HIDDEN, .s = 0.5),
     ONE("", scale, .n = T * HIDDEN, .s = 0.5),
+    ONE("", widen, .n = T * HIDDEN),
+    ONE("", narrow, .n = T * HIDDEN),
     ONE("", fill, .T = T, .W = HIDDEN, .ld = HIDDEN),
     ONE("", copy, .T = T, .W = HIDDEN, .ldx = HIDDEN, .ldy = HIDDEN),
     ONE("", add_bias, .T = T, .W = HIDDEN),
@@ -74,7 +77,7 @@ static const struct bench_row {
     FORWARD("router", T, EXPERTS, HIDDEN),
     INPUT("mlp-up", T, FFN, HIDDEN),
     WEIGHT("mlp-up", T, FFN, HIDDEN),
-    PRODUCTS("a-in", 2048, 1160, 256),
+    PRODUCTS("a-in", 2048, 1288, 256),
     PRODUCTS("a-out", 2048, 256, 512),
     PRODUCTS("a-up", 2048, 1024, 256),
     PRODUCTS("b-in", 2048, 2576, 512),
@@ -89,6 +92,9 @@ static const struct bench_row {
     ONE("", conv_adjoint, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
     ONE("", scan, SCAN),
     ONE("", scan_adjoint, SCAN),
+    ONE("", scan_end, SCAN_END),
+    ONE("", scan_begin, SCAN_END),
+    ONE("", scan_chain, .N = 8, .B = 1, .W = INNER * STATE, .H = HEADS, .each = HEAD * STATE),
     ONE("", gate_squares, GATE),
     ONE("", gate_squares_adjoint, GATE),
     ONE("", gate_norm, GATE, .width = INNER / GROUPS, .eps = 1e-5),
@@ -97,6 +103,7 @@ static const struct bench_row {
     ONE("", gated_norm_adjoint, GATE, .eps = 1e-5),
     ONE("", attention, ATTENTION),
     ONE("", attention_adjoint, ATTENTION),
+    ONE("", attention_merge, .T = T, .H = Q_HEADS, .D = HEAD),
     ONE("", route, ROUTE, .groups = 1, .kept = 1),
     ONE("", route_weight, ROUTE, .normalise = 1, .scale = 2.5),
     ONE("", route_weight_adjoint, ROUTE, .normalise = 1, .scale = 2.5),
@@ -131,16 +138,17 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Integers that any row can live with: tokens of one document, slots in order, equal shares. */
-static int32_t integer(const char *name, int64_t i) {
-    if (strcmp(name, "start") == 0) return 0;
+/* Integers that any row can live with: tokens of one document, slots in order, equal shares. Past the
+ * beginning of a document nothing goes back, so it began before where that is all there is to do. */
+static int32_t integer(enum op op, const char *name, int64_t i) {
+    if (strcmp(name, "start") == 0) return op == OP_scan_begin ? -1 : 0;
     if (strcmp(name, "offset") == 0) return (int32_t)(i * T * CHOSEN / EXPERTS);
     if (strcmp(name, "index") == 0) return (int32_t)(i % EXPERTS);
     return (int32_t)i;
 }
 
-static void fill_operand(struct device *d, const struct operand_row *r, void *p, int64_t n,
-                         enum dtype stored) {
+static void fill_operand(struct device *d, enum op op, const struct operand_row *r, void *p,
+                         int64_t n, enum dtype stored) {
     unsigned char *host = device_host(d, p);
     if (r->type == OPERAND_REAL || r->type == OPERAND_STORED) {
         const enum dtype d1 = r->type == OPERAND_STORED ? stored : dtype_real(stored);
@@ -151,7 +159,7 @@ static void fill_operand(struct device *d, const struct operand_row *r, void *p,
                           (size_t)(n - i < 65536 ? n - i : 65536));
         free(x);
     } else if (r->type == OPERAND_I32) {
-        for (int64_t i = 0; i < n; i++) ((int32_t *)(void *)host)[i] = integer(r->name, i);
+        for (int64_t i = 0; i < n; i++) ((int32_t *)(void *)host)[i] = integer(op, r->name, i);
     }
 }
 
@@ -173,7 +181,7 @@ static void call_init(struct call *c, struct device *d, enum op op, const void *
     for (int i = 0; i < row->n_operands; i++) {
         c->bytes[i] = (size_t)counts[i] * operand_size(row->operands[i].type, stored);
         c->p[i] = device_reserve(d, c->bytes[i]);
-        fill_operand(d, &row->operands[i], c->p[i], counts[i], stored);
+        fill_operand(d, op, &row->operands[i], c->p[i], counts[i], stored);
         memcpy(c->args + row->operands[i].at, &c->p[i], sizeof c->p[i]);
     }
 }
@@ -190,11 +198,12 @@ static size_t call_bytes(const struct call *c, enum dtype stored) {
     return (size_t)dry.count[c->op].bytes;
 }
 
-/* Seconds of one call: the best of several, after one that does not count unless it is long. */
+/* Seconds of one call: the best of those that begin within `most` seconds, after one that does not
+ * count unless it is long. */
 static double time_call(struct device *d, const struct call *c, enum dtype stored,
-                        struct library_product *library) {
+                        struct library_product *library, double most) {
     double best = 1e9;
-    const double end = now() + 0.1;
+    const double end = now() + most;
     for (int i = 0; i < 2 || (now() < end && i < 1000); i++) {
         const double t = now();
         if (library) library_product_run(library);
@@ -216,7 +225,7 @@ static double time_library(struct device *d, const struct call *c, enum dtype st
         library_product_new(&m, stored, c->op == OP_matmul ? stored : dtype_real(stored));
     if (!p) return 0;
     omp_set_num_threads(d->threads);
-    const double seconds = time_call(d, c, stored, p);
+    const double seconds = time_call(d, c, stored, p, 0.1);
     library_product_free(p);
     return seconds;
 }
@@ -238,7 +247,7 @@ static void bench_row(struct device *d, const char *label, enum op op, const voi
     call_init(&c, d, op, sizes, stored);
     d->speed.memory = copy_speed(d->threads, call_bytes(&c, stored));
     memset(d->count, 0, sizeof d->count);
-    const double seconds = time_call(d, &c, stored, NULL);
+    const double seconds = time_call(d, &c, stored, NULL, 0.1);
     const struct op_count *k = &d->count[op];
     const double calls = (double)k->calls, library = time_library(d, &c, stored);
     snprintf(name, sizeof name, "%s%s%s", op_row(op)->name, *label ? ":" : "", label);
@@ -260,6 +269,12 @@ static void bench_begin(struct device *d, enum dtype stored) {
            1e-9 * speed_of(&d->speed, stored), 1e-9 * d->speed.memory);
 }
 
+bool bench_has(enum op op) {
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].op == op) return true;
+    return false;
+}
+
 int bench(enum dtype stored) {
     struct device d;
     bench_begin(&d, stored);
@@ -272,45 +287,42 @@ int bench(enum dtype stored) {
 
 /* ---------------------------------------------------------------- lengths */
 
+/* The same tokens as rows of every length: what is read and written, and so what lies in caches, stays
+ * the same, and only what a longer sequence costs is seen. */
 enum { SHORTEST = 512, LONGEST = 131072 };
 
 /* clang-format off */
-#define SEQUENCE(name, ...) bench_length(&d, OP_##name, &(struct name##_args){__VA_ARGS__}, stored, length, &last_##name)
+#define SEQUENCE(name, ...) bench_length(&d, OP_##name, &(struct name##_args){__VA_ARGS__}, stored)
 /* clang-format on */
 
-/* Microseconds a token. What would take minutes is left out: the last time tells. */
-static void bench_length(struct device *d, enum op op, const void *sizes, enum dtype stored,
-                         int64_t length, double *last) {
+/* Microseconds a token. */
+static void bench_length(struct device *d, enum op op, const void *sizes, enum dtype stored) {
     struct call c;
-    if (*last > 20) {
-        printf(" %12s", "-");
-        return;
-    }
     call_init(&c, d, op, sizes, stored);
-    *last = time_call(d, &c, stored, NULL);
-    printf(" %12.4f", 1e6 * *last / (double)length);
+    printf(" %12.4f", 1e6 * time_call(d, &c, stored, NULL, 1) / LONGEST);
     fflush(stdout);
     call_free(&c, d);
 }
 
 int bench_lengths(enum dtype stored) {
     struct device d;
-    double last_rms_norm = 0, last_gate_norm = 0, last_conv = 0, last_scan = 0,
-           last_scan_adjoint = 0, last_attention = 0;
     bench_begin(&d, stored);
-    printf("microseconds a token: hidden 512; Mamba 8 heads of 64, state 64; attention 1 head of "
-           "64\n%10s %12s %12s %12s %12s %12s %12s\n",
-           "tokens", "rms_norm", "gate_norm", "conv", "scan", "scan_adjoint", "attention");
+    printf("microseconds a token, %d tokens in rows of a length: hidden 512; Mamba 8 heads of 64, "
+           "state 64; attention 1 head of 64\n%10s %12s %12s %12s %12s %12s %12s %12s\n",
+           LONGEST, "length", "rms_norm", "gated_norm", "conv", "conv_adjoint", "scan",
+           "scan_adjoint", "attention");
     for (int64_t length = SHORTEST; length <= LONGEST; length *= 2) {
+        const int64_t many = LONGEST / length;
         printf("%10lld", (long long)length);
-        SEQUENCE(rms_norm, .T = length, .H = 512, .eps = 1e-5);
-        SEQUENCE(gate_norm, .T = length, .W = 512, .G = 2, .ldz = 512, .width = 256, .eps = 1e-5);
-        SEQUENCE(conv, .B = 1, .L = length, .C = 768, .K = 4, .ldx = 768);
-        SEQUENCE(scan, .B = 1, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64, .lddt = 8,
+        SEQUENCE(rms_norm, .T = LONGEST, .H = 512, .eps = 1e-5);
+        SEQUENCE(gated_norm, .T = LONGEST, .W = 512, .G = 2, .ldz = 512, .eps = 1e-5);
+        SEQUENCE(conv, .B = many, .L = length, .C = 768, .K = 4, .ldx = 768);
+        SEQUENCE(conv_adjoint, .B = many, .L = length, .C = 768, .K = 4, .ldx = 768);
+        SEQUENCE(scan, .B = many, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64, .lddt = 8,
                  .dt_max = 100);
-        SEQUENCE(scan_adjoint, .B = 1, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64,
+        SEQUENCE(scan_adjoint, .B = many, .L = length, .H = 8, .P = 64, .G = 2, .S = 64, .Q = 64,
                  .lddt = 8, .dt_max = 100);
-        SEQUENCE(attention, .B = 1, .L = length, .H = 1, .G = 1, .D = 64, .ldq = 64, .ldk = 64,
+        SEQUENCE(attention, .B = many, .L = length, .H = 1, .G = 1, .D = 64, .ldq = 64, .ldk = 64,
                  .ldv = 64, .C = 1, .scale = 0.125);
         printf("\n");
     }

@@ -44,8 +44,9 @@ int try_case(const struct op_case *c);
 int try_threads(const struct op_case *c);
 
 /* Times every row on sizes of a small model and prints a table; the cost of a token in sequences of
- * many lengths. */
+ * many lengths. bench_has: whether the table has the row. */
 int bench(enum dtype stored);
+bool bench_has(enum op op);
 int bench_lengths(enum dtype stored);
 
 #endif

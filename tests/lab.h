@@ -14,7 +14,8 @@ extern const char *const lab_models[LAB_MODELS];
 /* Overrides that set them. */
 extern char *const lab_recipes[LAB_RECIPES];
 
-/* A deck's beginning: a model whose pipelines are looked at, without its pattern and its experts. */
+/* A deck's beginning: a model whose pipelines are looked at,
+ * without its pattern and its experts. */
 #define LAB_PIPELINE_MODEL                                                                         \
     "model:\n"                                                                                     \
     "  vocab_size: 8\n"                                                                            \
@@ -59,8 +60,8 @@ struct host_batch lab_slice(const struct host_batch *b, int64_t row, int64_t fro
 /* Cuts row `row` into documents of these lengths. */
 void lab_cut(struct host_batch *b, int64_t row, int n, const int *length);
 
-/* The loss; gradients are in the blocks. All of them in double, one block after the other:
- * malloc'd. */
+/* The loss; gradients are in the blocks. All of them in double, one
+ * block after the other: malloc'd. */
 double lab_gradients(struct lab *l, int n, const struct host_batch *b, int64_t count);
 double *lab_all_gradients(struct lab *l, int64_t *n);
 

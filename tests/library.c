@@ -27,7 +27,8 @@ static void must(dnnl_status_t status) {
     if (status != dnnl_success) die("oneDNN: status %d", (int)status);
 }
 
-/* Two ways of saying the same: a description is a struct before version 3, a handle from then on. */
+/* Two ways of saying the same: a description is a struct before
+ * version 3, a handle from then on. */
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t matrix;
 #define OF(m) (m)

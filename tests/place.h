@@ -13,4 +13,8 @@ void place_make(char *path, size_t size, const char *test);
 /* Makes a file mestar-<test>-... there with these bytes; the test unlinks it. */
 void place_file(char *path, size_t size, const char *test, const void *bytes, size_t n);
 
+/* Writes a file. */
+void place_put(const char *path, const void *bytes, size_t n);
+void place_put_text(const char *path, const char *text);
+
 #endif

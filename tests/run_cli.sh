@@ -31,6 +31,8 @@ go used-again 0 1 check "$TMP/run/used.yaml" && says used-again '^parameters:'
 go mistake 2 2 "$TMP/small.yaml" train.global_batch=3 train.clip=-1 &&
     { [ ! -e "$TMP/mistake" ] && ok nothing-written || fail nothing-written "$TMP/mistake exists"; }
 says mistake 'clip'
+OMP_NUM_THREADS=many go threads 2 1 "$TMP/small.yaml" train.clip=-1 &&
+    { [ ! -e "$TMP/threads" ] && grep -q '^2 mistakes' "$TMP/threads.log" && ok threads || fail threads "not beside the deck's mistake: $(tail -n 3 "$TMP/threads.log")"; }
 
 # what cannot be written to, and a model's folder that is none, are told before anything is made; a pipe holds nobody
 touch "$TMP/file"

@@ -42,6 +42,21 @@ for kib in 60 $(($(stat -c %s "$TMP/alone1/$last") / 1024 + 8)); do
     if [ $code = 1 ]; then check "$name" alone1 1 2 true; else fail "$name" "left with $code, want 1: $(tail -n 2 "$TMP/$name.log")"; fi
 done
 
+# A file that is written whole or not at all leaves nothing beside it: the report, which is larger than what a run writes before it, and
+# tokens, which are written for long.
+limited() { ( trap '' XFSZ; ulimit -f "$1"; shift; exec "$MESTAR" "$@" ) >"$TMP/limited.log" 2>&1 </dev/null; }
+beside_nothing() { [ "$2" = 1 ] && [ -z "$(find "$TMP" -name "$3*")" ] && ok "$1" || fail "$1" "left with $2: $(tail -n 2 "$TMP/limited.log"); $(find "$TMP" -name "$3*")"; }
+limited $((($(stat -c '%s +' "$TMP/alone1/report.html" "$TMP/alone1/used.yaml") 0) / 2048)) "$deck" checkpoint.interval=0 run.output="$TMP/limited"
+beside_nothing report-too-large $? report.html.new
+cp "$TMP/limited/used.yaml" "$TMP/used.yaml"
+limited 4 "$deck" checkpoint.interval=0 train.steps=13 run.output="$TMP/limited"
+beside_nothing used-too-large $? used.yaml.new
+cmp "$TMP/used.yaml" "$TMP/limited/used.yaml" && ok used-as-it-was || fail used-as-it-was "$(tail -n 1 "$TMP/limited/used.yaml")"
+seq -f '"text number %g"' 2000 >"$TMP/texts.jsonl"
+printf 'run:\n  mode: convert\nmodel:\n  tokenizer: bytes\nconvert:\n  what: tokens\n  to: %s\ndata:\n  path: [%s]\n' "$TMP/tokens.jsonl" "$TMP/texts.jsonl" >"$TMP/tokens.yaml"
+limited 16 "$TMP/tokens.yaml" run.output="$TMP/limited"
+beside_nothing tokens-too-large $? tokens.jsonl
+
 # Disks that hold one checkpoint or two, and run out at every point of the next
 [ -n "${DISK:-}" ] || finish
 enlarge() { mount -o remount,size=64m "$TMP/$name"; }

@@ -97,6 +97,16 @@ if ldd "$MESTAR" | grep -q libgomp; then
     has "threads wait briefly" "$TMP/run/provenance.txt" "^GOMP_SPINCOUNT=1000$"
     OMP_WAIT_POLICY=active go waits 0 1 "$TMP/deck.yaml" train.steps=1
     if grep -q GOMP_SPINCOUNT "$TMP/waits/provenance.txt"; then fail "waiting is the person's" "overruled"; else ok "waiting is the person's"; fi
+    # OpenMP that binds threads binds the first one before main: its place is not all that the process may use, also after the program
+    # has started itself anew.
+    cores() { sed -n -E 's/.* cores  +//p' "$TMP/$1/log.txt" | head -n 1; }
+    threads() { sed -n -E 's/.* cpu, ([0-9]+) threads? .*/\1/p' "$TMP/$1/log.txt" | head -n 1; }
+    (unset OMP_NUM_THREADS; go free 0 1 "$TMP/deck.yaml" train.steps=1; OMP_PROC_BIND=true go bound 0 1 "$TMP/deck.yaml" train.steps=1)
+    if [ -n "$(cores free)" ] && [ "$(cores free) $(threads free)" = "$(cores bound) $(threads bound)" ]; then ok "bound by OpenMP"
+    else fail "bound by OpenMP" "cores '$(cores bound)', threads '$(threads bound)', want '$(cores free)', '$(threads free)'"; fi
+    OMP_PROC_BIND=true go shared 0 2 "$TMP/deck.yaml" train.steps=1 && has "ranks bound alike" "$TMP/shared/log.txt" "OMP_PROC_BIND binds the threads of 2 ranks"
+    OMP_THREAD_LIMIT=1 go limited 0 1 "$TMP/deck.yaml" train.steps=1 run.threads=2
+    [ "$(threads limited)" = 1 ] && ok "limited by OpenMP" || fail "limited by OpenMP" "$(threads limited) threads"
 fi
 
 # Which cores ranks have, and that two of three have the same one while the third has others.

@@ -94,6 +94,22 @@ while [ $i -lt "$draws" ]; do
     why=$(like "$name" one-$kind-$capacity) && ok "$name" || fail "$name" "$why"
 done
 
+# One normalised expert a token: all weights are the same number, so whoever comes first has the room. Where the text is one letter, all
+# tokens of the first layer come to one expert.
+printf '{"text": "%s"}\n' "$(printf 'a%.0s' $(seq 3000))" >"$TMP/alike.jsonl"
+single() { echo "$TMP/deck.yaml" model.num_experts_per_tok=1 model.norm_topk_prob=true model.routed_scaling_factor=2.7 moe.capacity=1 train.micro_batch=1 "data.path=[$TMP/$1.jsonl]"; }
+for text in documents alike; do
+    go single-$text 0 1 $(single $text) || continue
+    for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=4 parallel.expert_tensor=1" "8 parallel.tensor=2 parallel.context=2 parallel.expert=2 parallel.expert_tensor=2 parallel.sequence=true memory.recompute=full" \
+        "4 parallel.context=4"; do
+        set -- $how; n=$1; shift; name=single-$text-$(echo "${*#parallel.}" | tr ' ' '-')
+        go "$name" 0 "$n" $(single $text) "$@" || continue
+        why=$(like "$name" single-$text) && ok "$name" || fail "$name" "$why"
+    done
+done
+grep -q '"loads": \[\[\(0, \)*256\(, 0\)*\]' "$TMP/single-alike/metrics.jsonl" && ok single-alike || fail single-alike "$(grep -o '"loads".*' "$TMP/single-alike/metrics.jsonl" | head -n 1)"
+go single-roomy 0 1 $(single documents) moe.capacity=0 && differ single-documents single-roomy loss
+
 # ---- plans ----
 
 # A router that knows no difference sends every token to the first experts: what the run leaves in routing.json is then how every rank
@@ -113,18 +129,23 @@ for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel
 done
 
 # What a router chooses by itself, rank by rank and micro-batch by micro-batch, where the run noted it: memory of a run of one step, and
-# work, traffic and messages of a second one, whose gradients' memory is there already.
+# work, traffic and messages of a second one, whose gradients' memory is there already. The same from a run on one stage with its experts at
+# home.
 learned() { echo "$TMP/deck.yaml" precision.recipe=fp32 model.initializer_range=0.3 model.num_experts_per_tok=3 train.global_batch=8 log.routing=true "$@"; }
 for how in "4 parallel.expert=4" "4 parallel.tensor=2 parallel.expert=2 parallel.expert_tensor=2 parallel.sequence=true train.micro_batch=2" "4 parallel.expert=2 memory.recompute=full moe.capacity=1" \
     "8 parallel.context=2 parallel.expert=4 parallel.pipeline=2 parallel.schedule=zbv moe.aux_kind=global"; do
-    set -- $how; n=$1; shift; name=learned-$n-$(echo "$*" | tr -dc '0-9')
+    set -- $how; n=$1; shift; name=learned-$n-$(echo "$*" | tr -dc '0-9'); home= stages=1
+    for key; do case $key in parallel.expert*|parallel.schedule*) ;; parallel.pipeline=*) stages=${key#*=} ;; *) home="$home $key" ;; esac; done
     for steps in 1 2; do
+        go "$name-home-$steps" 0 $((n / stages)) $(learned $home) train.steps=$steps && go "$name-home-plan-$steps" 0 1 plan $(learned "$@") --json run.ranks="$n" plan.routing="$TMP/$name-home-$steps" || continue 2
         go "$name-$steps" 0 "$n" $(learned "$@") train.steps=$steps && go "$name-plan-$steps" 0 1 plan $(learned "$@") --json run.ranks="$n" plan.routing="$TMP/$name-$steps" || continue 2
     done
     go "$name-even" 0 1 plan $(learned "$@") --json run.ranks="$n" || continue
     memory() { grep -v '^{'; }; costs() { grep '^{'; }
-    [ "$(facts "$TMP/$name-plan-1.log" | memory)" = "$(measured "$TMP/$name-1" | memory)" ] && ok "$name-memory" || fail "$name-memory" "planned $(facts "$TMP/$name-plan-1.log" | memory | tr '\n' ' '), measured $(measured "$TMP/$name-1" | memory | tr '\n' ' ')"
-    [ "$(facts "$TMP/$name-plan-2.log" | costs)" = "$(measured "$TMP/$name-2" | costs)" ] && ok "$name-step" || fail "$name-step" "planned $(facts "$TMP/$name-plan-2.log" | costs | head -n 1), measured $(measured "$TMP/$name-2" | costs | head -n 1)"
+    for plan in $name-plan $name-home-plan; do
+        [ "$(facts "$TMP/$plan-1.log" | memory)" = "$(measured "$TMP/$name-1" | memory)" ] && ok "$plan-memory" || fail "$plan-memory" "planned $(facts "$TMP/$plan-1.log" | memory | tr '\n' ' '), measured $(measured "$TMP/$name-1" | memory | tr '\n' ' ')"
+        [ "$(facts "$TMP/$plan-2.log" | costs)" = "$(measured "$TMP/$name-2" | costs)" ] && ok "$plan-step" || fail "$plan-step" "planned $(facts "$TMP/$plan-2.log" | costs | head -n 1), measured $(measured "$TMP/$name-2" | costs | head -n 1)"
+    done
     [ "$(facts "$TMP/$name-even.log")" != "$(measured "$TMP/$name-2")" ] && ok "$name-even" || fail "$name-even" "the same"
 done
 # Choices are those of training, like the loads beside them, whatever was measured after the step.
@@ -132,8 +153,8 @@ for every in 0 1; do
     go validation-$every 0 2 $(learned parallel.expert=2) train.steps=1 data.split=0.3 train.validation_interval=$every || finish
 done
 grep -q '"validation"' "$TMP/validation-1/metrics.jsonl" && grep -q '"choices"' "$TMP/validation-0/routing.json" && cmp "$TMP/validation-0/routing.json" "$TMP/validation-1/routing.json" && ok validation || fail validation "other choices, or nothing to compare"
-# Of another mesh: in proportion.
-go elsewhere 0 1 plan $(learned parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
+# Of ranks with other tokens: in proportion.
+go elsewhere 0 1 plan $(learned parallel.tensor=2 parallel.expert=2) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'in these proportions on every rank' "$TMP/elsewhere.log" && ok elsewhere || fail elsewhere "$(grep recorded "$TMP/elsewhere.log")"; }
 go same 0 1 plan $(learned parallel.expert=4) run.ranks=4 plan.routing="$TMP/learned-4-4-2" && { grep -q 'step 2), of every rank' "$TMP/same.log" && ok same || fail same "$(grep recorded "$TMP/same.log")"; }
 # Of as many choices a token, and as much room, as noted; else in proportion.
 for other in model.num_experts_per_tok=2 moe.capacity=1; do

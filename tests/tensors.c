@@ -6,9 +6,9 @@
  *                                                  order and files
  *   tensors close A B LOGITS LOSS GRADIENTS        the largest differences of grad.*, logits and
  *                                                  loss, relative to each tensor's largest entry
- *                                                  (for grad.* at least 1e-6 of the largest gradient
- *                                                  of all); positions that B's attention_mask hides
- *                                                  do not count
+ *                                                  (for grad.* at least 1e-6 of the largest
+ *                                                  gradient of all); positions that B's
+ *                                                  attention_mask hides do not count
  *   tensors ending A B WORD BOUND                  the same of all tensors whose names end so
  *
  * A and B are files or folders.  Exit code 0 yes, 1 no, 2 the files cannot be read. */

@@ -1,5 +1,5 @@
-/* Arenas: the same addresses on every device and in every step, the best fit, and that overruns, leaks
- * and second returns are found where they happen. */
+/* Arenas: the same addresses on every device and in every step, the best fit, and that overruns,
+ * leaks and second returns are found where they happen. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,6 +21,27 @@ struct history {
     size_t at[STEPS], top[STEPS], peak, live;
 };
 
+/* Where a piece should come to lie: in the smallest gap between those in use that is large enough, of
+ * equal ones the lowest; else behind all. Looked for in every gap there is. */
+static size_t best_place(struct piece *const *piece, const size_t *from, const size_t *size,
+                         size_t wanted) {
+    size_t best = 0, least = SIZE_MAX, top = 0;
+    for (int k = -1; k < HELD; k++) {
+        if (k >= 0 && !piece[k]) continue;
+        const size_t begin = k < 0 ? 0 : from[k] + size[k];
+        size_t next = SIZE_MAX;
+        if (begin > top) top = begin;
+        for (int j = 0; j < HELD; j++)
+            if (piece[j] && from[j] >= begin && from[j] < next) next = from[j];
+        const size_t gap = next - begin;
+        if (next == SIZE_MAX || gap < wanted || gap > least || (gap == least && begin > best))
+            continue;
+        best = begin;
+        least = gap;
+    }
+    return least < SIZE_MAX ? best : top;
+}
+
 /* Takes and gives at random, the same on every device. Returns with nothing in use. */
 static void take_and_give(struct device *d, struct history *h) {
     struct arena a;
@@ -38,9 +59,11 @@ static void take_and_give(struct device *d, struct history *h) {
         } else {
             void *p;
             size_t bytes = (size_t)(exp(5 * (random_number(&seed) + 1)) - 1);
+            const size_t want = best_place(piece, from, size, arena_round(bytes));
             piece[k] = arena_take(&a, bytes, "piece", &p);
             h->at[i] = from[k] = (size_t)((char *)p - a.base) / spread;
             size[k] = arena_round(bytes);
+            assert_int_equal(from[k], want);
             assert_true(size[k] >= bytes && size[k] % 64 == 0 && size[k] > 0);
             assert_int_equal(from[k] % 64, 0);
             for (int j = 0; j < HELD; j++)

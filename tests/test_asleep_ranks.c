@@ -1,12 +1,12 @@
-/* Pipelines on a device that sleeps: the real executor on the real MPI, but every operation, instead of
- * computing, sleeps as long as it took when it was measured. So any number of ranks overlap truly on
- * any number of cores, and the idle share of the clock must be the one that the schedule is said to
- * have at those costs.
+/* Pipelines on a device that sleeps: the real executor on the real MPI, but every operation,
+ * instead of computing, sleeps as long as it took when it was measured. So any number of ranks
+ * overlap truly on any number of cores, and the idle share of the clock must be the one that the
+ * schedule is said to have at those costs.
  *
  *     mpirun -n N test_asleep_ranks      N: 4 or 8; LONG=1 in the environment: more and longer
  *
- * What the scheduler of a busy machine adds to a sleep does not grow with it, so a try that misses is
- * repeated at twice the pace, some times. */
+ * What the scheduler of a busy machine adds to a sleep does not grow with it, so a try that misses
+ * is repeated at twice the pace, some times. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

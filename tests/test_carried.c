@@ -1,5 +1,5 @@
-/* States that rows carry from one call to the next: convolution, scan and attention in two parts give
- * the numbers and gradients of the whole. */
+/* States that rows carry from one call to the next: convolution, scan and attention in two parts
+ * give the numbers and gradients of the whole. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -43,13 +43,6 @@ static const char *in(const char *name) {
     return path[next];
 }
 
-static void put(const char *path, const char *text) {
-    FILE *f = fopen(path, "wb");
-    if (!f) die("cannot write %s", path);
-    fputs(text, f);
-    if (fclose(f) != 0) die("cannot write %s", path);
-}
-
 /* A file with F32 tensors of one number each. */
 static void put_tensors(const char *path, int n, const char *const *names) {
     struct stored_tensor t[8];
@@ -101,7 +94,7 @@ static const char index_name[] = "model.safetensors.index.json";
 static void test_forms(void **unused) {
     (void)unused;
     PUT(in("model.safetensors"), "b", "a");
-    put(in("config.json"), "{\"x\": 1}");
+    place_put_text(in("config.json"), "{\"x\": 1}");
     struct checkpoint c = accepted(folder);
     assert_int_equal(c.n, 2);
     assert_string_equal(c.tensor[0].name, "a");
@@ -129,12 +122,13 @@ static void test_shards(void **unused) {
     (void)unused;
     PUT(in("one.safetensors"), "a", "b");
     PUT(in("two.safetensors"), "c", "kept");
-    put(in(index_name),
-        "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"one.safetensors\","
-        "\"b\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
+    place_put_text(in(index_name),
+                   "{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"one.safetensors\","
+                   "\"b\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
     refused(folder, "does not name tensor kept, which two.safetensors holds");
-    put(in(index_name), "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
-                        "\"c\":\"two.safetensors\",\"kept\":\"two.safetensors\"}}");
+    place_put_text(in(index_name),
+                   "{\"weight_map\":{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\","
+                   "\"c\":\"two.safetensors\",\"kept\":\"two.safetensors\"}}");
     struct checkpoint c = accepted(folder);
     assert_int_equal(c.n, 4);
     assert_int_equal(c.n_files, 2);
@@ -148,39 +142,42 @@ static void test_wrong_index(void **unused) {
     PUT(in("one.safetensors"), "a", "b");
     PUT(in("two.safetensors"), "b", "c");
     const char *path = in(index_name);
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"z.weight\":\"one.safetensors\"}}");
+    place_put_text(path,
+                   "{\"weight_map\":{\"a\":\"one.safetensors\",\"z.weight\":\"one.safetensors\"}}");
     refused(folder, "tensor z.weight is said to be in one.safetensors, which does not hold it");
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"x\":\"three.safetensors\"}}");
+    place_put_text(path,
+                   "{\"weight_map\":{\"a\":\"one.safetensors\",\"x\":\"three.safetensors\"}}");
     refused(folder,
             "three.safetensors: is absent; the index says it holds 1 tensors, x among them");
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"two.safetensors\"}}");
     refused(folder, "tensor b is in two shards, one.safetensors and two.safetensors");
     PUT(in("two.safetensors"), "c");
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"one.safetensors\",\"b\":\"two."
+    place_put_text(
+        path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"c\":\"one.safetensors\",\"b\":\"two."
               "safetensors\"}}");
     refused(folder, "tensor c is said to be in one.safetensors, but it is in two.safetensors");
-    put(path, "{\"weight_map\":{\"a\":\"../one.safetensors\"}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"../one.safetensors\"}}");
     refused(folder, "../one.safetensors is not the plain name of a file");
-    put(path, "{\"weight_map\":{\"a\":\"/etc/passwd\"}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"/etc/passwd\"}}");
     refused(folder, "/etc/passwd is not the plain name of a file");
-    put(path, "{\"weight_map\":{\"a\":\"..\"}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"..\"}}");
     refused(folder, ".. is not the plain name of a file");
-    put(path, "{\"weight_map\":{\"a\":3}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":3}}");
     refused(folder, "tensor a: its file is not a text");
-    put(path, "{\"weight_map\":[]}");
+    place_put_text(path, "{\"weight_map\":[]}");
     refused(folder, "has no weight_map");
-    put(path, "{\"weight_map\":{}}");
+    place_put_text(path, "{\"weight_map\":{}}");
     refused(folder, "its weight_map names no tensor");
-    put(path, "[]");
+    place_put_text(path, "[]");
     refused(folder, "has no weight_map");
-    put(path, "{\"weight_map\":{\"a\":\"one.saf");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"one.saf");
     refused(folder, "is not JSON");
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"a\":\"one.safetensors\"}}");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"one.safetensors\",\"a\":\"one.safetensors\"}}");
     refused(folder, "duplicate object key");
-    put(path, "");
+    place_put_text(path, "");
     refused(folder, "is not JSON");
-    put(in("one.safetensors"), "");
-    put(path, "{\"weight_map\":{\"a\":\"one.safetensors\"}}");
+    place_put_text(in("one.safetensors"), "");
+    place_put_text(path, "{\"weight_map\":{\"a\":\"one.safetensors\"}}");
     refused(folder, "one.safetensors: has 0 bytes");
 }
 
@@ -188,9 +185,9 @@ static void test_other_folders(void **unused) {
     (void)unused;
     refused(in("absent"), "No such file or directory; expected a Hugging Face folder");
     refused(folder, "holds no checkpoint: expected model.safetensors");
-    put(in("pytorch_model.bin"), "");
+    place_put_text(in("pytorch_model.bin"), "");
     refused(folder, "holds a pickled checkpoint");
-    put(in("latest_checkpointed_iteration.txt"), "1");
+    place_put_text(in("latest_checkpointed_iteration.txt"), "1");
     refused(folder, "is a Megatron checkpoint");
     PUT(in("consolidated.safetensors"), "a");
     refused(folder, "consolidated.safetensors among them");
@@ -214,9 +211,9 @@ static void test_wrong_texts(void **unused) {
     refused(folder, "more than the 16777216 that are read");
     unlink(in("config.json"));
     const char *sums = in("checksums.json");
-    put(sums, "{");
+    place_put_text(sums, "{");
     refused(folder, "checksums.json: is not JSON");
-    put(sums, "{\"algorithm\":\"MD5\",\"files\":{}}");
+    place_put_text(sums, "{\"algorithm\":\"MD5\",\"files\":{}}");
     refused(folder, "is not a list of XXH3-64 checksums");
     const char *bad[] = {"[]",
                          "{\"bytes\":132}",
@@ -239,10 +236,11 @@ static void test_wrong_texts(void **unused) {
         }
         snprintf(text, sizeof text,
                  "{\"algorithm\":\"XXH3-64\",\"files\":{\"model.safetensors\":%s}}", entry);
-        put(sums, text);
+        place_put_text(sums, text);
         refused(folder, "what it says of model.safetensors cannot be understood");
     }
-    put(sums, "{\"algorithm\":\"XXH3-64\",\"files\":{\"model.safetensors\":{\"bytes\":1,\"block_"
+    place_put_text(
+        sums, "{\"algorithm\":\"XXH3-64\",\"files\":{\"model.safetensors\":{\"bytes\":1,\"block_"
               "bytes\":64,"
               "\"blocks\":[\"0123456789abcdef\"]}}}");
     c = accepted(folder); /* of another file of that name: no word about this one */
@@ -298,7 +296,7 @@ static void test_replace(void **unused) {
     check_saved(in("m"));
     assert_false(there("m.tmp"));
     assert_false(there("m.old"));
-    put(in("m/notes.txt"), "mine"); /* a person's file among ours is kept */
+    place_put_text(in("m/notes.txt"), "mine"); /* a person's file among ours is kept */
     PUT(in("m/model-00001-of-00002.safetensors"), "x");
     save(in("m"), 2, boxes);
     check_saved(in("m"));
@@ -306,7 +304,7 @@ static void test_replace(void **unused) {
     assert_false(there("m.old/model.safetensors"));
     assert_false(there("m/notes.txt"));
     assert_false(there("m/model-00001-of-00002.safetensors"));
-    put(in("m/notes.txt"), "mine");
+    place_put_text(in("m/notes.txt"), "mine");
     save(in("m"), 2, boxes);
     assert_true(there("m.old-2/notes.txt"));
     /* Through a link. */
@@ -325,13 +323,13 @@ static void test_replace(void **unused) {
 static void test_leftovers(void **unused) {
     (void)unused;
     mkdir(in("m.tmp"), 0777);
-    put(in("m.tmp/.mestar-is-writing"), "");
-    put(in("m.tmp/model-00001-of-00003.safetensors"), "half");
-    put(in("m.tmp/anything"), "");
+    place_put_text(in("m.tmp/.mestar-is-writing"), "");
+    place_put_text(in("m.tmp/model-00001-of-00003.safetensors"), "half");
+    place_put_text(in("m.tmp/anything"), "");
     save(in("m"), 2, boxes);
     check_saved(in("m"));
     assert_false(there("m/anything"));
-    put(in("x.safetensors.tmp"), "half");
+    place_put_text(in("x.safetensors.tmp"), "half");
     save(in("x.safetensors"), 2, boxes);
     check_saved(in("x.safetensors"));
 }
@@ -384,16 +382,16 @@ static void test_in_the_way(void **unused) {
     check_saved(in("m"));
     folder_remove(in("m"));
     mkdir(in("m"), 0777);
-    put(in("m/thesis.tex"), "");
+    place_put_text(in("m/thesis.tex"), "");
     dies(save_m, "holds no checkpoint; it is not replaced");
     assert_true(there("m/thesis.tex"));
     assert_false(there("m.tmp"));
     folder_remove(in("m"));
-    put(in("m"), "a file");
+    place_put_text(in("m"), "a file");
     dies(save_m, "is not a folder");
     unlink(in("m"));
     mkdir(in("m.tmp"), 0777);
-    put(in("m.tmp/thesis.tex"), "");
+    place_put_text(in("m.tmp/thesis.tex"), "");
     dies(save_m, "is in the way and not left by an earlier save");
     assert_true(there("m.tmp/thesis.tex"));
 }

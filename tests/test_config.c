@@ -12,8 +12,8 @@
 #include <cmocka.h>
 
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "src/config.h"
 #include "src/config_json.h"
 #include "src/pattern.h"
@@ -24,10 +24,7 @@ static char folder[256];
 
 static void put(const char *name, const char *text, size_t n) {
     char *path = die_format("%s/%s", folder, name);
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, n, f), n);
-    fclose(f);
+    place_put(path, text, n);
     free(path);
 }
 
@@ -224,7 +221,8 @@ static void bad_files(void **state) {
     REFUSED(HEAD "\"quantization_config\": {}}", "quantised checkpoints are not built");
     REFUSED(HEAD "\"a\": 1, \"a\": 2}", "duplicate");
     REFUSED(HEAD "\"a\": 1e999}", "is not JSON");
-    REFUSED(HEAD "\"hidden_size\": Infinity}", "hidden_size: is NaN or infinite, not a whole number");
+    REFUSED(HEAD "\"hidden_size\": Infinity}",
+            "hidden_size: is NaN or infinite, not a whole number");
 }
 
 static void bad_values(void **state) {
@@ -365,7 +363,8 @@ static void presets(void **state) {
         fine(&t);
         assert_string_equal(s.c.kinds, t.c.kinds);
         assert_string_equal(s.c.mtp_kinds, t.c.mtp_kinds);
-        assert_int_equal(t.c.n_unused, 4 + (strchr(t.c.kinds, 'E') != NULL)); /* ids of special tokens, use_cache, n_shared_experts */
+        /* ids of special tokens, use_cache, n_shared_experts */
+        assert_int_equal(t.c.n_unused, 4 + (strchr(t.c.kinds, 'E') != NULL));
         for (int row = 0;; row++) {
             const char *name;
             char type;

@@ -18,9 +18,9 @@
 
 #include "io/corpora.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/token_source.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "tests/place.h"
 
@@ -42,17 +42,6 @@ static char *in(const char *name) {
     next = (next + 1) % 8;
     snprintf(path[next], sizeof path[next], "%s/%s", folder, name);
     return path[next];
-}
-
-static void put(const char *path, const void *text, size_t n) {
-    FILE *f = fopen(path, "wb");
-    if (!f) die("cannot write %s", path);
-    fwrite(text, 1, n, f);
-    if (fclose(f) != 0) die("cannot write %s", path);
-}
-
-static void put_text(const char *path, const char *text) {
-    put(path, text, strlen(text));
 }
 
 struct sample {
@@ -168,7 +157,7 @@ static void test_text_is_the_stream(void **unused) {
         for (int k = 0; k < n; k++) words[i][k] = (char)(33 + (i * 7 + k * k) % 90);
         words[i][n] = 0;
         snprintf(name, sizeof name, "f%02d", i);
-        put_text(in(name), words[i]);
+        place_put_text(in(name), words[i]);
         stream_add(words[i]);
     }
     char *paths[] = {folder};
@@ -185,7 +174,7 @@ static void test_passes_differ(void **unused) {
     char words[4000];
     for (int i = 0; i < 3999; i++) words[i] = (char)('a' + (i * i / 7) % 26);
     words[3999] = 0;
-    put_text(in("f"), words);
+    place_put_text(in("f"), words);
     char *paths[] = {folder};
     struct corpus c = text(1, paths, true), other;
     struct mistakes m = {0};
@@ -212,14 +201,14 @@ static void test_folders(void **unused) {
     mkdir(in("b"), 0777);
     mkdir(in("b/d"), 0777);
     mkdir(in(".git"), 0777);
-    put_text(in("a.txt"), "the first of the texts, forty letters or so");
-    put_text(in("b/c.txt"), "\xc3\xa4 second");
-    put_text(in("b/d/e"), "third, deep below");
-    put_text(in("b-"), "sorts before b/");
-    put_text(in("b/.hidden"), "a file, so it is read");
-    put_text(in(".git/config"), "not read");
-    put(in("binary"), "a\0b", 3);
-    put(in("empty"), "", 0);
+    place_put_text(in("a.txt"), "the first of the texts, forty letters or so");
+    place_put_text(in("b/c.txt"), "\xc3\xa4 second");
+    place_put_text(in("b/d/e"), "third, deep below");
+    place_put_text(in("b-"), "sorts before b/");
+    place_put_text(in("b/.hidden"), "a file, so it is read");
+    place_put_text(in(".git/config"), "not read");
+    place_put(in("binary"), "a\0b", 3);
+    place_put(in("empty"), "", 0);
     mkfifo(in("pipe"), 0600);
     assert_int_equal(symlink("a.txt", in("z-link")), 0);
     assert_int_equal(symlink("nowhere", in("z-dangling")), 0);
@@ -249,11 +238,11 @@ static void test_refused(void **unused) {
     refused(2, paths, "*.none: no file has a name like this");
     char *empty[] = {folder};
     refused(1, empty, "no text file found");
-    put(in("binary"), "\0", 1);
+    place_put(in("binary"), "\0", 1);
     refused(1, empty, "1 binary");
-    put_text(in("short"), "only thirty-one letters, oh why");
+    place_put_text(in("short"), "only thirty-one letters, oh why");
     refused(1, empty, "32 tokens, too few for one sample of 32");
-    put_text(in("short"), "with thirty-two letters, it goes");
+    place_put_text(in("short"), "with thirty-two letters, it goes");
     struct corpus c = text(1, empty, true);
     assert_int_equal(c.samples, 1);
     corpus_free(&c);
@@ -261,13 +250,14 @@ static void test_refused(void **unused) {
 
 static void test_changed_file(void **unused) {
     (void)unused;
-    put_text(in("f"), "a text that will be longer when it is read than it was when it was listed");
+    place_put_text(in("f"),
+                   "a text that will be longer when it is read than it was when it was listed");
     char *paths[] = {folder};
     struct corpus c = text(1, paths, true);
     for (int opened = 0; opened < 2; opened++) {
-        put_text(in("f"), opened ? "and now it is much shorter"
-                                 : "a text that is longer when it is read than it was when "
-                                   "it was listed, as has been promised");
+        place_put_text(in("f"), opened ? "and now it is much shorter"
+                                       : "a text that is longer when it is read than it was when "
+                                         "it was listed, as has been promised");
         fflush(NULL);
         pid_t child = fork();
         if (child == 0) {
@@ -291,7 +281,7 @@ static void test_many_files(void **unused) {
         char name[20], words[20];
         snprintf(name, sizeof name, "%03d", i);
         snprintf(words, sizeof words, "%d %d", i, i * i);
-        put_text(in(name), words);
+        place_put_text(in(name), words);
         stream_add(words);
     }
     char *paths[] = {in("*")};

@@ -20,9 +20,9 @@
 #include "io/corpora.h"
 #include "io/corpora_files.h"
 #include "io/files.h"
-#include "kernels/mistakes.h"
 #include "io/token_source.h"
 #include "kernels/die.h"
+#include "kernels/mistakes.h"
 #include "parallel/comm.h"
 #include "tests/place.h"
 
@@ -47,17 +47,6 @@ static char *in(const char *name) {
     return path[next];
 }
 
-static void put(const char *path, const char *text, size_t n) {
-    FILE *f = fopen(path, "wb");
-    if (!f) die("cannot write %s", path);
-    fwrite(text, 1, n, f);
-    if (fclose(f) != 0) die("cannot write %s", path);
-}
-
-static void put_text(const char *path, const char *text) {
-    put(path, text, strlen(text));
-}
-
 /* A text that is like no other. */
 static void put_story(const char *path, int number, int n) {
     char *text = die_alloc((unsigned long)n);
@@ -66,7 +55,7 @@ static void put_story(const char *path, int number, int n) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
         text[i] = (char)(x % 6 ? 'a' + (x >> 8) % 26 : ' ');
     }
-    put(path, text, (size_t)n);
+    place_put(path, text, (size_t)n);
     free(text);
 }
 
@@ -141,7 +130,7 @@ static void test_cache_is_the_text(void **unused) {
         snprintf(name, sizeof name, "%02d", i);
         put_story(in(name), i, i % 10 == 3 ? 300000 : 1 + i * 31);
     }
-    put_text(in("broken"), "\xff\xfe\xc3(\x80 not UTF-8 at all, and 0 \xed\xa0\x80 neither");
+    place_put_text(in("broken"), "\xff\xfe\xc3(\x80 not UTF-8 at all, and 0 \xed\xa0\x80 neither");
     char *paths[] = {folder};
     for (int split = 0; split < 2; split++) {
         struct corpus_text t = spec(paths, 1, &token_source_bytes);
@@ -225,7 +214,7 @@ static void test_held_out_stay_so(void **unused) {
             snprintf(name, sizeof name, "%02d", (i * 37) % 100);
             snprintf(text, sizeof text, "#%02d and then %d times the same, to the end of the story",
                      i, i);
-            put_text(in(name), text);
+            place_put_text(in(name), text);
         }
         char *paths[] = {folder};
         struct corpus_text t = spec(paths, 1, n % 2 ? &token_source_bytes : &narrow);
@@ -317,8 +306,8 @@ static void test_refused(void **unused) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         for (int cached = 0; cached < 2; cached++) {
             begin(NULL);
-            put_text(in("a"), all[i].text[0]);
-            if (all[i].text[1]) put_text(in("b"), all[i].text[1]);
+            place_put_text(in("a"), all[i].text[0]);
+            if (all[i].text[1]) place_put_text(in("b"), all[i].text[1]);
             char *paths[] = {folder};
             struct corpus_text t = spec(paths, 1, cached ? &narrow : &token_source_bytes);
             t.split = all[i].split;
@@ -332,7 +321,7 @@ static void test_refused(void **unused) {
             mistakes_free(&m);
         }
     /* A cache that cannot be made is the person's mistake. */
-    put_text(in("file"), "not a folder");
+    place_put_text(in("file"), "not a folder");
     char *paths[] = {folder};
     struct corpus_text t = spec(paths, 1, &narrow);
     t.cache = in("file");
@@ -351,7 +340,7 @@ static void test_blend(void **unused) {
         memset(text, 'a' + k, k == 1 ? 60 : 4000);
         snprintf(name, sizeof name, "%d", k);
         paths[k] = die_strdup(in(name));
-        put_text(paths[k], text);
+        place_put_text(paths[k], text);
         free(text);
     }
     const double weights[] = {0.25, 0.75, 0};

@@ -1,4 +1,5 @@
-/* dealing.h: ranks whose exchanges of tokens meet are dealt as many micro-batches, on every mesh of 24 ranks. */
+/* dealing.h: ranks whose exchanges of tokens meet are dealt as many
+ * micro-batches, on every mesh of 24 ranks. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,7 +1,8 @@
 /* Reading and continuing prompts on meshes of the ranks there are, against a process of its own for
- * every prompt: the logits after the prompt and after every token that is put in. Meshes, ways along
- * context, batches (prompts of one token, data ranks without any, rows of different lengths), chunks
- * and how long each data rank goes on are drawn; models are those of the lab, which have all layers.
+ * every prompt: the logits after the prompt and after every token that is put in. Meshes, ways
+ * along context, batches (prompts of one token, data ranks without any, rows of different lengths),
+ * chunks and how long each data rank goes on are drawn; models are those of the lab, which have all
+ * layers.
  *
  *     mpirun -n N test_decoder_ranks [SEED [DRAWS]] */
 #include <math.h>
@@ -86,18 +87,25 @@ static void draw_prompts(struct prompts *p, bool some) {
     }
 }
 
+/* Row i of what the decoder has found. */
+static void logits_of(const struct decoder *d, int64_t i, double *to) {
+    const enum dtype real = d->engine->real;
+    dtype_convert(to, F64,
+                  (const char *)d->logits + (size_t)(i * LAB_VOCABULARY) * dtype_size(real), real,
+                  LAB_VOCABULARY);
+}
+
 /* Logits of one row and the tokens that follow it, [1 + steps][vocabulary]. */
 static double *alone(struct lab *one, const struct prompts *p, int64_t row) {
     struct decoder d;
     double *all = die_alloc((size_t)(1 + p->steps) * LAB_VOCABULARY * sizeof *all);
-    const size_t bytes = LAB_VOCABULARY * sizeof *all;
     int32_t *ids = (int32_t *)(uintptr_t)p->ids[row];
     decoder_init(&d, &one->e, 1, p->n[row], MOST_STEPS, MOST_PROMPT);
     decoder_begin(&d, 1, &ids, &p->n[row], NULL);
-    memcpy(all, d.logits, bytes);
+    logits_of(&d, 0, all);
     for (int64_t s = 0; s < p->steps; s++) {
         decoder_next(&d, &ids[p->n[row] + s]);
-        memcpy(all + (s + 1) * LAB_VOCABULARY, d.logits, bytes);
+        logits_of(&d, 0, all + (s + 1) * LAB_VOCABULARY);
     }
     decoder_free(&d);
     return all;
@@ -106,15 +114,17 @@ static double *alone(struct lab *one, const struct prompts *p, int64_t row) {
 /* A rank that finds a mistake goes on, so that no other waits for it. */
 static void compare(const struct decoder *d, int64_t rows, double *const *want, int64_t step,
                     double bound, const char *what) {
-    for (int64_t i = 0; i < rows && !wrong; i++)
+    double logits[LAB_VOCABULARY];
+    for (int64_t i = 0; i < rows && !wrong; i++) {
+        logits_of(d, i, logits);
         for (int64_t k = 0; k < LAB_VOCABULARY && !wrong; k++) {
-            const double w = want[i][step * LAB_VOCABULARY + k],
-                         found = d->logits[i * LAB_VOCABULARY + k];
+            const double w = want[i][step * LAB_VOCABULARY + k], found = logits[k];
             wrong = !(fabs(found - w) <= bound);
             if (wrong)
                 print_error("rank %d, row %d, after %d tokens, word %d: %.17g, want %.17g [%s]\n",
                             world.rank, (int)i, (int)step, (int)k, found, w, what);
         }
+    }
 }
 
 /* One batch through a decoder that may have seen others. */

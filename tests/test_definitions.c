@@ -251,8 +251,8 @@ static void attention_formula(void **state) {
     free(v_past);
 }
 
-/* Every set of groups and then every order of experts is too many; but each expert's rank can be
- * counted. */
+/* Every set of groups and then every order of experts is too many; but
+ * each expert's rank can be counted. */
 static void routing(void **state) {
     (void)state;
     enum { T = 40, E = 12, K = 3, GROUPS = 4, KEPT = 2, SIZE = E / GROUPS };
@@ -354,7 +354,8 @@ static void sorting(void **state) {
     free(weight);
 }
 
-/* Whom each token would take in turn; who chose whom in which document; and what was chosen so far. */
+/* Whom each token would take in turn; who chose whom in which
+ * document; and what was chosen so far. */
 static void loads(void **state) {
     (void)state;
     enum { T = 9, K = 2, E = 4, L = 3, G = 2, FIRST = 2 };
@@ -391,7 +392,8 @@ static void loads(void **state) {
     }
 }
 
-/* Whose choices are too many, by counting who is better: sequences on one rank and cut for several. */
+/* Whose choices are too many, by counting who is better: sequences
+ * on one rank and cut for several. */
 static void dropping(void **state) {
     (void)state;
     enum { T = 48, K = 2, E = 4, L = 24, LIMIT = 9 };

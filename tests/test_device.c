@@ -195,8 +195,9 @@ static void rows_are_described(void **state) {
     assert_int_equal(row->operands[2].add_at, offsetof(struct relu2_adjoint_args, dx_add));
 }
 
-/* Results that lie between one another, as the gradients of q, k and v do, are those that lie apart;
- * with NaN around them, and where they are added to; by the definition and by what is faster. */
+/* Results that lie between one another, as the gradients of q, k and v do, are those that lie
+ * apart; with NaN around them, and where they are added to; by the definition and by what is
+ * faster. */
 static void views_in_bf16(void **state) {
     (void)state;
     enum { T = 5, D = 4, W = 3 * D };

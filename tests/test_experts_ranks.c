@@ -1,9 +1,9 @@
 /* Tokens to experts and back, on every mesh of the ranks there are, against what one rank would do.
- * The experts here multiply a row by numbers of their own, each of the ranks that share one by a part
- * of these; so what comes back is known row by row, and so is the gradient: both are the row, or its
- * gradient, times the factor of its expert. Routes by chance, all to one expert, none to another, one
- * token in all, fewer tokens than ranks, dropped choices; in turn, where the bytes that are sent are
- * those of a dry run too. */
+ * The experts here multiply a row by numbers of their own, each of the ranks that share one by a
+ * part of these; so what comes back is known row by row, and so is the gradient: both are the row,
+ * or its gradient, times the factor of its expert. Routes by chance, all to one expert, none to
+ * another, one token in all, fewer tokens than ranks, dropped choices; in turn, where the bytes
+ * that are sent are those of a dry run too. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -208,8 +208,9 @@ static void check_dry(const struct setting *s, const struct room *r, int64_t byt
     free(none);
 }
 
-/* What the algorithm sends over the expert group: to each other rank one number an expert it holds, once;
- * rows to other ranks and the results of theirs, forward, again where forward is replayed, and back. */
+/* What the algorithm sends over the expert group: to each other rank one number an expert it holds,
+ * once; rows to other ranks and the results of theirs, forward, again where forward is replayed,
+ * and back. */
 static int64_t volume(const struct setting *s, const struct parallel *p) {
     int64_t held = s->experts / s->shape.expert, rows = 0, others = s->shape.expert - 1;
     if (experts_at_home(p)) return 0;
@@ -289,8 +290,8 @@ static void in_turn(void **state) {
     }
 }
 
-/* Shares in proportion to loads: each rank gives what it has, all of it unless some is dropped; and all
- * ranks together what the proportion says, to a whole number. */
+/* Shares in proportion to loads: each rank gives what it has, all of it unless some is dropped; and
+ * all ranks together what the proportion says, to a whole number. */
 static void by_loads(void **state) {
     (void)state;
     for (int64_t i = 0; i < 200; i++) {

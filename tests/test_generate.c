@@ -17,6 +17,7 @@
 #include "src/decoder.h"
 #include "src/sample.h"
 #include "src/text.h"
+#include "tests/lab.h"
 
 /* ---- drawing ---- */
 
@@ -59,7 +60,7 @@ static void drawing(void **state) {
         int count[WORDS] = {0};
         sampler_init(&s, WORDS, how[h].temperature, how[h].top_k, how[h].top_p);
         chances(want, how[h].temperature, how[h].top_k > WORDS ? 0 : how[h].top_k, how[h].top_p);
-        for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, (i + 0.5) / DRAWS)]++;
+        for (int i = 0; i < DRAWS; i++) count[sampler_choose(&s, logits, F64, (i + 0.5) / DRAWS)]++;
         for (int i = 0; i < WORDS; i++)
             if (fabs((double)count[i] / DRAWS - want[i]) > 1.5 / DRAWS)
                 fail_msg("way %d, token %d: %d of %d, want %g", (int)h, i, count[i], DRAWS,
@@ -78,10 +79,10 @@ static void likeliest(void **state) {
         struct sampler s;
         sampler_init(&s, WORDS, 0, top_k, 0.5);
         for (int i = 0; i < 10; i++)
-            assert_int_equal(sampler_choose(&s, logits, (i + 0.5) / 10), 1); /* of 1 and 3 */
-        assert_int_equal(sampler_choose(&s, none, 0.5), -1);
-        assert_int_equal(sampler_choose(&s, holes, 0.5), -1);
-        assert_int_equal(sampler_choose(&s, high, 0.5), -1);
+            assert_int_equal(sampler_choose(&s, logits, F64, (i + 0.5) / 10), 1); /* of 1 and 3 */
+        assert_int_equal(sampler_choose(&s, none, F64, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, holes, F64, 0.5), -1);
+        assert_int_equal(sampler_choose(&s, high, F64, 0.5), -1);
         sampler_free(&s);
     }
     assert_true(sampler_uniform(1, 2, 3) == sampler_uniform(1, 2, 3));
@@ -89,22 +90,49 @@ static void likeliest(void **state) {
     assert_true(sampler_uniform(1, 2, 3) != sampler_uniform(2, 2, 3));
 }
 
-/* A large vocabulary: what is kept is what sorting would keep, also among many equals. */
+/* A large vocabulary: what is kept is what sorting would keep, also among many equals; of floats too. */
 static void many_words(void **state) {
     (void)state;
     enum { MANY = 5000, KEPT = 700 };
     struct sampler s;
     double *many = die_alloc(MANY * sizeof *many);
-    for (int i = 0; i < MANY; i++) many[i] = (i * 7919 % MANY) / 10;
+    float *floats = die_alloc(MANY * sizeof *floats);
+    for (int i = 0; i < MANY; i++) floats[i] = (float)(many[i] = (i * 7919 % MANY) / 10);
     sampler_init(&s, MANY, 1e6, KEPT, 1);
     for (int i = 0; i < KEPT; i++) {
-        int id = sampler_choose(&s, many, (i + 0.5) / KEPT), larger = 0;
+        int id = sampler_choose(&s, many, F64, (i + 0.5) / KEPT), larger = 0;
         for (int j = 0; j < MANY; j++)
             larger += many[j] > many[id] || (many[j] == many[id] && j < id);
         assert_true(larger < KEPT);
+        assert_int_equal(sampler_choose(&s, floats, F32, (i + 0.5) / KEPT), id);
     }
     sampler_free(&s);
     free(many);
+    free(floats);
+}
+
+/* The largest is found, and what is no number, wherever it is: before, in and behind whole vectors. */
+static void every_place(void **state) {
+    (void)state;
+    enum { MOST = 150 };
+    float floats[MOST];
+    double doubles[MOST];
+    for (int n = 1; n <= MOST; n += n < 40 ? 1 : 11) {
+        struct sampler s;
+        sampler_init(&s, n, 0, 0, 1);
+        for (int i = 0; i < n; i++) floats[i] = (float)(doubles[i] = -3 - i % 5);
+        for (int i = 0; i < n; i++) {
+            const double was = doubles[i];
+            floats[i] = (float)(doubles[i] = -1);
+            assert_int_equal(sampler_choose(&s, floats, F32, 0.5), i);
+            assert_int_equal(sampler_choose(&s, doubles, F64, 0.5), i);
+            floats[i] = (float)(doubles[i] = NAN);
+            assert_int_equal(sampler_choose(&s, floats, F32, 0.5), -1);
+            assert_int_equal(sampler_choose(&s, doubles, F64, 0.5), -1);
+            floats[i] = (float)(doubles[i] = was);
+        }
+        sampler_free(&s);
+    }
 }
 
 /* ---- characters ---- */
@@ -210,34 +238,40 @@ static struct counts counts_of(const struct device *d) {
     return c;
 }
 
+/* The tiny model on the dry device, and a decoder of it, as the first of so many context ranks. */
+enum { PROMPTS = 3 };
+
+static void open_dry(struct lab *l, struct decoder *d, int context, int64_t longest, int64_t more,
+                     int64_t chunk) {
+    char ranks[32], *over[] = {"run.mode=generate", "generate.prompt_ids=[1]",
+                               "parallel.context_attention=ring", ranks};
+    snprintf(ranks, sizeof ranks, "parallel.context=%d", context);
+    lab_read_for(l, "model: {preset: tiny}\n", context, 4, over);
+    comm_init_dry(&l->comm, context, 0);
+    assert_int_equal(engine_open(&l->e, &l->deck, &l->config, &l->m), 0);
+    assert_int_equal(engine_init(&l->e, &l->comm, &l->shape, true, false, false, &l->m), 0);
+    decoder_init(d, &l->e, PROMPTS, longest, more, chunk);
+}
+
+static void close_dry(struct lab *l, struct decoder *d) {
+    decoder_free(d);
+    lab_close(l);
+}
+
 /* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step
  * costs as much as any other, but for attention, which sees one token more each time. */
 static void nothing_twice(void **state) {
     (void)state;
-    enum { PROMPTS = 3, LENGTH = 40, STEPS = 12 };
-    struct mistakes m = {0};
-    struct deck d;
-    struct config c = {0};
-    struct mesh_shape shape = {.pipeline = 1, .data = 1, .context = 1, .tensor = 1, .expert = 1};
-    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]"};
-    deck_read(&d, "inputs/tiny-pretrain.yaml", 3, over, &m);
-    config_settle(&c, &d, &m);
-    mesh_complete(&shape, 1, &m);
-    mistakes_print(&m, stderr);
-    assert_int_equal(m.n, 0);
+    enum { LENGTH = 40, STEPS = 12 };
     double whole[N_OPS];
     for (int chunk = LENGTH; chunk >= 7; chunk -= 33) {
-        struct comm comm;
-        struct engine e;
+        struct lab l;
         struct decoder dec;
         int32_t row[LENGTH] = {0}, *ids[PROMPTS] = {row, row, row};
         const int64_t n[PROMPTS] = {LENGTH, 3, 17};
-        comm_init_dry(&comm, 1, 0);
-        assert_int_equal(engine_open(&e, &d, &c, &m), 0);
-        assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-        decoder_init(&dec, &e, PROMPTS, LENGTH, STEPS, chunk);
+        open_dry(&l, &dec, 1, LENGTH, STEPS, chunk);
         decoder_begin(&dec, PROMPTS, ids, n, NULL);
-        struct counts begun = counts_of(&e.device), before = begun, first = {{0}, {0}};
+        struct counts begun = counts_of(&l.e.device), before = begun, first = {{0}, {0}};
         static const int same[] = {OP_conv,      OP_scan,  OP_rms_norm,
                                    OP_embedding, OP_relu2, OP_attention};
         for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
@@ -245,10 +279,10 @@ static void nothing_twice(void **state) {
             if (chunk == LENGTH) whole[same[i]] = work;
             else assert_true(fabs(work - whole[same[i]]) <= 1e-9 * work);
         }
-        size_t peak = e.work.peak;
+        size_t peak = l.e.work.peak;
         for (int step = 0; step < STEPS; step++) {
             decoder_next(&dec, row);
-            struct counts now = counts_of(&e.device);
+            struct counts now = counts_of(&l.e.device);
             for (int i = 0; i < N_OPS; i++) {
                 double work = now.work[i] - before.work[i];
                 int64_t calls = now.calls[i] - before.calls[i];
@@ -259,42 +293,22 @@ static void nothing_twice(void **state) {
             }
             before = now;
         }
-        assert_int_equal(e.work.peak, peak);
-        assert_int_equal(e.work.live, 0);
-        decoder_free(&dec);
-        engine_free(&e);
-        comm_end(&comm);
+        assert_int_equal(l.e.work.peak, peak);
+        assert_int_equal(l.e.work.live, 0);
+        close_dry(&l, &dec);
     }
-    config_free(&c);
-    deck_free(&d);
-    mistakes_free(&m);
 }
 
 /* Across context ranks no call sends more because more was read before it. */
 static void no_more_sent(void **state) {
     (void)state;
-    enum { PROMPTS = 3, CONTEXT = 4, CHUNK = 16, MOST = 64, STEPS = 6 };
-    struct mistakes m = {0};
-    struct deck d;
-    struct config c = {0};
-    struct comm comm;
-    struct engine e;
+    enum { CHUNK = 16, MOST = 64, STEPS = 6 };
+    struct lab l;
     struct decoder dec;
-    struct mesh_shape shape = {
-        .pipeline = 1, .data = 1, .context = CONTEXT, .tensor = 1, .expert = 1};
-    char *over[] = {"model.preset=tiny", "run.mode=generate", "generate.prompt_ids=[1]",
-                    "parallel.context=4", "parallel.context_attention=ring"};
     int32_t row[MOST] = {0}, *ids[PROMPTS] = {row, row, row};
     int64_t reading[3], decoding = 0;
-    deck_read(&d, "inputs/tiny-pretrain.yaml", 5, over, &m);
-    config_settle(&c, &d, &m);
-    mesh_complete(&shape, CONTEXT, &m);
-    assert_int_equal(m.n, 0);
-    comm_init_dry(&comm, CONTEXT, 0);
-    assert_int_equal(engine_open(&e, &d, &c, &m), 0);
-    assert_int_equal(engine_init(&e, &comm, &shape, true, false, false, &m), 0);
-    decoder_init(&dec, &e, PROMPTS, MOST, STEPS, CHUNK);
-    const int64_t *sent = &e.parallel.axis[MESH_CONTEXT]->bytes_sent;
+    open_dry(&l, &dec, 4, MOST, STEPS, CHUNK);
+    const int64_t *sent = &l.e.parallel.axis[MESH_CONTEXT]->bytes_sent;
     for (int i = 0; i < 3; i++) {
         const int64_t longest = (2 + i) * CHUNK, n[PROMPTS] = {longest, 3, 17};
         int64_t before = *sent;
@@ -309,12 +323,7 @@ static void no_more_sent(void **state) {
     }
     assert_true(decoding > 0 && reading[1] > reading[0]);
     assert_int_equal(reading[2] - reading[1], reading[1] - reading[0]);
-    decoder_free(&dec);
-    engine_free(&e);
-    comm_end(&comm);
-    config_free(&c);
-    deck_free(&d);
-    mistakes_free(&m);
+    close_dry(&l, &dec);
 }
 
 /* Every place of a row is in one rank's cache, in order, and no rank has more than its share. */
@@ -346,7 +355,7 @@ static void places_shared_out(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(drawing),      cmocka_unit_test(likeliest),
-        cmocka_unit_test(many_words),   cmocka_unit_test(characters),
+        cmocka_unit_test(many_words), cmocka_unit_test(every_place),   cmocka_unit_test(characters),
         cmocka_unit_test(answers),      cmocka_unit_test(nothing_twice),
         cmocka_unit_test(no_more_sent), cmocka_unit_test(places_shared_out),
     };

@@ -1,5 +1,5 @@
-/* Whole models by recipe: the gradients of bf16 are those of double but for rounding, masters are kept
- * where they are needed, and the dry device asks for the memory that the real one takes. */
+/* Whole models by recipe: the gradients of bf16 are those of double but for rounding, masters are
+ * kept where they are needed, and the dry device asks for the memory that the real one takes. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -114,7 +114,8 @@ static const struct op_case cases[] = {
     WITHOUT("states", scan, .B = 2, .L = 7, .H = 2, .P = 3, .G = 1, .S = 4, .Q = 3, .lddt = 2, .dt_max = INFINITY),
     LARGE(scan, .B = 2, .L = 67, .H = 6, .P = 24, .G = 3, .S = 40, .Q = 16, .lddt = 6, .dt_max = INFINITY),
     LARGE(scan, .B = 1, .L = 9, .H = 2, .P = 13, .G = 1, .S = 1031, .Q = 8, .lddt = 2, .dt_max = INFINITY),
-    /* Rows of L and states at Q that are no multiples of a block; many heads in few groups; one of P, of S. */
+    /* Rows of L and states at Q that are no multiples of a block; many heads
+     * in few groups; one of P, of S. */
     LARGE(scan, .B = 1, .L = 131, .H = 12, .P = 5, .G = 1, .S = 19, .Q = 50, .lddt = 17, .dt_max = INFINITY),
     LARGE(scan, .B = 1, .L = 99, .H = 9, .P = 17, .G = 3, .S = 33, .Q = 33, .lddt = 9, .dt_max = INFINITY),
     LARGE(scan, .B = 17, .L = 37, .H = 4, .P = 4, .G = 4, .S = 16, .Q = 100, .lddt = 4, .dt_max = INFINITY),
@@ -277,8 +278,8 @@ static const struct op_case cases[] = {
 /* clang-format on */
 enum { N_CASES = sizeof cases / sizeof *cases };
 
-/* One test a row: all its cases. A row without a case, that is no other row's adjoint either, is a
- * failure. */
+/* One test a row: all its cases. A row without a case, that is no other
+ * row's adjoint either, is a failure. */
 static void try_row(void **state) {
     const enum op op = *(const enum op *)*state;
     int tried = 0, wrong = 0;
@@ -315,18 +316,26 @@ static void products_on_any_threads(void **state) {
     assert_int_equal(wrong, 0);
 }
 
+static void every_row_has_a_speed(void **state) {
+    (void)state;
+    for (int op = 0; op < N_OPS; op++)
+        if (!bench_has((enum op)op)) fail_msg("bench leaves out %s", op_row((enum op)op)->name);
+}
+
 int main(int argc, char **argv) {
     const enum dtype stored = argc > 2 && strcmp(argv[2], "bf16") == 0 ? BF16 : F32;
     if (argc > 1 && strcmp(argv[1], "bench") == 0) return bench(stored);
     if (argc > 1 && strcmp(argv[1], "lengths") == 0) return bench_lengths(stored);
     static enum op ops[N_OPS];
-    struct CMUnitTest tests[N_OPS + 1];
+    enum { N_TESTS = N_OPS + 2 };
+    struct CMUnitTest tests[N_TESTS];
     for (int i = 0; i < N_OPS; i++) {
         ops[i] = (enum op)i;
         tests[i] = (struct CMUnitTest){op_row(ops[i])->name, try_row, NULL, NULL, &ops[i]};
     }
     tests[N_OPS] = (struct CMUnitTest)cmocka_unit_test(products_on_any_threads);
+    tests[N_OPS + 1] = (struct CMUnitTest)cmocka_unit_test(every_row_has_a_speed);
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    printf("%d passed, %d failed\n", N_OPS + 1 - failed, failed);
+    printf("%d passed, %d failed\n", N_TESTS - failed, failed);
     return failed != 0;
 }

@@ -1,7 +1,7 @@
-/* Memory of a pipeline's activations. What a schedule is said to hold, rank by rank, is what the executor
- * then holds at most: to the byte where the routing of experts is no matter of chance. And the
- * schedules that put weight halves off hold no more than 1f1b of the same ranks, if their order alone
- * does not; at equal costs they do not, and still idle the published share. */
+/* Memory of a pipeline's activations. What a schedule is said to hold, rank by rank, is what the
+ * executor then holds at most: to the byte where the routing of experts is no matter of chance. And
+ * the schedules that put weight halves off hold no more than 1f1b of the same ranks, if their order
+ * alone does not; at equal costs they do not, and still idle the published share. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -51,8 +51,8 @@ static int64_t held_by(const char *pattern, enum schedule_kind kind, int ranks, 
         &l.e.pipeline,
         &(struct pipeline_pass){.what = PASS_GRADIENTS, .n = micro_batches, .batch = b, .seed = 1});
     int64_t held = (int64_t)l.e.work.live_most;
-    schedule_bytes(&l.e.pipeline.schedule, &l.e.stages.sizes, most);
-    schedule_time(&times, &l.e.pipeline.schedule, &l.e.stages.costs, NULL);
+    schedule_bytes(l.e.pipeline.schedule, &l.e.stages.sizes, most);
+    schedule_time(&times, l.e.pipeline.schedule, &l.e.stages.costs, NULL);
     *said = most[rank];
     *idle = times.idle;
     schedule_times_free(&times);

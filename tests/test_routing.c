@@ -1,5 +1,5 @@
-/* What routing does to a whole model's gradients: the losses of the router, dropped choices and padding,
- * against differences of the loss in double; and what is counted of whom. */
+/* What routing does to a whole model's gradients: the losses of the router, dropped choices and
+ * padding, against differences of the loss in double; and what is counted of whom. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -44,47 +44,54 @@ static double objective(struct lab *l, int n, const struct host_batch *b, int64_
     return loss + config_count(&l->config, 'E') * (k->even * r.balance + k->square * r.z);
 }
 
+/* Overrides; for the two that follow them. */
+static char *one_normalised[] = {"model.num_experts_per_tok=1", "model.norm_topk_prob=true",
+                                 "memory.recompute=full"};
+
+/* One way of a model: `way` chooses recomputing, whose balance it is, and dropping. */
+static void compare_differences(const char *model, int way, bool one) {
+    struct lab l;
+    int tried = 0;
+    struct host_batch b[] = {sequences(), sequences()};
+    lab_cut(&b[1], 1, 3, (int[]){1, 4, 2});
+    lab_open(&l, model, way % 2 + (one ? 2 : 0), one_normalised + (one ? 0 : 2));
+    rules(&l, 0.7, 0.2, (enum balance_of)(way / 2), way > 2 ? 1 : 0);
+    objective(&l, 2, b, 2 * counted);
+    int64_t n;
+    double *grad = lab_all_gradients(&l, &n), most = 0, step = 1e-6;
+    for (int64_t k = 0; k < n; k++) most = fmax(most, fabs(grad[k]));
+    const double *at = grad;
+    for (int p = 0; p < l.e.model.params.n_blocks; p++) {
+        const struct param_block *k = &l.e.model.params.block[p];
+        if (!k->p.trained) continue;
+        bool gate = strstr(k->p.name, "gate.weight") != NULL;
+        for (int64_t j = 0; j < k->elements; j += gate ? 1 : 1 + k->elements / 3) {
+            double *w = &lab_values(&l, k)[j], was = *w, side[2];
+            for (int s = 0; s < 2; s++) {
+                *w = was + (s ? step : -step);
+                side[s] = objective(&l, 2, b, 2 * counted);
+            }
+            *w = was;
+            double want = (side[1] - side[0]) / (2 * step);
+            if (!(fabs(at[j] - want) <= 1e-6 * most + 1e-5 * fabs(want)))
+                fail_msg("case %d%s: gradient %d of %s is %.10g, the difference %.10g; model\n%s",
+                         way, one ? ", one expert" : "", (int)j, k->p.name, at[j], want, model);
+            tried++;
+        }
+        at += k->elements;
+    }
+    assert_true(tried > 20);
+    free(grad);
+    lab_batch_free(&b[0]);
+    lab_batch_free(&b[1]);
+    lab_close(&l);
+}
+
 static void gradients_are_differences(void **state) {
     (void)state;
-    for (int i = 0; i < LAB_MODELS * 6; i++) {
-        struct lab l;
-        char *recompute[] = {"memory.recompute=full"};
-        int model = i / 6, way = i % 6, tried = 0;
-        if (!strchr(lab_models[model], 'E')) continue;
-        struct host_batch b[] = {sequences(), sequences()};
-        lab_cut(&b[1], 1, 3, (int[]){1, 4, 2});
-        lab_open(&l, lab_models[model], way % 2, recompute);
-        rules(&l, 0.7, 0.2, (enum balance_of)(way / 2), way > 2 ? 1 : 0);
-        objective(&l, 2, b, 2 * counted);
-        int64_t n;
-        double *grad = lab_all_gradients(&l, &n), most = 0, step = 1e-6;
-        for (int64_t k = 0; k < n; k++) most = fmax(most, fabs(grad[k]));
-        const double *at = grad;
-        for (int p = 0; p < l.e.model.params.n_blocks; p++) {
-            const struct param_block *k = &l.e.model.params.block[p];
-            if (!k->p.trained) continue;
-            bool gate = strstr(k->p.name, "gate.weight") != NULL;
-            for (int64_t j = 0; j < k->elements; j += gate ? 1 : 1 + k->elements / 3) {
-                double *w = &lab_values(&l, k)[j], was = *w, side[2];
-                for (int s = 0; s < 2; s++) {
-                    *w = was + (s ? step : -step);
-                    side[s] = objective(&l, 2, b, 2 * counted);
-                }
-                *w = was;
-                double want = (side[1] - side[0]) / (2 * step);
-                if (!(fabs(at[j] - want) <= 1e-6 * most + 1e-5 * fabs(want)))
-                    fail_msg("model %d, case %d: gradient %d of %s is %.10g, the difference %.10g",
-                             model, way, (int)j, k->p.name, at[j], want);
-                tried++;
-            }
-            at += k->elements;
-        }
-        assert_true(tried > 20);
-        free(grad);
-        lab_batch_free(&b[0]);
-        lab_batch_free(&b[1]);
-        lab_close(&l);
-    }
+    for (int i = 0; i < LAB_MODELS * 6; i++)
+        if (strchr(lab_models[i / 6], 'E')) compare_differences(lab_models[i / 6], i % 6, false);
+    for (int way = 0; way < 6; way++) compare_differences(lab_models[2], way, true);
 }
 
 /* The router's losses of batches, with rules of this kind. */
@@ -98,8 +105,8 @@ static struct router_losses losses(enum balance_of of, int n, const struct host_
     return r;
 }
 
-/* Documents in one sequence have the losses of sequences of their own, and count by their tokens; so a
- * document's does not depend on what it is packed with, nor on padding. */
+/* Documents in one sequence have the losses of sequences of their own, and count by their tokens;
+ * so a document's does not depend on what it is packed with, nor on padding. */
 static void documents_are_sequences(void **state) {
     (void)state;
     static const struct {
@@ -122,8 +129,8 @@ static void documents_are_sequences(void **state) {
     lab_batch_free(&all);
 }
 
-/* Of a step with one micro-batch `global` is `batch`; with more, each micro-batch counts what came
- * before it too. */
+/* Of a step with one micro-batch `global` is `batch`; with more, each micro-batch
+ * counts what came before it too. */
 static void steps_are_counted_on(void **state) {
     (void)state;
     struct host_batch all = sequences(), part[SEQUENCES];
@@ -179,6 +186,47 @@ static void capacity(void **state) {
     assert_true(loss[0] != loss[2] && isfinite(loss[2]));
 }
 
+/* The loss of one sequence's tokens from..end in a model of one layer, which sees each token by
+ * itself. Every token takes the first expert, which has room for the first two of six; without
+ * experts: theirs give nothing. */
+static double loss_of(int from, int end, double room, bool experts) {
+    struct lab l;
+    char *all[] = {one_normalised[0], one_normalised[1], "model.n_routed_experts=3",
+                   "model.routed_scaling_factor=2.7"};
+    struct host_batch b = lab_batch(1, 6, 9);
+    for (int t = 0; t < 6; t++)
+        if (t < from || t >= end) b.weight[t] = 0;
+    lab_open(&l, lab_models[4], 4, all);
+    rules(&l, 0, 0, OF_DOCUMENTS, room);
+    for (int p = 0; p < l.e.model.params.n_blocks; p++) {
+        const struct param_block *k = &l.e.model.params.block[p];
+        const char *name = k->p.name;
+        bool none = strstr(name, ".experts.") && strstr(name, "down_proj") && !experts;
+        if (none) memset(lab_values(&l, k), 0, (size_t)k->elements * sizeof(double));
+        if (strstr(name, "correction_bias"))
+            lab_values(&l, k)[0] = 1000; /* unlike scores, one choice */
+    }
+    double loss = lab_gradients(&l, 1, &b, end - from);
+    for (int p = 0; p < l.e.model.params.n_blocks; p++) {
+        const struct param_block *k = &l.e.model.params.block[p];
+        /* What weighs one expert is a constant. */
+        for (int64_t i = 0; strstr(k->p.name, "gate.weight") && i < k->elements; i++)
+            assert_true(fabs(lab_grads(&l, k)[i]) <= 1e-15);
+    }
+    lab_batch_free(&b);
+    lab_close(&l);
+    return loss;
+}
+
+/* With one normalised expert a token all weights are equal, so the first tokens get the room,
+ * exactly; the others are as if there were no experts. */
+static void first_of_equals(void **state) {
+    (void)state;
+    assert_true(loss_of(0, 2, 1, true) == loss_of(0, 2, 0, true));
+    assert_true(loss_of(2, 6, 1, true) == loss_of(2, 6, 0, false));
+    assert_true(fabs(loss_of(2, 6, 0, true) - loss_of(2, 6, 0, false)) > 1e-6);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_differences),
@@ -186,6 +234,7 @@ int main(void) {
         cmocka_unit_test(steps_are_counted_on),
         cmocka_unit_test(padding_is_not_counted),
         cmocka_unit_test(capacity),
+        cmocka_unit_test(first_of_equals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
-/* A schedule played by an executor of one switch, written from schedule.h alone: a model of numbers,
- * with ranks that take turns at random and messages that move when both ends are there. Whatever the
- * kind, every stage ends with the bits that one rank doing everything in order gets. So it is also
- * the second opinion on the checker: what that lets pass, must play. */
+/* A schedule played by an executor of one switch, written from schedule.h alone: a model of
+ * numbers, with ranks that take turns at random and messages that move when both ends are there.
+ * Whatever the kind, every stage ends with the bits that one rank doing everything in order gets.
+ * So it is also the second opinion on the checker: what that lets pass, must play. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

@@ -1,5 +1,5 @@
-/* Stages of a model: counted work adds up to what a whole step does, the balance is of that work, every
- * layer is on one stage, and a rank holds the tensors of its own stages and no others. */
+/* Stages of a model: counted work adds up to what a whole step does, the balance is of that work,
+ * every layer is on one stage, and a rank holds the tensors of its own stages and no others. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -111,8 +111,8 @@ static void counted(void **state) {
     }
 }
 
-/* Every block is held by the ranks of one coordinate, tied embeddings by those of both ends; all ranks
- * list the same tensors. */
+/* Every block is held by the ranks of one coordinate, tied embeddings by those of both ends;
+ * all ranks list the same tensors. */
 static void held(void **state) {
     (void)state;
     static char *const ways[][4] = {

@@ -1,9 +1,13 @@
 /* Tokenizers against what the `tokenizers` package made of the same strings (tests/tokenizers, by
- * tests/reference/tokenizing.py), several threads against one, files that must be refused, and files that are damaged at random. test_tokenizer
- * live FOLDER STRINGS [IDS]     ids and texts of length-prefixed strings, as 32-bit numbers, for
- * comparing test_tokenizer cases FOLDER STRINGS TOKENS   the fixture's strings as lines of JSON,
- * and what `mestar` is to make of them test_tokenizer bench FOLDER TEXT [THREADS]   the speed on
- * one text */
+ * tests/reference/tokenizing.py), several threads against one, files that must be refused, and
+ * files that are damaged at random.
+ *
+ *     test_tokenizer live FOLDER STRINGS [IDS]      ids and texts of length-prefixed strings, as
+ *                                                   32-bit numbers, for comparing
+ *     test_tokenizer cases FOLDER STRINGS TOKENS    the fixture's strings as lines of JSON, and
+ *                                                   what `mestar` is to make of them
+ *     test_tokenizer bench FOLDER TEXT [THREADS]    the speed on one text
+ */
 #include <glob.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -118,8 +122,8 @@ static int live(int argc, char **argv) {
     return 0;
 }
 
-/* The fixture's strings that JSON can spell, a line each, and {ids, text} for each as convert.what
- * tokens writes it. */
+/* The fixture's strings that JSON can spell, a line each, and {ids, text} for each as
+ * convert.what tokens writes it. */
 static int cases_as_lines(char **argv) {
     int64_t n;
     char *path = die_format("%s/cases", argv[2]), *s = whole_file(path, &n);

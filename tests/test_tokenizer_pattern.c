@@ -1,5 +1,5 @@
-/* Patterns that split text: those written by hand against their regular expressions, the ones that must
- * be refused, and one that would not end. */
+/* Patterns that split text: those written by hand against their regular expressions, the ones that
+ * must be refused, and one that would not end. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

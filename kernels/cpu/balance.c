@@ -1,7 +1,7 @@
-/* balance: how the tokens of a sequence are spread over the experts, and what is done about it: counts,
- * choices dropped where an expert has too many, and the losses that draw routers towards even loads
- * (Switch Transformer, Fedus et al. 2021, arXiv:2101.03961, with sigmoid scores) and towards small
- * scores (ST-MoE, Zoph et al. 2022, arXiv:2202.08906). */
+/* balance: how the tokens of a sequence are spread over the experts, and what is done about it:
+ * counts, choices dropped where an expert has too many, and the losses that draw routers towards
+ * even loads (Switch Transformer, Fedus et al. 2021, arXiv:2101.03961, with sigmoid scores) and
+ * towards small scores (ST-MoE, Zoph et al. 2022, arXiv:2202.08906). */
 #include "kernels/cpu/maths.h"
 
 KERNEL(route_evenly) {
@@ -119,8 +119,8 @@ static double logistic(real x) {
     return 1 / (1 + exp(-(double)x));
 }
 
-/* What the two kernels below have in common; and the counts of the document that was last met, if it
- * is not in the table: those of its tokens, from `begin` on. */
+/* What the two kernels below have in common; and the counts of the document that was last met, if
+ * it is not in the table: those of its tokens, from `begin` on. */
 struct meeting {
     const int32_t *index, *document, *count;
     int64_t T, E, K, G, all;
@@ -190,8 +190,8 @@ KERNEL(balance_loss) {
     }
 }
 
-/* With c the factor of sum_e count_e s_e:  dp_e = c (count_e - sum_j count_j s_j) / sum of p;  the log-sum's
- * derivative is softmax. */
+/* With c the factor of sum_e count_e s_e:  dp_e = c (count_e - sum_j count_j s_j) / sum of p;
+ * the log-sum's derivative is softmax. */
 KERNEL(balance_loss_adjoint) {
     const int64_t E = a->E;
     if (!a->dlogits) return;

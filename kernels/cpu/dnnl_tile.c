@@ -1,7 +1,7 @@
 /* A product by oneDNN is an object, made for one shape, and making it takes as long as a small
  * product. Shapes come again: every thread keeps those it met last, in a table of fixed size. The
- * library shares the code behind them between threads. Its scratch memory is ours, one piece a thread
- * (kernels/cpu/workspace.h), so nothing is hidden but the objects themselves. */
+ * library shares the code behind them between threads. Its scratch memory is ours, one piece a
+ * thread (kernels/cpu/workspace.h), so nothing is hidden but the objects themselves. */
 #include "kernels/cpu/dnnl_tile.h"
 
 #if defined HAVE_DNNL

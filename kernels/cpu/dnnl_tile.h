@@ -4,8 +4,8 @@
 
 #include "kernels/device.h"
 
-/* c = or += op(a) op(b), of floats or of BF16; c holds floats if `wide`. M, N and K at least 1. False:
- * the library has no such product on this processor, and nothing was done. */
+/* c = or += op(a) op(b), of floats or of BF16; c holds floats if `wide`. M, N and K at least 1.
+ * False: the library has no such product on this processor, and nothing was done. */
 bool dnnl_tile(const struct matmul_args *a, bool floats, bool wide);
 
 #endif

@@ -1,9 +1,25 @@
-/* expert_product: the product of one expert's rows, as the matrix product that it is; for the kernels
- * of grouped_matmul and grouped_weight. */
+/* expert_product: the other products as the matrix products that they are: that of one expert's rows,
+ * for the kernels of grouped_matmul and grouped_weight, and that of weights' gradients. */
 #ifndef KERNELS_CPU_EXPERT_PRODUCT_H
 #define KERNELS_CPU_EXPERT_PRODUCT_H
 
 #include "kernels/cpu/kernel.h"
+
+/* Here c is of real numbers. */
+static inline struct matmul_args weight_product(const struct matmul_weight_args *a) {
+    return (struct matmul_args){.a = a->a,
+                                .b = a->b,
+                                .c = a->c,
+                                .c_add = a->c_add,
+                                .M = a->M,
+                                .N = a->N,
+                                .K = a->K,
+                                .lda = a->lda,
+                                .ldb = a->ldb,
+                                .ldc = a->ldc,
+                                .ta = a->ta,
+                                .tb = a->tb};
+}
 
 /* y[rows of e] = or += x[rows of e] w[e] */
 static inline struct matmul_args expert_rows(const struct grouped_matmul_args *a, int64_t e) {

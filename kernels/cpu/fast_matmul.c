@@ -189,19 +189,8 @@ KERNEL(matmul) {
 }
 
 KERNEL(matmul_weight) {
-    product(&(struct matmul_args){.a = a->a,
-                                  .b = a->b,
-                                  .c = a->c,
-                                  .c_add = a->c_add,
-                                  .M = a->M,
-                                  .N = a->N,
-                                  .K = a->K,
-                                  .lda = a->lda,
-                                  .ldb = a->ldb,
-                                  .ldc = a->ldc,
-                                  .ta = a->ta,
-                                  .tb = a->tb},
-            true);
+    const struct matmul_args m = weight_product(a);
+    product(&m, true);
 }
 
 /* The tiles of all experts are shared out together. An expert's share is uneven, so the cut is that

@@ -49,18 +49,8 @@ KERNEL(matmul) {
 
 /* Here both formats are the same, and so are the two rows of ops.def. */
 KERNEL(matmul_weight) {
-    matmul_body(&(struct matmul_args){.a = a->a,
-                                      .b = a->b,
-                                      .c = a->c,
-                                      .c_add = a->c_add,
-                                      .M = a->M,
-                                      .N = a->N,
-                                      .K = a->K,
-                                      .lda = a->lda,
-                                      .ldb = a->ldb,
-                                      .ldc = a->ldc,
-                                      .ta = a->ta,
-                                      .tb = a->tb});
+    const struct matmul_args m = weight_product(a);
+    matmul_body(&m);
 }
 
 KERNEL(grouped_matmul) {

@@ -71,8 +71,8 @@ KERNEL(route_weight) {
         real *weight = (real *)a->weight + t * K;
         double sum = 1e-20;
         for (int64_t k = 0; k < K; k++) sum += logistic(logits[index[k]]);
-        /* Divided before it is scaled: the one expert of a token has exactly weight `scale`, and who gets
-         * room (drop_choices) is not decided by rounding. */
+        /* Divided before it is scaled: the one expert of a token has exactly weight `scale`, and
+         * who gets room (drop_choices) is not decided by rounding. */
         if (!a->normalise) sum = 1;
         for (int64_t k = 0; k < K; k++)
             weight[k] = (real)(logistic(logits[index[k]]) / sum * a->scale);

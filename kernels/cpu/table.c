@@ -1,5 +1,7 @@
 #include "kernels/cpu/table.h"
 
+#include <string.h>
+
 /* clang-format off */
 #define OP(name, ...) void name##_f32(const void *args); void name##_f64(const void *args);
 #include "kernels/ops.def"
@@ -17,8 +19,8 @@ const kernel_fn kernels_f64[N_OPS] = {
 #include "kernels/ops_undef.h"
 };
 
-/* A row of fast.def has an entry a level and a format; those of F32 have no use for BF16 dot products. The Makefile
- * compiles vector_*.c for the same levels. */
+/* A row of fast.def has an entry a level and a format; those of F32 have no use for BF16 dot
+ * products. The Makefile compiles vector_*.c for the same levels. */
 enum { ROOM_F32, ROOM_BF16, N_ROOMS };
 
 #define KERNELS(op, room) void op##_##room##_f32(const void *args); void op##_##room##_bf16(const void *args);
@@ -66,6 +68,32 @@ const char *cpu_level_name(int level) {
     return names[level];
 #else
     return level ? "vectors" : "plain C";
+#endif
+}
+
+int cpu_level_of(const char *word) {
+#if defined __x86_64__
+    static const char *const words[] = {"plain", "avx2", "avx512", "avx512-bf16"};
+    for (int i = 0; i < N_CPU_LEVELS; i++)
+        if (!strcmp(words[i], word)) return i;
+    return -1;
+#else
+    return strcmp(word, "plain") ? -1 : CPU_PLAIN;
+#endif
+}
+
+bool cpu_library_multiplies(int level, enum dtype stored) {
+    if (level == CPU_PLAIN) return true;
+#if defined __x86_64__
+        /* Matrix units for BF16. (An older clang cannot ask for them.) */
+#if defined HAVE_DNNL && (!defined __clang__ || __clang_major__ >= 19)
+    return stored == BF16 && level >= CPU_V4_BF16 && __builtin_cpu_supports("amx-bf16");
+#else
+    (void)stored;
+    return false;
+#endif
+#else
+    return stored != BF16;
 #endif
 }
 

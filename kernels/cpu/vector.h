@@ -1,10 +1,10 @@
 /* vector: what kernels by vectors are written with: LANES floats at a time, loads and stores of
  * stored numbers (float or BF16), and exponentials and logarithms without calls.
  *
- * Vectors are those of gcc and clang (v[i], +, *, comparisons), so one text serves AVX-512, AVX2 and
- * processors that are neither. Every vector_*.c is compiled several times: see kernels/cpu/table.h
- * for the levels. Sums of lanes are added in one order, so results do not depend on threads; they
- * do differ between levels, to rounding.
+ * Vectors are those of gcc and clang (v[i], +, *, comparisons), so one text serves AVX-512, AVX2
+ * and processors that are neither. Every vector_*.c is compiled several times: see
+ * kernels/cpu/table.h for the levels. Sums of lanes are added in one order, so results do not
+ * depend on threads; they do differ between levels, to rounding.
  *
  * Errors in units in the last place, at most, over all floats and all levels, measured by
  * tests/test_vector.c: exp 1.3, log 0.9, sigmoid 3.2, silu 3.7, softplus 2.4. */
@@ -78,7 +78,8 @@ static inline vf vf_of_bf16(vh h) {
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 
-/* To nearest, ties to even; a NaN stays one. (The BF16 instruction also takes denormals to zero.) */
+/* To nearest, ties to even; a NaN stays one. (The BF16 instruction
+ * also takes denormals to zero.) */
 static inline vh bf16_of_vf(vf v) {
 #if defined __AVX512BF16__
     __m256bh b = _mm512_cvtneps_pbh((__m512)v);
@@ -338,7 +339,8 @@ static inline vf vf_reciprocal(vf x) {
 #endif
 }
 
-/* 1 / (1 + e^-x), for x < 0 as e^x / (1 + e^x): nothing overflows, and what is small is exact too. */
+/* 1 / (1 + e^-x), for x < 0 as e^x / (1 + e^x): nothing overflows,
+ * and what is small is exact too. */
 static inline vf vf_sigmoid(vf x) {
     const vf e = vf_exp(vf_minus_abs(x)), s = vf_reciprocal(1.0f + e);
     return s * vf_choose(x < 0.0f, e, vf_all(1));

@@ -1,8 +1,9 @@
 /* vector_attention: a block of queries meets the keys it sees a block at a time (FlashAttention-2,
- * Dao 2023, arXiv:2307.08691): scores, weights relative to the largest score so far, what was summed
- * before scaled down where a larger one turned up, and division by the sum of weights at the very
- * end. Exponentials are powers of two: weight = 2^(c (s - m)), c = scale / ln 2, m the largest s, so
- * that the largest weight is 1 exactly and a token that sees only itself gets its value unchanged.
+ * Dao 2023, arXiv:2307.08691): scores, weights relative to the largest score so far, what was
+ * summed before scaled down where a larger one turned up, and division by the sum of weights at the
+ * very end. Exponentials are powers of two: weight = 2^(c (s - m)), c = scale / ln 2, m the largest
+ * s, so that the largest weight is 1 exactly and a token that sees only itself gets its value
+ * unchanged.
  *
  * Where there are few blocks of queries and many keys (decoding), the keys are cut into C pieces,
  * which depend on sizes alone; each leaves its sums in scratch, and these are merged in order. */
@@ -67,8 +68,17 @@ static void attend_few(const struct queries *q, const struct keys run[2], int64_
         const bool there = m < q->n;
         w->largest[m] = there ? f.largest[m] : 0;
         w->sum[m] = there ? vf_sum(f.sum[m]) : 1;
-        for (int64_t d = 0; d < D; d++) w->o[d * q->lanes + m] = there ? f.o[m * whole(D) + d] : 0;
     }
+    for (int v = 0; v < q->vectors; v++)
+        for (int64_t d = 0; d < D; d += LANES) {
+            vf x[LANES];
+            for (int64_t i = 0; i < LANES; i++)
+                x[i] = v * LANES + i < q->n ? load_real(f.o + (v * LANES + i) * whole(D) + d)
+                                            : (vf){0};
+            transpose(x);
+            for (int64_t i = 0; i < least(LANES, D - d); i++)
+                store_real(w->o + (d + i) * q->lanes + v * LANES, x[i]);
+        }
 }
 
 /* w->o, sum and largest of the queries, over the keys of places low..high - 1. */
@@ -136,7 +146,8 @@ static void give(const struct attention_args *a, const struct queries *q, const 
     }
 }
 
-/* What piece c of C leaves in scratch for the block u: o, then largest and sum, [D + 2][queries]. */
+/* What piece c of C leaves in scratch for the block u: o, then largest and sum, [D +
+ * 2][queries]. */
 static float *left_by(const struct attention_args *a, int64_t b, int64_t g, int64_t u, int64_t c) {
     const int64_t lanes = lanes_of(a->D), blocks = (a->L * (a->H / a->G) + lanes - 1) / lanes;
     /* of the last block's lanes only those in use count, in steps of 16 */

@@ -1,13 +1,15 @@
 /* vector_attention: what attention and its adjoint by vectors share.
  *
- * The lanes of a vector are queries: a block of MOST_LANES of them, tokens of one row times the heads
- * that share a key head, so that keys and values are read once for all of these. Scores, weights and
- * results are kept with queries along the lanes (score[key][query], o[d][query]): largest scores and
- * sums of a query are then those of a lane, and every product has the keys or the values as the
- * factor that is read one number at a time, as they lie in memory (kernels/cpu/vector_products.h).
+ * The lanes of a vector are queries: a block of MOST_LANES of them, tokens of one row times the
+ * heads that share a key head, so that keys and values are read once for all of these. Scores,
+ * weights and results are kept with queries along the lanes (score[key][query], o[d][query]):
+ * largest scores and sums of a query are then those of a lane, and every product has the keys or
+ * the values as the factor that is read one number at a time, as they lie in memory
+ * (kernels/cpu/vector_products.h).
  *
- * Keys have places: that of the row's token j is j, those of the past are below 0. Where the past ends
- * before the row (away), the tokens' own places do not matter and documents begin that much later. */
+ * Keys have places: that of the row's token j is j, those of the past are below 0. Where the past
+ * ends before the row (away), the tokens' own places do not matter and documents begin that much
+ * later. */
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_H
 #define KERNELS_CPU_VECTOR_ATTENTION_H
 
@@ -62,8 +64,8 @@ struct queries {
     int32_t first[MOST_LANES], last[MOST_LANES];
 };
 
-/* The first key that a token sees whose document begins at `start`, and the place behind the last one
- * that token i sees. */
+/* The first key that a token sees whose document begins at `start`, and the place behind
+ * the last one that token i sees. */
 static inline int64_t first_seen(int64_t start, int64_t past, int64_t away) {
     return most(start + most(0, away - 1), -past);
 }
@@ -110,8 +112,8 @@ struct keys {
     int64_t ldk, ldv, from, to;
 };
 
-/* run[0..1]: keys and values of places low..high - 1, row b and key head g: of the past, of the row.
- * (A macro: attention and its adjoint name these operands alike, in structs of their own.) */
+/* run[0..1]: keys and values of places low..high - 1, row b and key head g: of the past, of the
+ * row. (A macro: attention and its adjoint name these operands alike, in structs of their own.) */
 #define KEYS_FIND(run, a, b, g, low, high)                                                         \
     do {                                                                                           \
         const int64_t old = (b) * (a)->ldp + ((a)->P * (a)->G + (g)) * (a)->D;                     \
@@ -181,7 +183,8 @@ static inline struct factor as_columns(unit *space, const stored *x, int64_t ld,
 #endif
 }
 
-/* to[n keys][queries] = keys, as rows, times what the queries have in the lanes, [units of D][lanes]. */
+/* to[n keys][queries] = keys, as rows, times what the queries have in
+ * the lanes, [units of D][lanes]. */
 static inline void meet_keys(float *to, const struct factor *keys, int64_t n, const unit *x,
                              const struct queries *q, int64_t D) {
     product_of_rows(&(struct product){.c = to,
@@ -207,8 +210,8 @@ INLINE vf row_units(const stored *p, int64_t n) {
 #endif
 }
 
-/* t[units of D][lanes]: the rows of the queries in x, which are ld apart from token to token, turned
- * around. Lanes without a query repeat the last one. */
+/* t[units of D][lanes]: the rows of the queries in x, which are ld apart from token to token,
+ * turned around. Lanes without a query repeat the last one. */
 static inline void queries_turn(const struct queries *q, unit *t, const stored *x, int64_t ld,
                                 int64_t D) {
     for (int v = 0; v < q->vectors; v++)

@@ -4,9 +4,9 @@
  *
  *   dq = scale ds k,   dk = scale ds q,   dv = p go.
  *
- * dq of a block of queries is complete after its last key. dk and dv have a sum for each of C pieces
- * of the row's queries, in scratch, added up in order at the end: C depends on sizes alone, pieces on
- * the documents, so no result depends on threads.
+ * dq of a block of queries is complete after its last key. dk and dv have a sum for each of C
+ * pieces of the row's queries, in scratch, added up in order at the end: C depends on sizes alone,
+ * pieces on the documents, so no result depends on threads.
  *
  * delta is added up in the order of dp: where a token sees only itself, ds is zero exactly. */
 #include "kernels/cpu/vector_attention.h"
@@ -76,8 +76,8 @@ static struct piece find_piece(const struct attention_adjoint_args *a, int64_t b
     return piece;
 }
 
-/* to[units of queries][D1]: the queries' rows as they are, pairs of them side by side. Rows of lanes
- * without a query are zero, so that these give nothing to any key. */
+/* to[units of queries][D1]: the queries' rows as they are, pairs of them side by side. Rows of
+ * lanes without a query are zero, so that these give nothing to any key. */
 static void queries_rows(const struct queries *q, unit *to, const stored *x, int64_t ld,
                          int64_t D) {
     const int64_t D1 = whole(D);

@@ -28,8 +28,13 @@ static void few_scores(const struct few *f, const struct queries *q, const store
     for (int64_t d = 0; d < units(D); d += LANES) {
         const int64_t width = least(LANES, units(D) - d);
         vf x[LANES];
-        for (int64_t i = 0; i < LANES; i++)
-            x[i] = row_units(k + least(i, n - 1) * ld + d * PAIR, D - d * PAIR);
+        if (n == LANES && D - d * PAIR >= PAIR * LANES) {
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) x[i] = row_units(k + i * ld + d * PAIR, PAIR * LANES);
+        } else {
+            for (int64_t i = 0; i < LANES; i++)
+                x[i] = row_units(k + least(i, n - 1) * ld + d * PAIR, D - d * PAIR);
+        }
         transpose(x);
         for (int64_t m = 0; m < q->n; m += TOGETHER) {
             vf sum[TOGETHER];
@@ -86,19 +91,83 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
     }
 }
 
-/* Values as rows of whole vectors, or pairs of rows side by side. */
-static struct factor few_values(const struct few *f, const stored *v, int64_t ld, int64_t n,
-                                int64_t D) {
-#if !defined STORED_BF16
-    if (D % LANES == 0) return (struct factor){v, ld};
-    for (int64_t j = 0; j < n; j++) memcpy(f->v + j * D, v + j * ld, (size_t)D * sizeof *v);
-    return (struct factor){f->v, D};
-#else
-    return as_columns(f->v, v, ld, n, D);
+#if defined STORED_BF16 && defined __AVX512BF16__
+/* o += weights times values, `wide` vectors of features from d on and TOGETHER queries from m on. Two rows of
+ * values are laced in registers; where the last has no other its weight is zero. */
+INLINE void few_laced(struct few *f, int64_t m, const stored *v, int64_t ld, int64_t n, int64_t d,
+                      int64_t D1, const int wide) {
+    enum { TOGETHER = 4 };
+    static const uint16_t order[2][32] = {
+        {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    const __m512i low = _mm512_loadu_si512(order[0]), high = _mm512_loadu_si512(order[1]);
+    float *o = f->o + m * D1 + d;
+    vf sum[TOGETHER][4];
+#pragma GCC unroll 4
+    for (int h = 0; h < TOGETHER; h++)
+#pragma GCC unroll 4
+        for (int w = 0; w < wide; w++) sum[h][w] = load_real(o + h * D1 + w * LANES);
+    for (int64_t j = 0; j < n; j += 2) {
+        const stored *first = v + j * ld + d, *second = v + least(j + 1, n - 1) * ld + d;
+        vf x[4];
+#pragma GCC unroll 2
+        for (int w = 0; w < wide; w += 2) {
+            const __m512i a = _mm512_loadu_si512(first + w * LANES),
+                          b = _mm512_loadu_si512(second + w * LANES);
+            x[w] = (vf)_mm512_permutex2var_epi16(a, low, b);
+            x[w + 1] = (vf)_mm512_permutex2var_epi16(a, high, b);
+        }
+#pragma GCC unroll 4
+        for (int h = 0; h < TOGETHER; h++) {
+            const vf weight = spread(f->weight + (m + h) * KEYS / PAIR + j / PAIR);
+#pragma GCC unroll 4
+            for (int w = 0; w < wide; w++) sum[h][w] = multiply_add(sum[h][w], weight, x[w]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < TOGETHER; h++)
+#pragma GCC unroll 4
+        for (int w = 0; w < wide; w++) store_real(o + h * D1 + w * LANES, sum[h][w]);
+}
 #endif
+
+/* o[queries][D] += weights times n values. */
+static void few_meet_values(struct few *f, const struct queries *q, const stored *v, int64_t ld,
+                            int64_t n, int64_t D, int64_t D1) {
+    struct factor values = {f->v, D};
+#if defined STORED_BF16 && defined __AVX512BF16__
+    if (D % 32 == 0) {
+        for (int64_t m = 0; m < q->n; m += 4)
+            for (int64_t d = 0; d < D; d += 64) {
+                if (D - d >= 64) few_laced(f, m, v, ld, n, d, D1, 4);
+                else few_laced(f, m, v, ld, n, d, D1, 2);
+            }
+        return;
+    }
+#endif
+#if defined STORED_BF16
+    values = as_columns(f->v, v, ld, n, D);
+#else
+    if (D % LANES == 0) values = (struct factor){v, ld};
+    else
+        for (int64_t j = 0; j < n; j++) memcpy(f->v + j * D, v + j * ld, (size_t)D * sizeof *v);
+#endif
+    product_of_rows(&(struct product){.c = f->o,
+                                      .ldc = D1,
+                                      .a = f->weight,
+                                      .lda = KEYS / PAIR,
+                                      .b = values.p,
+                                      .ldb = values.ld,
+                                      .rows = q->n,
+                                      .depth = units(n),
+                                      .vectors = D1 / LANES,
+                                      .begin = ADDED});
 }
 
-/* Rows of one head are short and far apart, which no processor takes for a stream. */
+/* Rows of one head are short and far apart, which no processor takes for a stream: so they are called for, a
+ * block ahead and a few at a time, as no more than some lines can be on their way at once. */
 static void call_for_rows(const stored *p, int64_t ld, int64_t n, int64_t D) {
     for (int64_t j = 0; j < n; j++)
         for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof *p) __builtin_prefetch(p + j * ld + d);
@@ -115,24 +184,17 @@ static void few_attend(struct few *f, const struct queries *q, const struct keys
     }
     for (const struct keys *r = run; r < run + 2; r++)
         for (int64_t j = r->from; j < r->to; j += KEYS) {
-            const int64_t n = least(KEYS, r->to - j), more = least(KEYS, r->to - j - n);
-            call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
-            call_for_rows(r->k + (j + n) * r->ldk, r->ldk, more, D);
-            for (int64_t i = 0; i < n; i += LANES)
+            const int64_t n = least(KEYS, r->to - j);
+            if (j == r->from) call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const int64_t next = j + i + KEYS, more = least(LANES, r->to - next);
+                call_for_rows(r->k + next * r->ldk, r->ldk, more, D);
+                call_for_rows(r->v + next * r->ldv, r->ldv, more, D);
                 few_scores(f, q, r->k + (j + i) * r->ldk, r->ldk, least(LANES, n - i), D,
                            f->score + i);
+            }
             for (int64_t m = 0; m < q->n; m++) few_weigh(f, q, m, j, n, c, D1);
-            const struct factor v = few_values(f, r->v + j * r->ldv, r->ldv, n, D);
-            product_of_rows(&(struct product){.c = f->o,
-                                              .ldc = D1,
-                                              .a = f->weight,
-                                              .lda = KEYS / PAIR,
-                                              .b = v.p,
-                                              .ldb = v.ld,
-                                              .rows = q->n,
-                                              .depth = units(n),
-                                              .vectors = D1 / LANES,
-                                              .begin = ADDED});
+            few_meet_values(f, q, r->v + j * r->ldv, r->ldv, n, D, D1);
         }
 }
 

@@ -103,9 +103,32 @@ static void last_columns(const struct conv_args *a, const struct row *r) {
                        column(r, a->L - (a->K - 1) + i, c, a->C - c, (int)a->K), a->C - c);
 }
 
+/* Rows of one token (generation), channels c .. c+n: taps are read once for all rows, and a state
+ * moves on as soon as it was seen. */
+static void next_token(const struct conv_args *a, int64_t c, int64_t n) {
+    vf w[LONGEST];
+    const int K = (int)a->K;
+    const vf bias = a->b ? load_real_left((const float *)a->b + c, n) : vf_all(0);
+    taps(w, a->w, c, n, K);
+    for (int64_t b = 0; b < a->B; b++) {
+        const struct row r = row_of(a->x, a->state_in, a->start, b, 1, a->C, K, a->ldx);
+        for (int i = 0; r.state && i < K - 1; i++) /* many short streams */
+            __builtin_prefetch(r.state + i * a->C + c + 128);
+        store_left((stored *)a->u + b * a->C + c, vf_silu(before_silu(&r, w, bias, 0, c, n, K)), n);
+        for (int i = 0; a->state_out && i < K - 1; i++)
+            store_left((stored *)a->state_out + (b * (K - 1) + i) * a->C + c,
+                       column(&r, i - K + 2, c, n, K), n);
+    }
+}
+
 KERNEL(conv) {
     const int64_t B = a->B, L = a->L, C = a->C, K = a->K;
     if (K < 1 || K > LONGEST) bug("convolution over %lld tokens", (long long)K);
+    if (L == 1) {
+#pragma omp parallel for if (B * C > SMALL / 8)
+        for (int64_t c = 0; c < C; c += LANES) next_token(a, c, C - c);
+        return;
+    }
 #pragma omp parallel for collapse(2) if (B * L * C > SMALL / 8)
     for (int64_t b = 0; b < B; b++)
         for (int64_t t0 = 0; t0 < L; t0 += TOKENS) {

@@ -1,6 +1,6 @@
 /* vector_experts: tokens to the slots of their experts and back, and rows of the word table by
- * number (experts.c and embedding.c have the definitions). The K results of a token are added in the
- * order of k, and gradients of a word in the order of the tokens. */
+ * number (experts.c and embedding.c have the definitions). The K results of a token are added in
+ * the order of k, and gradients of a word in the order of the tokens. */
 #include <omp.h>
 
 #include "kernels/cpu/vector.h"

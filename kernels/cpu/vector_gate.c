@@ -1,6 +1,6 @@
-/* vector_gate: Mamba's gated norm (gate.c has the formulas), whole and in two halves. A group's gates
- * are kept between the sum over the group and what is made with it, so that each exponential is
- * computed once; a group wider than KEPT computes them again. */
+/* vector_gate: Mamba's gated norm (gate.c has the formulas), whole and in two halves. A group's
+ * gates are kept between the sum over the group and what is made with it, so that each exponential
+ * is computed once; a group wider than KEPT computes them again. */
 #include "kernels/cpu/vector.h"
 
 enum { KEPT = 2048, TOKENS = 32, ROOM = 8 };

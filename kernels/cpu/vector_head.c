@@ -1,8 +1,8 @@
 /* vector_head: the products with the word table and the loss over them, C tokens at a time (head.c
- * has the formulas). The logits of a chunk are real numbers in scratch. One pass over them gives the
- * largest and the sum of exponentials, one more their gradients; beside BF16 those are rounded in
- * place, each row to the front of its own memory, so that both products of the adjoint read BF16.
- * The products are the best ones of this level (kernels/cpu/fast.def). */
+ * has the formulas). The logits of a chunk are real numbers in scratch. One pass over them gives
+ * the largest and the sum of exponentials, one more their gradients; beside BF16 those are rounded
+ * in place, each row to the front of its own memory, so that both products of the adjoint read
+ * BF16. The products are the best ones of this level (kernels/cpu/fast.def). */
 #include <float.h>
 
 #include "kernels/cpu/head_word.h"

@@ -6,6 +6,7 @@
 #include "kernels/cpu/expert_product.h"
 #include "kernels/cpu/product.h"
 #include "kernels/cpu/product_few.h"
+#include "kernels/cpu/table.h"
 
 /* Rows and columns of a piece. */
 struct cut {
@@ -45,10 +46,10 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
 
 /* Few rows: a piece is worth the taking, and a small matrix is not shared. */
 static struct cut cut_few(const struct product *p) {
-    enum { WORTH = 1 << 16, COLUMNS = 120 /* a multiple of every FEW_ */ };
+    enum { WORTH = 1 << 15, COLUMNS = 40 /* a multiple of every FEW_ */ };
     const int64_t bytes = most(1, p->K) * (int64_t)sizeof(stored);
-    if (p->N * bytes < 4 * WORTH) return (struct cut){p->M, p->N};
-    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / 2 / bytes / 8 * 8)};
+    if (p->N * bytes < 8 * WORTH) return (struct cut){p->M, p->N};
+    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / bytes / 8 * 8)};
     return (struct cut){p->M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
 }
 
@@ -62,12 +63,13 @@ static void one_piece(const struct product *p, const struct cut *c, int64_t i, i
 }
 
 /* Where a library knows the processor better than we do: matrix units for BF16, and what is no
- * x86-64. (An older clang cannot ask for matrix units.) */
+ * x86-64. */
 static bool library_is_better(const struct product *p) {
-#if PAIRS && defined HAVE_DNNL && (!defined __clang__ || __clang_major__ >= 19)
-    return !product_is_few(p) && p->K >= 64 && __builtin_cpu_supports("amx-bf16");
-#elif !defined __x86_64__ && !defined STORED_BF16 && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
-    return !product_is_few(p);
+#if PAIRS
+    return !product_is_few(p) && p->K >= 64 && cpu_library_multiplies(CPU_V4_BF16, BF16);
+#elif !defined __x86_64__ && (defined HAVE_DNNL || defined HAVE_OPENBLAS)
+    return !product_is_few(p) &&
+           cpu_library_multiplies(CPU_NATIVE, sizeof(stored) == 2 ? BF16 : F32);
 #else
     (void)p;
     return false;
@@ -87,7 +89,7 @@ static void product(const struct product *p) {
     const struct cut c = product_is_few(p) ? cut_few(p) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
     const stored *held = NULL;
-    if (product_is_few(p) && columns_are_short(p)) {
+    if (product_is_few(p)) {
         /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
 #pragma omp parallel for schedule(guided) firstprivate(held) if (across > 1)
         for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j, &held);

@@ -1,5 +1,5 @@
-/* vector_norm: y = w x rstd with rstd = 1/sqrt(mean(x^2) + eps), a token at a time, and its adjoint:
- * with q = w dy, dx = rstd (q - x rstd^2 mean(q x)), dw = sum over tokens of dy x rstd.
+/* vector_norm: y = w x rstd with rstd = 1/sqrt(mean(x^2) + eps), a token at a time, and its
+ * adjoint: with q = w dy, dx = rstd (q - x rstd^2 mean(q x)), dw = sum over tokens of dy x rstd.
  *
  * The adjoint goes through blocks of tokens that stay in the second-level cache: dx by tokens, then
  * dw by columns, which are summed in float over a block and then over the blocks in order. */

@@ -75,8 +75,8 @@ INLINE vf pair_up(const vf x[PAIR]) {
 #endif
 }
 
-/* What a product begins with: nothing, what is in c, that times a factor of each lane, or what is in
- * `from` times one factor. */
+/* What a product begins with: nothing, what is in c, that times a factor of each lane, or what
+ * is in `from` times one factor. */
 enum begin { FRESH, ADDED, SCALED, FADED };
 
 /* Distances are in units (of a and b) and floats (of c and `from`). */

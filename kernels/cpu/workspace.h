@@ -1,7 +1,7 @@
 /* workspace: memory that a thread of the cpu room keeps between calls, for what kernels copy into a
- * better order. It is outside the arenas. Our own products need 1.2 MiB a thread whatever the model;
- * attention needs less up to heads of 512; what oneDNN asks for depends on the tile, a few MiB at
- * most. */
+ * better order. It is outside the arenas. Our own products need 1.2 MiB a thread whatever the
+ * model; attention needs less up to heads of 512; what oneDNN asks for depends on the tile, a few
+ * MiB at most. */
 #ifndef KERNELS_CPU_WORKSPACE_H
 #define KERNELS_CPU_WORKSPACE_H
 
