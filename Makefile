@@ -322,18 +322,21 @@ CLOCK   ?= wall
 PYTHON  ?= build/venv/bin/python
 LLAMA_BENCH ?=
 BEFORE  ?=
-bench_options := --configs $(CONFIGS) --rounds $(ROUNDS) $(if $(THREADS),--threads $(THREADS))
+space := $(empty) $(empty)
+# lists have commas or spaces between, as BENCH has
+bench_list = $(subst $(space),$(comma),$(strip $(1)))
+bench_options := --configs '$(call bench_list,$(CONFIGS))' --recipes '$(call bench_list,$(RECIPES))' --rounds $(ROUNDS) $(if $(THREADS),--threads $(THREADS))
 bench:
 	@$(MAKE) packages WANT=bench
 	@$(MAKE) all $(B)/tests/test_ops
-	@python3 bench/run.py $(subst $(comma), ,$(BENCH)) $(bench_options) --python '$(PYTHON)' --llama '$(LLAMA_BENCH)' --before '$(BEFORE)' --recipes $(RECIPES) --clock $(CLOCK) --program ./$(PROGRAM) --build $(B)
+	@python3 bench/run.py $(subst $(comma), ,$(BENCH)) $(bench_options) --python '$(PYTHON)' --llama '$(LLAMA_BENCH)' --before '$(BEFORE)' --clock $(CLOCK) --program ./$(PROGRAM) --build $(B)
 
 # What became slower, and faster, since a commit: REV=HEAD~3.
 REV ?= HEAD
 bench-compare:
 	@$(MAKE) packages WANT=bench
 	@$(MAKE) all $(B)/tests/test_ops
-	@python3 bench/compare.py --recipes $(RECIPES) $(bench_options) -- '$(REV)'
+	@python3 bench/compare.py $(bench_options) -- '$(REV)'
 
 # The program, decks, job scripts, manual pages made from what the program says of itself, and a modulefile: set PREFIX to a folder
 # of yours where you are not root. Nothing of it is needed to run the program but the program.

@@ -2,7 +2,8 @@
  * from memory: so every one is read once, for all heads of its group, in as few instructions as may be.
  *
  * With few queries the lanes hold keys: LANES rows of keys are turned around in registers and meet
- * the numbers of the queries one by one. Values are taken as they lie, their features in the lanes. */
+ * the numbers of the queries one by one. Values have their features in the lanes: they are taken as they
+ * lie, or where BF16 is multiplied by pairs two rows of them are laced in registers. */
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_FEW_H
 #define KERNELS_CPU_VECTOR_ATTENTION_FEW_H
 

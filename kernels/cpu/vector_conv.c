@@ -5,7 +5,8 @@
  * that its weights and sums stay in registers, and each token's line for the next vector is asked
  * for ahead of time. The adjoint computes pre and dpre once more for the K-1 tokens behind its
  * block, whose gradients reach into it; its sums for dw and db go to `parts`, a row a block, which
- * are added in the order of the blocks. */
+ * are added in the order of the blocks. Where rows have one token, as in generation, a piece is a
+ * vector of channels of all rows instead. */
 #include "kernels/cpu/vector_transpose.h"
 
 enum { TOKENS = 64, LONGEST = 1024 };

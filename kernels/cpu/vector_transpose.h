@@ -1,6 +1,6 @@
 /* vector_transpose: numbers that change their lanes. LANES vectors turned around in registers (lane
- * i of vector j becomes lane j of vector i), whole blocks of floats so many at a time, the sums of
- * LANES vectors, and every other number of two. */
+ * i of vector j becomes lane j of vector i), whole blocks of floats so many at a time, and every
+ * other number of two. */
 #ifndef KERNELS_CPU_VECTOR_TRANSPOSE_H
 #define KERNELS_CPU_VECTOR_TRANSPOSE_H
 
