@@ -5,7 +5,8 @@
  * copied into panels of WIDTH columns, so that each step of the contraction is two loads in a row;
  * a block of op(a) into panels of ROWS rows, whose units are broadcast. ROWS x WIDTH sums stay in
  * registers. This is the scheme of Goto and van de Geijn (2008), ACM TOMS 34(3), with the blocks sized
- * so that b's panels live in the second cache and a's in the first.
+ * so that b's panels live in the second cache and a's in the first. What is copied next is called for
+ * while sums are made, a few lines at a time: copying waits for no memory then.
  *
  * Each element is one sum in the order of k, cut only at multiples of DEPTH units. So its bits depend
  * neither on the piece it is computed with nor on threads. Results in stored numbers are rounded
@@ -32,11 +33,12 @@ enum {
     DEPTH = 256,
     BLOCK_ROWS = 8 * ROWS,
     PIECE_ROWS = 384, /* the largest piece */
-    PIECE_COLUMNS = 384,
+    PIECE_COLUMNS = 512,
     /* Panels are a few lines more than a power of two apart, else all would begin in one set of the
      * cache. */
     B_PANEL = DEPTH * WIDTH + 4 * LANES,
-    A_PANEL = DEPTH * LANES + 4 * LANES
+    A_ROW = DEPTH + 4, /* so are the rows of a panel */
+    A_PANEL = A_ROW * LANES + 4 * LANES
 };
 
 /* As the rows of ops.def. c holds stored numbers, or real ones if `wide`. */
@@ -144,7 +146,7 @@ static void copy_b(float *to, const struct product *p, int64_t j0, int64_t j1, i
                        least(LANES, j1 - j), k0, depth);
 }
 
-/* Units of rows i0 to i0+n of op(a). A panel is [row][DEPTH]; if ta, [unit][LANES]. */
+/* Units of rows i0 to i0+n of op(a). A panel is [row][A_ROW]; if ta, [unit][LANES]. */
 static void copy_a(float *to, const struct product *p, int64_t i0, int64_t n, int64_t k0,
                    int64_t depth) {
     const int64_t first = k0 * UNIT;
@@ -152,18 +154,62 @@ static void copy_a(float *to, const struct product *p, int64_t i0, int64_t n, in
         for (int64_t k = 0; k < depth; k++) {
             const stored *row = p->a + (first + k * UNIT) * p->lda + i0;
             const bool both = first + k * UNIT + 1 < p->K;
+            float *panel = to + k * LANES;
+            int64_t i = 0;
             call_for(row, AHEAD * UNIT * p->lda, n);
-            for (int64_t i = 0; i < n; i += ROWS)
-                store_real(to + i / ROWS * A_PANEL + k * LANES,
-                           units_across(row + i, p->lda, least(ROWS, n - i), both));
+            for (; i + ROWS <= n; i += ROWS, panel += A_PANEL)
+                store_real(panel, units_across(row + i, p->lda, ROWS, both));
+            if (i < n) store_real(panel, units_across(row + i, p->lda, n - i, both));
         }
     } else {
         for (int64_t i = 0; i < n; i++) {
             const stored *row = p->a + (i0 + i) * p->lda + first;
             for (int64_t k = 0; k < depth; k += LANES)
-                store_real(to + i / ROWS * A_PANEL + i % ROWS * DEPTH + k,
+                store_real(to + i / ROWS * A_PANEL + i % ROWS * A_ROW + k,
                            units_along(row + k * UNIT, p->K - first - k * UNIT));
         }
+    }
+}
+
+/* ---- what is copied next ---- */
+
+/* Lines of memory, row by row, that are called into the second cache, a few in every ROUND units of
+ * every tile: many at once would hold up the loads of the sums. */
+enum { ROUND = 16 };
+struct coming {
+    const char *row;
+    int64_t stride, lines, rows; /* lines of a row; rows that are left */
+    int64_t line, share;         /* of this row; lines to call for in a round */
+};
+
+/* A rectangle of numbers, to be called for in so many rounds. */
+static inline struct coming coming(const stored *from, int64_t ld, int64_t rows, int64_t width,
+                                   int64_t rounds) {
+    struct coming c = {.row = (const char *)from,
+                       .stride = ld * (int64_t)sizeof *from,
+                       .lines = (width * (int64_t)sizeof *from + 63) / 64,
+                       .rows = rows};
+    c.share = c.lines * c.rows / rounds + 1;
+    return c;
+}
+
+/* Rows i0 to i0+n of op(a), or, with b's numbers, columns of op(b), from the unit k0 on. */
+static inline struct coming coming_units(const struct product *p, const stored *from, int64_t ld,
+                                         bool along, int64_t i0, int64_t n, int64_t k0,
+                                         int64_t rounds) {
+    const int64_t first = k0 * UNIT, depth = least(DEPTH * UNIT, p->K - first);
+    if (depth < 1) return (struct coming){0};
+    return along ? coming(from + i0 * ld + first, ld, n, depth, rounds)
+                 : coming(from + first * ld + i0, ld, depth, n, rounds);
+}
+
+INLINE void call_share(struct coming *c) {
+    for (int64_t n = c->share; n > 0 && c->rows > 0; n--) {
+        __builtin_prefetch(c->row + c->line * 64, 0, 2);
+        if (++c->line < c->lines) continue;
+        c->line = 0;
+        c->row += c->stride;
+        c->rows--;
     }
 }
 
@@ -177,6 +223,7 @@ struct tile {
     void *to;          /* float or stored numbers, rows `ld` apart */
     int64_t ld;
     bool narrow, add;
+    struct coming *next_a, *next_b;
 };
 
 /* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
@@ -187,24 +234,36 @@ INLINE void sums(const struct tile *t, const int row, const int unit, const int 
     vf s[ROWS][2];
     const float *a = t->a, *b = t->b;
     const size_t size = t->narrow ? sizeof(stored) : sizeof(float);
+    char *to = t->to;
 #pragma GCC unroll 12
-    for (int i = 0; i < rows; i++) {
-        char *to = (char *)t->to + (size_t)(i * t->ld) * size;
-        __builtin_prefetch(to, 1);
-        __builtin_prefetch(to + (size_t)(vectors * LANES - 1) * size, 1);
-        s[i][0] = t->from ? load_real(t->from + i * PIECE_COLUMNS) : (vf){0};
-        s[i][1] = t->from ? load_real(t->from + i * PIECE_COLUMNS + LANES) : (vf){0};
-    }
-    for (int64_t k = t->depth; k > 0; k--) {
-        const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
-#pragma GCC unroll 12
-        for (int i = 0; i < rows; i++) {
-            const vf x = vf_all(a[i * row]);
-            s[i][0] = add_product(s[i][0], x, b0);
-            if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
+    for (int i = 0; i < rows; i++) s[i][0] = s[i][1] = (vf){0};
+    for (int64_t k = t->depth, round = 0; k > 0; round++) {
+        if (round < rows) {
+            __builtin_prefetch(to, 1);
+            __builtin_prefetch(to + (size_t)(vectors * LANES - 1) * size, 1);
+            to += (size_t)t->ld * size;
+            if (t->from) __builtin_prefetch(t->from + round * PIECE_COLUMNS);
+            if (t->from) __builtin_prefetch(t->from + round * PIECE_COLUMNS + WIDTH - 1);
         }
-        a += unit;
-        b += WIDTH;
+        call_share(t->next_a);
+        call_share(t->next_b);
+        for (int64_t n = k < ROUND ? k : ROUND; n > 0; n--, k--) {
+            const vf b0 = load_real(b), b1 = vectors > 1 ? load_real(b + LANES) : b0;
+#pragma GCC unroll 12
+            for (int i = 0; i < rows; i++) {
+                const vf x = vf_all(a[i * row]);
+                s[i][0] = add_product(s[i][0], x, b0);
+                if (vectors > 1) s[i][1] = add_product(s[i][1], x, b1);
+            }
+            a += unit;
+            b += WIDTH;
+        }
+    }
+    if (t->from) {
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < vectors; v++)
+                s[i][v] += load_real(t->from + i * PIECE_COLUMNS + v * LANES);
     }
     if (t->narrow) {
 #pragma GCC unroll 12
@@ -221,7 +280,7 @@ INLINE void sums(const struct tile *t, const int row, const int unit, const int 
 
 #define SUMS(name, rows, vectors)                                                                  \
     static __attribute__((noinline)) void name(const struct tile *t) {                             \
-        sums(t, DEPTH, 1, rows, vectors);                                                          \
+        sums(t, A_ROW, 1, rows, vectors);                                                          \
     }                                                                                              \
     static __attribute__((noinline)) void name##_ta(const struct tile *t) {                        \
         sums(t, 1, LANES, rows, vectors);                                                          \
@@ -258,28 +317,44 @@ static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
         }
 }
 
-/* Rows i0 to i1 and columns j0 to j1 of the result, at most PIECE_ROWS x PIECE_COLUMNS. K may be 0. */
-static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+/* Rows i0 to i1 and columns j0 to j1 of the result, at most PIECE_ROWS x PIECE_COLUMNS. K may be 0.
+ * *held: what b's panels hold as a whole, or NULL; for a thread's next piece of the same product. */
+static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                          const stored **held) {
     struct workspace *w = cpu_workspace(sizeof *w);
+    const stored *columns = p->b + (p->tb ? j0 * p->ldb : j0);
     const int64_t units = most(1, (p->K + UNIT - 1) / UNIT);
+    const int64_t across = (j1 - j0 + WIDTH - 1) / WIDTH;
     const bool waits = !p->wide && units > DEPTH;
     for (int64_t k0 = 0; k0 < units; k0 += DEPTH) {
         const int64_t depth = p->K > 0 ? least(DEPTH, units - k0) : 0;
-        copy_b(w->b, p, j0, j1, k0, depth);
+        if (units > DEPTH || *held != columns) copy_b(w->b, p, j0, j1, k0, depth);
+        *held = depth > 0 ? columns : NULL; /* an expert without rows begins where the next does */
+        const int64_t rounds = (depth + ROUND - 1) / ROUND * across;
+        struct coming next_b = coming_units(p, p->b, p->ldb, p->tb, j0, j1 - j0, k0 + DEPTH,
+                                            (i1 - i0 + ROWS - 1) / ROWS * rounds);
         /* If ta, rows lie beside each other and are read together; else a panel stays in the first
          * cache. */
         const int64_t step = p->ta ? BLOCK_ROWS : ROWS;
         for (int64_t block = i0; block < i1; block += step) {
             const int64_t end = least(i1, block + step);
+            const int64_t panels = (end - block + ROWS - 1) / ROWS;
             copy_a(w->a, p, block, end - block, k0, depth);
+            const bool last = end == i1;
+            const int64_t from = last ? i0 : end, more = last ? k0 + DEPTH : k0;
+            struct coming next_a = coming_units(p, p->a, p->lda, !p->ta, from,
+                                                least(i1 - from, step), more, panels * rounds);
             for (int64_t i = block; i < end; i += ROWS) {
                 const float *a = w->a + (i - block) / ROWS * A_PANEL;
                 const int64_t rows = least(ROWS, end - i);
                 for (int64_t j = j0; j < j1; j += WIDTH) {
                     const int64_t at = i * p->ldc + j;
                     float *wait = w->sum + (i - i0) * PIECE_COLUMNS + j - j0;
-                    struct tile t = {
-                        .a = a, .b = w->b + (j - j0) / WIDTH * B_PANEL, .depth = depth};
+                    struct tile t = {.a = a,
+                                     .b = w->b + (j - j0) / WIDTH * B_PANEL,
+                                     .depth = depth,
+                                     .next_a = &next_a,
+                                     .next_b = &next_b};
                     if (waits && k0 > 0) t.from = wait;
                     if (waits && k0 + DEPTH < units) {
                         t.to = wait;

@@ -23,10 +23,10 @@ static int64_t part(int64_t n, int64_t size, int64_t unit) {
     return most(1, pieces(pieces(n, parts), unit)) * unit;
 }
 
-/* Large pieces copy less; small ones are shared out more evenly. `products` of this shape come
- * together. */
+/* Large pieces copy less; small ones are shared out more evenly, and so are few if all threads get
+ * as many. `products` of this shape come together. */
 static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
-    const int64_t threads = omp_get_max_threads(), wanted = threads > 1 ? 4 * threads : 1;
+    const int64_t threads = omp_get_max_threads(), wanted = threads > 1 ? 2 * threads : 1;
     struct cut c = {part(M, PIECE_ROWS, ROWS), part(N, PIECE_COLUMNS, WIDTH)};
     while (pieces(M, c.rows) * pieces(N, c.columns) * products < wanted &&
            (double)c.rows * (double)c.columns * (double)K > 1e6) {
@@ -34,6 +34,13 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
         else if (c.columns > WIDTH) c.columns = part(N, c.columns / 2, WIDTH);
         else break;
     }
+    const int64_t down = pieces(M, c.rows), across = pieces(N, c.columns) * products;
+    if (down * across < 4 * wanted)
+        for (int64_t parts = down; parts < 2 * down; parts++)
+            if (parts * across % threads == 0) {
+                c.rows = part(M, pieces(M, parts), ROWS);
+                break;
+            }
     return c;
 }
 
@@ -46,9 +53,13 @@ static struct cut cut_few(const struct product *p) {
     return (struct cut){p->M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
 }
 
-static void one_piece(const struct product *p, const struct cut *c, int64_t i, int64_t j) {
-    const int64_t i1 = least(p->M, (i + 1) * c->rows), j1 = least(p->N, (j + 1) * c->columns);
-    (product_is_few(p) ? few_piece : product_piece)(p, i * c->rows, i1, j * c->columns, j1);
+/* held: as in product_piece, of one thread and one call. */
+static void one_piece(const struct product *p, const struct cut *c, int64_t i, int64_t j,
+                      const stored **held) {
+    const int64_t i0 = i * c->rows, i1 = least(p->M, i0 + c->rows);
+    const int64_t j0 = j * c->columns, j1 = least(p->N, j0 + c->columns);
+    if (product_is_few(p)) few_piece(p, i0, i1, j0, j1);
+    else product_piece(p, i0, i1, j0, j1, held);
 }
 
 /* Where a library knows the processor better than we do: matrix units for BF16, and what is no
@@ -77,15 +88,16 @@ static void product(const struct product *p) {
     if (!p->c || p->M < 1 || p->N < 1) return;
     const struct cut c = product_is_few(p) ? cut_few(p) : cut(p->M, p->N, p->K, 1);
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
+    const stored *held = NULL;
     if (product_is_few(p)) {
         /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
-#pragma omp parallel for schedule(guided) if (across > 1)
-        for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j);
+#pragma omp parallel for schedule(guided) firstprivate(held) if (across > 1)
+        for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j, &held);
         return;
     }
-#pragma omp parallel for collapse(2) schedule(dynamic) if (down * across > 1)
+#pragma omp parallel for collapse(2) schedule(dynamic) firstprivate(held) if (down * across > 1)
     for (int64_t j = 0; j < across; j++)
-        for (int64_t i = 0; i < down; i++) one_piece(p, &c, i, j);
+        for (int64_t i = 0; i < down; i++) one_piece(p, &c, i, j, &held);
 }
 
 #define PRODUCT_OF(a_, wide_)                                                                      \
@@ -112,13 +124,15 @@ KERNEL(grouped_matmul) {
     if (!a->y || a->E < 1 || N < 1) return;
     const struct cut c = cut(pieces(a->S, a->E), N, K, a->E);
     const int64_t across = pieces(N, c.columns), down = pieces(a->S, c.rows);
-#pragma omp parallel for collapse(3) schedule(dynamic) if (a->E * across * down > 1)
+    const stored *held = NULL;
+#pragma omp parallel for collapse(3) schedule(dynamic)                                             \
+    firstprivate(held) if (a->E * across * down > 1)
     for (int64_t e = 0; e < a->E; e++)
         for (int64_t j = 0; j < across; j++)
             for (int64_t i = 0; i < down; i++) {
                 const struct matmul_args m = expert_rows(a, e);
                 const struct product p = PRODUCT_OF(&m, sizeof(stored) == sizeof(float));
-                if (i * c.rows < m.M) one_piece(&p, &c, i, j);
+                if (i * c.rows < m.M) one_piece(&p, &c, i, j, &held);
             }
 }
 
@@ -127,12 +141,14 @@ KERNEL(grouped_weight) {
     if (!a->dw || a->E < 1 || N < 1 || K < 1) return;
     const struct cut c = cut(N, K, pieces(a->S, a->E), a->E);
     const int64_t across = pieces(K, c.columns), down = pieces(N, c.rows);
-#pragma omp parallel for collapse(3) schedule(dynamic) if (a->E * across * down > 1)
+    const stored *held = NULL;
+#pragma omp parallel for collapse(3) schedule(dynamic)                                             \
+    firstprivate(held) if (a->E * across * down > 1)
     for (int64_t e = 0; e < a->E; e++)
         for (int64_t j = 0; j < across; j++)
             for (int64_t i = 0; i < down; i++) {
                 const struct matmul_args m = expert_weight(a, e);
                 const struct product p = PRODUCT_OF(&m, true);
-                one_piece(&p, &c, i, j);
+                one_piece(&p, &c, i, j, &held);
             }
 }
