@@ -96,8 +96,8 @@ static void next_head(const struct scan_next_args *a, int64_t b, int64_t h) {
     const real *u = (const real *)a->u + b * (H * P + 2 * a->G * S), *x = u + h * P;
     const real *bt = u + H * P + h / heads * S, *ct = bt + a->G * S;
     const real *state = (const real *)a->state + at * S, d = ((const real *)a->d)[h];
-    real *recent = (real *)a->recent + b * r.all, *in = recent + h * P;
-    real *kept = recent + r.b_at + h / heads * S, *weight = recent + r.w_at + h * r.weight;
+    real *recent = (real *)a->recent + b * r.all, *in = recent + h * r.in;
+    real *kept = recent + r.b_at + h / heads * r.b, *weight = recent + r.w_at + h * r.weight;
     real *y = (real *)a->y + at, *to = a->state_out ? (real *)a->state_out + at * S : NULL;
     const double dt = (double)((const real *)a->dt)[b * a->lddt + h];
     const struct pace step = pace(dt + (double)((const real *)a->dt_bias)[h],
@@ -107,10 +107,10 @@ static void next_head(const struct scan_next_args *a, int64_t b, int64_t h) {
     for (int64_t i = 0; i <= n; i++)
         weight[i] = a->start[b] == 0 ? 0 : weight[i] * (real)step.decay;
     weight[n + 1] = 1;
-    for (int64_t p = 0; p < P; p++) in[n * r.in + p] = (real)step.delta * x[p];
-    if (h % heads == 0) memcpy(kept + n * r.b, bt, (size_t)S * sizeof(real));
+    for (int64_t p = 0; p < P; p++) in[n * P + p] = (real)step.delta * x[p];
+    if (h % heads == 0) memcpy(kept + n * S, bt, (size_t)S * sizeof(real));
     for (int64_t i = 0; i <= n; i++) {
-        const real *bi = i == n ? bt : kept + i * r.b;
+        const real *bi = i == n ? bt : kept + i * S;
         if (weight[i + 1] == 0) continue;
         for (int64_t j = 0; j < S; j++) seen[i] += bi[j] * ct[j];
         seen[i] *= weight[i + 1];
@@ -122,13 +122,13 @@ static void next_head(const struct scan_next_args *a, int64_t b, int64_t h) {
         for (int64_t j = 0; j < (weight[0] != 0 ? S : 0); j++) sum += s[j] * ct[j];
         sum = weight[0] * sum + d * x[p];
         for (int64_t i = 0; i <= n; i++)
-            if (weight[i + 1] != 0) sum += seen[i] * in[i * r.in + p];
+            if (weight[i + 1] != 0) sum += seen[i] * in[i * P + p];
         y[p] = sum;
         for (int64_t j = 0; to && j < S; j++) {
             real v = weight[0] != 0 ? weight[0] * s[j] : 0;
             for (int64_t i = 0; i <= n; i++)
                 if (weight[i + 1] != 0)
-                    v += weight[i + 1] * in[i * r.in + p] * (i == n ? bt : kept + i * r.b)[j];
+                    v += weight[i + 1] * in[i * P + p] * (i == n ? bt : kept + i * S)[j];
             to[p * S + j] = v;
         }
     }

@@ -1,11 +1,11 @@
 /* vector_scan_next: one more token of a row, where the state is only read (kernels/cpu/scan.c has the
- * formulas). Nearly all time goes into fetching states, so the one pass over a head's state has
- * everything that needs it, and asks for lines some way ahead: pages end after a few rows, and
- * processors do not guess beyond them. */
+ * formulas). Nearly all time goes into fetching states, so there is one pass over a head's state, also
+ * where it is written. Reading alone, processors fetch ahead by themselves, and asking is slower;
+ * writing too, asking helps. */
 #include "kernels/cpu/vector_scan.h"
 #include "kernels/scan_recent.h"
 
-enum { MOST_STATE = 16384, AT_ONCE = 64, AHEAD = 1024 /* numbers */ };
+enum { MOST_STATE = 16384, AT_ONCE = 64, AHEAD = 2048 /* numbers */ };
 
 /* A head and its token: what has weight, the token itself among it. */
 struct seen {
@@ -34,30 +34,42 @@ static float state_dot(const float *s, const float *c, int64_t n) {
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
         for (int k = 0; k < 4; k++) {
-            __builtin_prefetch(s + i + k * LANES + AHEAD);
             sum[k] += load_real(s + i + k * LANES) * load_real(c + i + k * LANES);
         }
     for (; i < n; i += LANES) sum[0] += load_real_left(s + i, n - i) * load_real_left(c + i, n - i);
     return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-/* The same, and the row after all tokens that are seen: `to` may be s. by: w_i D_i x_i of this row. */
+/* `vectors` vectors of a row after all tokens that are seen, from numbers s, of which `left` are left;
+ * sums of s c go to sum. by: w_i D_i x_i of this row. */
+INLINE void state_vectors(float *to, const float *s, const float *c, const struct seen *seen,
+                          const float *by, int64_t i, int vectors, int64_t left, vf *sum) {
+    const bool live = seen->state != 0;
+    vf v[4];
+    for (int j = 0; j < vectors; j++) {
+        const int64_t at = i + j * LANES;
+        __builtin_prefetch(s + at + AHEAD);
+        v[j] = live ? load_real_left(s + at, left) : vf_all(0);
+        sum[j] += v[j] * load_real_left(c + at, left);
+        v[j] *= seen->state;
+    }
+    for (int64_t k = 0, n = seen->n; k < n; k++) {
+        const float *b = seen->b[k] + i;
+        const vf w = vf_all(by[k]);
+        for (int j = 0; j < vectors; j++) v[j] += w * load_real_left(b + j * LANES, left);
+    }
+    for (int j = 0; j < vectors; j++) store_real_left(to + i + j * LANES, v[j], left);
+}
+
+/* The same as state_dot, and the row as it is after this token: `to` may be s. */
 static float state_next(float *to, const float *s, const struct seen *seen, const float *by,
                         int64_t n) {
-    vf sum = vf_all(0);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int64_t left = n - i;
-        vf v = vf_all(0);
-        if (seen->state != 0) {
-            __builtin_prefetch(s + i + AHEAD);
-            v = load_real_left(s + i, left);
-            sum += v * load_real_left(seen->c + i, left);
-            v *= seen->state;
-        }
-        for (int64_t k = 0; k < seen->n; k++) v += by[k] * load_real_left(seen->b[k] + i, left);
-        store_real_left(to + i, v, left);
-    }
-    return vf_sum(sum);
+    vf sum[4] = {{0}, {0}, {0}, {0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        state_vectors(to, s, seen->c, seen, by, i, 4, LANES, sum);
+    for (; i < n; i += LANES) state_vectors(to, s, seen->c, seen, by, i, 1, n - i, sum);
+    return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 /* Remembers the token of row b and head h, and finds what it sees. */
@@ -70,19 +82,22 @@ static void seen_find(struct seen *s, const struct scan_next_args *a, int64_t b,
                                              .dt_max = (float)a->dt_max};
     const stored *u = (const stored *)a->u + b * (H * P + 2 * a->G * S), *x = u + h * P;
     const stored *own = u + H * P + h / heads * S;
-    float *recent = (float *)a->recent + b * r.all, *in = recent + h * P;
-    float *kept = recent + r.b_at + h / heads * S, *weight = recent + r.w_at + h * r.weight;
+    float *recent = (float *)a->recent + b * r.all, *in = recent + h * r.in;
+    float *kept = recent + r.b_at + h / heads * r.b, *weight = recent + r.w_at + h * r.weight;
     vi clamped;
     const vf dt = vf_all(get((const stored *)a->dt + b * a->lddt + h) + constants.dt_bias);
     const float delta = vf_delta(&constants, dt, &clamped)[0];
     const float decay =
         a->start[b] == 0 ? 0 : vf_exp(vf_all((float)head_exponent(&constants, delta)))[0];
     for (int64_t p = 0; p < P; p += LANES)
-        store_real_left(in + n * r.in + p, delta * load_left(x + p, P - p), P - p);
+        store_real_left(in + n * P + p, delta * load_left(x + p, P - p), P - p);
     widen_row(s->own, own, S);
     widen_row(s->c, own + a->G * S, S);
     /* Other heads of the group read their own copy: threads write it down but once. */
-    if (h % heads == 0) memcpy(kept + n * r.b, s->own, (size_t)S * sizeof(float));
+    if (h % heads == 0) memcpy(kept + n * S, s->own, (size_t)S * sizeof(float));
+    /* What the next head remembers lies apart from ours, and would be waited for. */
+    for (int64_t i = 0; i < n * P; i += 64 / (int64_t)sizeof(float))
+        __builtin_prefetch(in + r.in + i);
     weight[0] = n ? weight[0] * decay : decay;
     weight[n + 1] = 1;
     s->state = weight[0];
@@ -91,8 +106,8 @@ static void seen_find(struct seen *s, const struct scan_next_args *a, int64_t b,
         if (i < n) weight[i + 1] *= decay;
         const float w = weight[i + 1];
         if (w == 0) continue;
-        s->in[s->n] = in + i * r.in;
-        s->b[s->n] = i == n ? s->own : kept + i * r.b;
+        s->in[s->n] = in + i * P;
+        s->b[s->n] = i == n ? s->own : kept + i * S;
         s->met[s->n] = w * dot(s->b[s->n], s->c, S);
         s->weight[s->n++] = w;
     }
