@@ -11,6 +11,7 @@
 #include "kernels/die.h"
 #include "kernels/dry/dry.h"
 #include "kernels/exact.h"
+#include "kernels/scan_recent.h"
 #include "kernels/scan_split.h"
 
 /* A debug device adds this to its addresses: no x86-64 or aarch64 system maps user memory there. */

@@ -72,6 +72,15 @@ struct tensor *scan_with(struct tape *t, const struct batch *b, const struct sca
                          struct tensor *d, struct tensor *dt_bias, struct tensor *state_in,
                          struct tensor **state_out);
 
+/* One more token of each row, where the state is brought up to date only once in so many tokens: n of
+ * them are remembered since it was, 0 after scan and then one more with each call, and 0 again after
+ * SCAN_RECENT - 1 (kernels/scan_recent.h). recent [rows, scan_remembers]. Where nothing is learned. */
+int64_t scan_remembers(const struct scan_shape *s);
+struct tensor *scan_next(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                         struct tensor *u, struct tensor *dt, struct tensor *a_log,
+                         struct tensor *d, struct tensor *dt_bias, struct tensor *state,
+                         struct tensor *recent, int64_t n);
+
 /* Gated norm in two steps, so that a group may go on at a neighbour: g = y silu(z), sums of g^2 per
  * group [tokens, groups]; then w g / sqrt(sum/width + eps). The sums of a group that goes on at
  * share - 1 neighbours are a part, which share_sum (parallel/tensor_parallel.h) must finish. */

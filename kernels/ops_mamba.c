@@ -1,6 +1,7 @@
 #include <stddef.h>
 
 #include "kernels/ops.h"
+#include "kernels/scan_recent.h"
 #include "kernels/tape_again.h"
 
 #define BIT(i) (1u << (i))
@@ -129,20 +130,27 @@ struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_sha
                      tape_use_real(t, dt_bias, u), state_in, state_out);
 }
 
+/* The width of y, whose layout becomes l; u and dt must be of this batch and shape. */
+static int64_t scan_inner(const char *op, const struct batch *b, const struct scan_shape *s,
+                          struct tensor *u, struct tensor *dt, struct layout *l) {
+    const int64_t inner = s->heads * s->head_dim;
+    require_tokens(op, b, u);
+    op_require(u->width == inner + 2 * s->groups * s->state && u->stride == u->width, op, u,
+               "is not x | B | C");
+    op_require(dt->width == s->heads, op, dt, "has not a column a head");
+    op_require(s->groups > 0 && s->heads % s->groups == 0, op, u,
+               "has heads that its groups do not divide");
+    l->n_segments = 1; /* heads are never shared; B and C may be */
+    l->segment[0] = (struct segment){inner, 1};
+    return inner;
+}
+
 struct tensor *scan_with(struct tape *t, const struct batch *b, const struct scan_shape *s,
                          struct tensor *u, struct tensor *dt, struct tensor *a, struct tensor *skip,
                          struct tensor *bias, struct tensor *state_in, struct tensor **state_out) {
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
-    int64_t inner = s->heads * s->head_dim, state = inner * s->state,
-            q = scan_chunk(b->length, s->chunk);
-    require_tokens("scan", b, u);
-    op_require(u->width == inner + 2 * s->groups * s->state && u->stride == u->width, "scan", u,
-               "is not x | B | C");
-    op_require(dt->width == s->heads, "scan", dt, "has not a column a head");
-    op_require(s->groups > 0 && s->heads % s->groups == 0, "scan", u,
-               "has heads that its groups do not divide");
-    l.n_segments = 1; /* heads are never shared; B and C may be */
-    l.segment[0] = (struct segment){inner, 1};
+    const int64_t inner = scan_inner("scan", b, s, u, dt, &l), state = inner * s->state,
+                  q = scan_chunk(b->length, s->chunk);
     struct tensor *y = tensor_new_of(t, u->dtype, "scan", u->rows, inner, &l), *states = NULL,
                   *out = NULL;
     if (t->learning)
@@ -164,6 +172,33 @@ struct tensor *scan_with(struct tape *t, const struct batch *b, const struct sca
     }
     tensor_drop(t, states);
     if (state_out) *state_out = out;
+    return y;
+}
+
+int64_t scan_remembers(const struct scan_shape *s) {
+    return scan_recent(s->heads, s->head_dim, s->groups, s->state, SCAN_RECENT).all;
+}
+
+struct tensor *scan_next(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                         struct tensor *u, struct tensor *dt, struct tensor *a, struct tensor *skip,
+                         struct tensor *bias, struct tensor *state, struct tensor *recent,
+                         int64_t n) {
+    struct layout l =
+        layout_join("scan_next", 7, (struct tensor *[]){dt, u, a, skip, bias, state, recent});
+    const int64_t inner = scan_inner("scan_next", b, s, u, dt, &l), whole = inner * s->state;
+    op_require(!t->learning && b->length == 1, "scan_next", u, "is not a token to generate from");
+    op_require(state->rows == b->rows && state->width == whole && state->dtype == t->real,
+               "scan_next", state, "is not the state of these rows");
+    op_require(recent->rows == b->rows && recent->dtype == t->real &&
+                   recent->width == scan_remembers(s),
+               "scan_next", recent, "is not what is remembered of these rows");
+    struct tensor *y = tensor_new_of(t, u->dtype, "scan", u->rows, inner, &l);
+    DEVICE_RUN(t->device, scan_next, u->dtype, .u = u->data, .dt = dt->data, .a_log = a->data,
+               .d = skip->data, .dt_bias = bias->data, .start = b->start->data,
+               .state = state->data, .recent = recent->data, .y = y->data,
+               .state_out = n + 1 == SCAN_RECENT ? state->data : NULL, .B = b->rows, .H = s->heads,
+               .P = s->head_dim, .G = s->groups, .S = s->state, .R = SCAN_RECENT, .n = n,
+               .lddt = dt->stride, .dt_min = s->dt_min, .dt_max = s->dt_max);
     return y;
 }
 

@@ -74,6 +74,7 @@ struct call {
     int64_t ends; /* rows of which the logits are here */
     int32_t *table[TABLES];
     int64_t n[TABLES];
+    int64_t generated; /* struct pass: of */
     struct context_cache cache;
     struct token_share *shares; /* [data * context] */
 };
@@ -93,6 +94,7 @@ static struct call call_of(const struct decoder *d, int64_t rows, int64_t length
     struct call c = {
         .batch = {.rows = context_rows(context, rows), .length = context_length(context, length)}};
     c.ends = me ? 0 : rows; /* the last piece is rank 0's */
+    c.generated = dealt ? d->past - d->read : -1;
     if (dealt && context > 1) {
         c.ends = context_dealt(context, me + 1, rows) - context_dealt(context, me, rows);
         c.batch =
@@ -299,6 +301,7 @@ static void run(struct decoder *d, struct call *c, int64_t past, bool wanted) {
                         .ends_only = true,
                         .state = d->state,
                         .past = past,
+                        .generated = c->generated,
                         .capacity = d->capacity,
                         .cache = c->cache,
                         .shares = c->shares};

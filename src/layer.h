@@ -33,7 +33,7 @@
 
 struct token_share;
 
-enum { LAYER_ROWS = 20, LAYER_STATES = 2 };
+enum { LAYER_ROWS = 20, LAYER_STATES = 3 };
 
 /* What a layer remembers of the tokens before a call: device arrays, read and brought up to date by
  * its forward function. */
@@ -64,6 +64,8 @@ struct pass {
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
+    int64_t
+        generated; /* so many of `past` came one a call behind a prompt; -1: this call reads one */
     struct context_cache cache; /* where keys are shared out; k and v are each layer's state */
     const struct token_share *shares; /* struct travel: of */
 };

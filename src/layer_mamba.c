@@ -6,6 +6,7 @@
  * Heads are split over the tensor ranks, B and C by groups; where the ranks outnumber the groups,
  * neighbours hold the same B and C, and the norm of a group is finished by a sum over them. */
 #include "kernels/die.h"
+#include "kernels/scan_recent.h"
 #include "parallel/context_heads.h"
 #include "parallel/context_mamba.h"
 #include "parallel/groups.h"
@@ -43,7 +44,7 @@ static const struct param_row rows[] = {
 };
 /* clang-format on */
 
-enum { CONV_STATE, SCAN_STATE };
+enum { CONV_STATE, SCAN_STATE, SCAN_TOKENS };
 
 /* x, B, C and the time steps of this rank, as context ranks share them out. */
 static struct scan_shape parts(const struct layer *l, struct heads_segment part[4]) {
@@ -70,8 +71,8 @@ static struct scan_shape some_heads(const struct scan_shape *s, int context,
     return some;
 }
 
-/* Numbers of a sequence's columns that the convolution looks back on, and of the scan's state;
- * neither grows with the tokens. */
+/* Numbers of a sequence's columns that the convolution looks back on, of the scan's state, and of the
+ * tokens since it was written; none grows with the tokens. */
 static void state_widths(const struct layer *l, const struct parallel *p, int64_t n[LAYER_STATES]) {
     struct heads_segment part[4];
     struct scan_shape s = parts(l, part);
@@ -82,6 +83,7 @@ static void state_widths(const struct layer *l, const struct parallel *p, int64_
     }
     n[CONV_STATE] = (l->p[CONV]->width - 1) * channels;
     n[SCAN_STATE] = s.heads * s.head_dim * s.state;
+    n[SCAN_TOKENS] = scan_remembers(&s);
 }
 
 /* Of so many sequences, those whose states are here: all of some
@@ -107,7 +109,7 @@ static struct tensor *state_of(struct tape *t, const struct layer *l, int i, int
     if (!l->pass->state) return NULL;
     state_widths(l, t->parallel, n);
     return tensor_over(t, "state", l->pass->state[l->number].p[i],
-                       i == SCAN_STATE ? t->real : t->stored, state_rows(t->parallel, sequences),
+                       i == CONV_STATE ? t->stored : t->real, state_rows(t->parallel, sequences),
                        n[i], &x->layout);
 }
 
@@ -153,18 +155,34 @@ static struct tensor *recur_in_pieces(struct tape *t, struct layer *l, const str
     return y;
 }
 
+/* The scan of whole sequences. In generation their states wait for several tokens, since writing them
+ * would take most of the time of one. */
+static struct tensor *scan_whole(struct tape *t, struct layer *l, const struct batch *b,
+                                 const struct scan_shape *s, struct tensor *u, struct tensor *dt,
+                                 struct tensor *a, struct tensor *d, struct tensor *bias,
+                                 int64_t sequences) {
+    const struct pass *p = l->pass;
+    struct tensor *states = state_of(t, l, SCAN_STATE, sequences, dt);
+    if (!states || p->generated < 0)
+        return scan_with(t, b, s, u, dt, a, d, bias, p->past ? states : NULL,
+                         states ? &states : NULL);
+    return scan_next(t, b, s, u, dt, a, d, bias, states, state_of(t, l, SCAN_TOKENS, sequences, dt),
+                     p->generated % SCAN_RECENT);
+}
+
 /* The same of whole sequences. */
 static struct tensor *recur(struct tape *t, struct layer *l, const struct scan_shape *s,
                             struct tensor *xbc, struct tensor *dt) {
     const struct batch *b = &l->pass->batch;
     if (t->parallel->shape.context > 1 && !b->dealt) return recur_in_pieces(t, l, s, xbc, dt);
     const bool begun = l->pass->past > 0;
-    struct tensor *columns = state_of(t, l, CONV_STATE, sequences_of(t, b), xbc),
-                  *states = state_of(t, l, SCAN_STATE, sequences_of(t, b), dt);
+    const int64_t n = sequences_of(t, b);
+    struct tensor *columns = state_of(t, l, CONV_STATE, n, xbc);
     struct tensor *u = conv(t, b, xbc, l->p[CONV], l->p[CONV_BIAS], begun ? columns : NULL,
                             columns ? &columns : NULL);
-    struct tensor *y = scan(t, b, s, u, dt, l->p[A_LOG], l->p[D], l->p[DT_BIAS],
-                            begun ? states : NULL, states ? &states : NULL);
+    struct tensor *a = tape_use_real(t, l->p[A_LOG], u), *d = tape_use_real(t, l->p[D], u),
+                  *bias = tape_use_real(t, l->p[DT_BIAS], u);
+    struct tensor *y = scan_whole(t, l, b, s, u, dt, a, d, bias, n);
     tensor_drop(t, u);
     return y;
 }
@@ -186,12 +204,10 @@ static struct tensor *recur_by_heads(struct tape *t, struct layer *l, const stru
                : i < 2 ? context_heads_weight(t, p, v[0], 3, part)
                        : context_heads_weight(t, p, v[0], 1, part + 3);
     }
-    struct tensor *columns = state_of(t, l, CONV_STATE, whole->rows, v[0]),
-                  *states = state_of(t, l, SCAN_STATE, whole->rows, v[1]);
+    struct tensor *columns = state_of(t, l, CONV_STATE, whole->rows, v[0]);
     struct tensor *u =
         conv_with(t, whole, v[0], w[0], w[1], begun ? columns : NULL, columns ? &columns : NULL);
-    struct tensor *o = scan_with(t, whole, &some, u, v[1], w[2], w[3], w[4], begun ? states : NULL,
-                                 states ? &states : NULL);
+    struct tensor *o = scan_whole(t, l, whole, &some, u, v[1], w[2], w[3], w[4], whole->rows);
     struct tensor *y = context_from_heads(t, b, o);
     struct tensor *const done[] = {u, o, v[0], v[1], all};
     for (int i = 0; i < 5; i++) tensor_drop(t, done[i]);
@@ -238,4 +254,4 @@ const struct layer_kind layer_mamba = {.letter = 'M',
                                        .n_rows = sizeof rows / sizeof *rows,
                                        .forward = forward,
                                        .state_size = state_size,
-                                       .real_states = 1u << SCAN_STATE};
+                                       .real_states = 1u << SCAN_STATE | 1u << SCAN_TOKENS};

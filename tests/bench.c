@@ -91,6 +91,7 @@ static const struct bench_row {
     ONE("", conv, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
     ONE("", conv_adjoint, .B = 1, .L = T, .C = CHANNELS, .K = 4, .ldx = CHANNELS),
     ONE("", scan, SCAN),
+    ONE("", scan_next, .B = 8, .H = HEADS, .P = HEAD, .G = GROUPS, .S = STATE, .R = 8, .n = 7, .lddt = HEADS, .dt_max = 100),
     ONE("", scan_adjoint, SCAN),
     ONE("", scan_end, SCAN_END),
     ONE("", scan_begin, SCAN_END),
@@ -138,10 +139,10 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Integers that any row can live with: tokens of one document, slots in order, equal shares. Past the
- * beginning of a document nothing goes back, so it began before where that is all there is to do. */
+/* Integers that any row can live with: tokens of one document, slots in order, equal shares. Nothing
+ * reaches across the beginning of a document, so it began before where that is all there is to do. */
 static int32_t integer(enum op op, const char *name, int64_t i) {
-    if (strcmp(name, "start") == 0) return op == OP_scan_begin ? -1 : 0;
+    if (strcmp(name, "start") == 0) return op == OP_scan_begin || op == OP_scan_next ? -1 : 0;
     if (strcmp(name, "offset") == 0) return (int32_t)(i * T * CHOSEN / EXPERTS);
     if (strcmp(name, "index") == 0) return (int32_t)(i % EXPERTS);
     return (int32_t)i;

@@ -147,7 +147,7 @@ static int64_t most(int64_t a, int64_t b) {
 static void make_starts(int64_t *start, int64_t n, int64_t L, int64_t reach, int64_t length,
                         uint64_t seed) {
     for (int64_t i = 0; i < n; i++) {
-        const int64_t place = i % L;
+        const int64_t place = i % most(L, 1);
         if (place == 0) start[i] = -random_below(seed, i, reach);
         else start[i] = random_below(seed, i, length) == 0 ? place : start[i - 1];
     }

@@ -16,12 +16,13 @@
 #include <cmocka.h>
 
 #include "kernels/die.h"
+#include "kernels/scan_recent.h"
 #include "parallel/transport.h"
 #include "src/decoder.h"
 #include "tests/lab.h"
 #include "tests/place.h"
 
-enum { MOST_ROWS = 5, MOST_STEPS = 7, MOST_PROMPT = 30, KEYS_MOST = 12, KEY = 48 };
+enum { MOST_ROWS = 5, MOST_STEPS = SCAN_RECENT + 4, MOST_PROMPT = 30, KEYS_MOST = 12, KEY = 48 };
 
 static struct comm world;
 static uint64_t state = 11;

@@ -13,6 +13,7 @@
 #include "io/tokenizer.h"
 #include "kernels/die.h"
 #include "kernels/mistakes.h"
+#include "kernels/scan_recent.h"
 #include "src/answer.h"
 #include "src/decoder.h"
 #include "src/sample.h"
@@ -259,10 +260,12 @@ static void close_dry(struct lab *l, struct decoder *d) {
 }
 
 /* Every call costs what its tokens cost: the prompt is computed once, whatever the chunks; a step
- * costs as much as any other, but for attention, which sees one token more each time. */
+ * costs as much as any other, but for attention, which sees one token more each time, and for the
+ * scan, whose states wait for SCAN_RECENT tokens: so every so many steps are alike, and the last of
+ * them, which writes states, costs most. */
 static void nothing_twice(void **state) {
     (void)state;
-    enum { LENGTH = 40, STEPS = 12 };
+    enum { LENGTH = 40, STEPS = 2 * SCAN_RECENT + 3 };
     double whole[N_OPS];
     for (int chunk = LENGTH; chunk >= 7; chunk -= 33) {
         struct lab l;
@@ -280,6 +283,7 @@ static void nothing_twice(void **state) {
             else assert_true(fabs(work - whole[same[i]]) <= 1e-9 * work);
         }
         size_t peak = l.e.work.peak;
+        double scan[STEPS];
         for (int step = 0; step < STEPS; step++) {
             decoder_next(&dec, row);
             struct counts now = counts_of(&l.e.device);
@@ -288,11 +292,16 @@ static void nothing_twice(void **state) {
                 int64_t calls = now.calls[i] - before.calls[i];
                 if (!step) first.work[i] = work, first.calls[i] = calls;
                 assert_int_equal(calls, first.calls[i]);
-                if (i == OP_attention) assert_true(work > 0 && work < begun.work[i] / 4);
+                if (i == OP_scan) assert_true(calls == 0);
+                if (i == OP_scan_next) scan[step] = work;
+                else if (i == OP_attention) assert_true(work > 0 && work < begun.work[i] / 4);
                 else assert_true(work == first.work[i]);
             }
             before = now;
+            if (step < SCAN_RECENT) assert_true(step ? scan[step] > scan[step - 1] : scan[0] > 0);
+            else assert_true(scan[step] == scan[step - SCAN_RECENT]);
         }
+        assert_true(scan[SCAN_RECENT - 1] > 2 * scan[SCAN_RECENT - 2]);
         assert_int_equal(l.e.work.peak, peak);
         assert_int_equal(l.e.work.live, 0);
         close_dry(&l, &dec);
@@ -354,10 +363,11 @@ static void places_shared_out(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(drawing),      cmocka_unit_test(likeliest),
-        cmocka_unit_test(many_words), cmocka_unit_test(every_place),   cmocka_unit_test(characters),
-        cmocka_unit_test(answers),      cmocka_unit_test(nothing_twice),
-        cmocka_unit_test(no_more_sent), cmocka_unit_test(places_shared_out),
+        cmocka_unit_test(drawing),           cmocka_unit_test(likeliest),
+        cmocka_unit_test(many_words),        cmocka_unit_test(every_place),
+        cmocka_unit_test(characters),        cmocka_unit_test(answers),
+        cmocka_unit_test(nothing_twice),     cmocka_unit_test(no_more_sent),
+        cmocka_unit_test(places_shared_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -220,6 +220,57 @@ static void in_place(void **state) {
     free_scan_inputs(&in);
 }
 
+/* ---- states that wait for several tokens ---- */
+
+/* Tokens one by one, the state written after every R of them, are a scan: `rows` rows at once, which
+ * begin documents at different tokens. */
+static void state_kept_back(void **state) {
+    (void)state;
+    enum { ROWS = 3, TOKENS = 21, Y = H * P, MOST = 8 };
+    static const int begins[ROWS] = {-1, 5, 16}; /* documents, beside those before */
+    double *u = random_reals(ROWS * TOKENS * WIDE, 1), *dt = random_reals(ROWS * TOKENS * H, 2),
+           *a = random_reals(H, 3), *d = random_reals(H, 4), *bias = random_reals(H, 5),
+           *before = random_reals(ROWS * STATE, 6);
+    static double whole[ROWS * TOKENS * Y], y[ROWS * Y], after[TOKENS][ROWS * STATE];
+    static double here[ROWS * STATE], recent[ROWS * (MOST * (Y + G * S) + (MOST + 1) * H)];
+    int32_t starts[ROWS * TOKENS], start[ROWS];
+    for (int n = 1; n <= TOKENS; n++) { /* the state after each token */
+        double un[ROWS * TOKENS * WIDE], dtn[ROWS * TOKENS * H];
+        for (int i = 0; i < ROWS * n; i++) {
+            const int from = i / n * TOKENS + i % n, begun = begins[i / n];
+            memcpy(un + i * WIDE, u + from * WIDE, WIDE * sizeof *un);
+            memcpy(dtn + i * H, dt + from * H, H * sizeof *dtn);
+            starts[i] = begun <= i % n ? begun : -1;
+        }
+        RUN(scan, .u = un, .dt = dtn, .a_log = a, .d = d, .dt_bias = bias, .start = starts,
+            .state_in = before, .y = whole, .state_out = after[n - 1], .B = ROWS, .L = n, .H = H,
+            .P = P, .G = G, .S = S, .Q = Q, .lddt = H, .dt_max = INFINITY);
+    }
+    for (int R = 1; R <= MOST; R += R < 3 ? 1 : 5) {
+        memcpy(here, before, sizeof here);
+        memset(recent, 0xff, sizeof recent); /* NaN: nothing of it is read before it is written */
+        for (int t = 0; t < TOKENS; t++) {
+            double now[ROWS * WIDE], dt_now[ROWS * H];
+            const bool last = t % R == R - 1;
+            for (int i = 0; i < ROWS; i++) {
+                memcpy(now + i * WIDE, u + (i * TOKENS + t) * WIDE, WIDE * sizeof *now);
+                memcpy(dt_now + i * H, dt + (i * TOKENS + t) * H, H * sizeof *dt_now);
+                start[i] = (begins[i] <= t ? begins[i] : -1) - t;
+                /* What lies before a document is not seen, whatever it is. */
+                for (int j = 0; start[i] == 0 && j < STATE; j++) here[i * STATE + j] = NAN;
+            }
+            RUN(scan_next, .u = now, .dt = dt_now, .a_log = a, .d = d, .dt_bias = bias,
+                .start = start, .state = here, .recent = recent, .y = y,
+                .state_out = last ? here : NULL, .B = ROWS, .H = H, .P = P, .G = G, .S = S, .R = R,
+                .n = t % R, .lddt = H, .dt_max = INFINITY);
+            for (int i = 0; i < ROWS; i++)
+                same(y + i * Y, whole + (i * TOKENS + t) * Y, Y, "y of a token alone");
+            if (last) same(here, after[t], ROWS * STATE, "the state after several tokens");
+        }
+    }
+    free(u), free(dt), free(a), free(d), free(bias), free(before);
+}
+
 /* ---- documents ---- */
 
 /* Each document in a row of its own: the cuts at the documents' starts, with nothing handed over.
@@ -261,9 +312,10 @@ static void documents_apart(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(conv_cut), cmocka_unit_test(scan_cut),
-                                       cmocka_unit_test(attention_cut), cmocka_unit_test(in_place),
-                                       cmocka_unit_test(documents_apart)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(conv_cut),        cmocka_unit_test(scan_cut),
+        cmocka_unit_test(state_kept_back), cmocka_unit_test(attention_cut),
+        cmocka_unit_test(in_place),        cmocka_unit_test(documents_apart)};
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);
     printf("%d passed, %d failed\n", n - failed, failed);

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 
 #include "kernels/cpu/maths.h"
+#include "kernels/scan_recent.h"
 
 enum { IN_CACHE = 4096, MOST_STATE = 16384 };
 
@@ -86,6 +87,59 @@ KERNEL(scan) {
     for (int64_t b = 0; b < a->B; b++)
         for (int64_t h = 0; h < a->H; h++)
             for (int64_t p = 0; p < a->P; p += rows) scan_rows(a, b, h, p, least(p + rows, a->P));
+}
+
+/* One more token of row b, head h. What a group's heads share is remembered by the first of them. */
+static void next_head(const struct scan_next_args *a, int64_t b, int64_t h) {
+    const int64_t H = a->H, P = a->P, S = a->S, n = a->n, heads = H / a->G, at = (b * H + h) * P;
+    const struct scan_recent r = scan_recent(H, P, a->G, S, a->R);
+    const real *u = (const real *)a->u + b * (H * P + 2 * a->G * S), *x = u + h * P;
+    const real *bt = u + H * P + h / heads * S, *ct = bt + a->G * S;
+    const real *state = (const real *)a->state + at * S, d = ((const real *)a->d)[h];
+    real *recent = (real *)a->recent + b * r.all, *in = recent + h * r.in;
+    real *kept = recent + r.b_at + h / heads * r.b, *weight = recent + r.w_at + h * r.weight;
+    real *y = (real *)a->y + at, *to = a->state_out ? (real *)a->state_out + at * S : NULL;
+    const double dt = (double)((const real *)a->dt)[b * a->lddt + h];
+    const struct pace step = pace(dt + (double)((const real *)a->dt_bias)[h],
+                                  (double)((const real *)a->a_log)[h], a->dt_min, a->dt_max);
+    real seen[SCAN_RECENT_MOST] = {0}; /* w_i (b_i . c) */
+    if (n == 0) weight[0] = 1;
+    for (int64_t i = 0; i <= n; i++)
+        weight[i] = a->start[b] == 0 ? 0 : weight[i] * (real)step.decay;
+    weight[n + 1] = 1;
+    for (int64_t p = 0; p < P; p++) in[n * P + p] = (real)step.delta * x[p];
+    if (h % heads == 0) memcpy(kept + n * S, bt, (size_t)S * sizeof(real));
+    for (int64_t i = 0; i <= n; i++) {
+        const real *bi = i == n ? bt : kept + i * S;
+        if (weight[i + 1] == 0) continue;
+        for (int64_t j = 0; j < S; j++) seen[i] += bi[j] * ct[j];
+        seen[i] *= weight[i + 1];
+    }
+    for (int64_t p = 0; p < P; p++) {
+        const real *s = state + p * S;
+        real sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < (weight[0] != 0 ? S : 0); j++) sum += s[j] * ct[j];
+        sum = weight[0] * sum + d * x[p];
+        for (int64_t i = 0; i <= n; i++)
+            if (weight[i + 1] != 0) sum += seen[i] * in[i * P + p];
+        y[p] = sum;
+        for (int64_t j = 0; to && j < S; j++) {
+            real v = weight[0] != 0 ? weight[0] * s[j] : 0;
+            for (int64_t i = 0; i <= n; i++)
+                if (weight[i + 1] != 0)
+                    v += weight[i + 1] * in[i * P + p] * (i == n ? bt : kept + i * S)[j];
+            to[p * S + j] = v;
+        }
+    }
+}
+
+KERNEL(scan_next) {
+    if (a->n < 0 || a->n >= a->R || a->R > SCAN_RECENT_MOST || !a->state_out != (a->n + 1 < a->R))
+        bug("token %lld of %lld", (long long)a->n, (long long)a->R);
+#pragma omp parallel for collapse(2) if (a->B * a->H * a->P * a->S > SMALL)
+    for (int64_t b = 0; b < a->B; b++)
+        for (int64_t h = 0; h < a->H; h++) next_head(a, b, h);
 }
 
 /* One thread's scratch, and what it has found for the head and chunk in hand. */

@@ -53,26 +53,36 @@ struct head_constants {
     float dt_bias, dt_min, dt_max;
 };
 
+/* D of x = dt + dt_bias, and where it is clamped. */
+static inline vf vf_delta(const struct head_constants *h, vf x, vi *clamped) {
+    const vf soft = vf_softplus(x);
+    const vi low = soft<h->dt_min, high = soft> h->dt_max;
+    *clamped = low | high;
+    return vf_choose(low, vf_all(h->dt_min), vf_choose(high, vf_all(h->dt_max), soft));
+}
+
+/* A D. e^-1000 is 0 as well as any; so sums stay finite where D is not. */
+static inline double head_exponent(const struct head_constants *h, float delta) {
+    const double e = h->a * (double)delta;
+    return e < -1000 ? -1000 : e;
+}
+
 /* dt: of the head and the block's first token, rows lddt apart. */
 static inline void paces_find(struct paces *p, const struct head_constants *h,
                               const struct documents *d, const stored *dt, int64_t lddt) {
     float raw[BLOCK] = {0};
     for (int i = 0; i < d->n; i++) raw[i] = get(dt + i * lddt);
     for (int i = 0; i < d->n; i += LANES) {
-        const vf x = load_real(raw + i) + h->dt_bias, soft = vf_softplus(x);
-        const vi low = soft<h->dt_min, high = soft> h->dt_max;
-        const vf delta =
-            vf_choose(low, vf_all(h->dt_min), vf_choose(high, vf_all(h->dt_max), soft));
+        const vf x = load_real(raw + i) + h->dt_bias;
         const vf slope = vf_choose(x > 20.0f, vf_all(1), vf_sigmoid(x));
-        store_real(p->delta + i, delta);
-        store_real(p->slope + i, vf_choose(low | high, vf_all(0), slope));
+        vi clamped;
+        store_real(p->delta + i, vf_delta(h, x, &clamped));
+        store_real(p->slope + i, vf_choose(clamped, vf_all(0), slope));
     }
     double sum = 0;
     float high = 0, low = 0;
     for (int i = 0; i < d->n; i++) {
-        /* e^-1000 is 0 as well as any; so sums stay finite where D is not. */
-        const double step = h->a * (double)p->delta[i];
-        sum += step < -1000 ? -1000 : step;
+        sum += head_exponent(h, p->delta[i]);
         p->high[i] = high = (float)sum;
         p->low[i] = low = (float)(sum - (double)high);
     }
