@@ -167,11 +167,14 @@ static void few_meet_values(struct few *f, const struct queries *q, const stored
                                       .begin = ADDED});
 }
 
-/* Rows of one head are short and far apart, which no processor takes for a stream: so they are called for, a
- * block ahead and a few at a time, as no more than some lines can be on their way at once. */
+/* Rows of one head are short and far apart, which no processor takes for a stream: so they are called for, AHEAD
+ * rows before they are read. Into the second cache: the first has room for few lines on their way, and
+ * waiting for room takes twice the time. */
+enum { AHEAD = 32 };
 static void call_for_rows(const stored *p, int64_t ld, int64_t n, int64_t D) {
     for (int64_t j = 0; j < n; j++)
-        for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof *p) __builtin_prefetch(p + j * ld + d);
+        for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof *p)
+            __builtin_prefetch(p + j * ld + d, 0, 2);
 }
 
 /* o, largest and sum of at most FEW queries over the keys of two runs. */
@@ -186,9 +189,8 @@ static void few_attend(struct few *f, const struct queries *q, const struct keys
     for (const struct keys *r = run; r < run + 2; r++)
         for (int64_t j = r->from; j < r->to; j += KEYS) {
             const int64_t n = least(KEYS, r->to - j);
-            if (j == r->from) call_for_rows(r->v + j * r->ldv, r->ldv, n, D);
             for (int64_t i = 0; i < n; i += LANES) {
-                const int64_t next = j + i + KEYS, more = least(LANES, r->to - next);
+                const int64_t next = j + i + AHEAD, more = least(LANES, r->to - next);
                 call_for_rows(r->k + next * r->ldk, r->ldk, more, D);
                 call_for_rows(r->v + next * r->ldv, r->ldv, more, D);
                 few_scores(f, q, r->k + (j + i) * r->ldk, r->ldk, least(LANES, n - i), D,

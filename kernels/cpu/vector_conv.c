@@ -106,20 +106,36 @@ static void last_columns(const struct conv_args *a, const struct row *r) {
 
 /* Rows of one token (generation), channels c .. c+n: taps are read once for all rows, and a state
  * moves on as soon as it was seen. */
-static void next_token(const struct conv_args *a, int64_t c, int64_t n) {
-    vf w[LONGEST];
-    const int K = (int)a->K;
+INLINE void next_token(const struct conv_args *a, int64_t c, int64_t n, const int K, vf *w) {
+    enum { AHEAD = 64 };
     const vf bias = a->b ? load_real_left((const float *)a->b + c, n) : vf_all(0);
     taps(w, a->w, c, n, K);
     for (int64_t b = 0; b < a->B; b++) {
         const struct row r = row_of(a->x, a->state_in, a->start, b, 1, a->C, K, a->ldx);
-        for (int i = 0; r.state && i < K - 1; i++) /* many short streams */
-            __builtin_prefetch(r.state + i * a->C + c + 128);
-        store_left((stored *)a->u + b * a->C + c, vf_silu(before_silu(&r, w, bias, 0, c, n, K)), n);
-        for (int i = 0; a->state_out && i < K - 1; i++)
-            store_left((stored *)a->state_out + (b * (K - 1) + i) * a->C + c,
-                       column(&r, i - K + 2, c, n, K), n);
+        const int64_t first = r.state ? first_tap(&r, 0, K) : K - 1;
+        stored *to = a->state_out ? (stored *)a->state_out + b * (K - 1) * a->C + c : NULL;
+        const vf x = load_left(r.x + c, n);
+        vf pre = bias;
+        for (int k = 0; k < K - 1; k++) {
+            const vf seen = r.state ? load_left(r.state + k * a->C + c, n) : vf_all(0);
+            if (r.state) __builtin_prefetch(r.state + k * a->C + c + AHEAD, 0, 2);
+            if (k >= first) pre += w[k] * seen;
+            if (to && k) store_left(to + (k - 1) * a->C, seen, n);
+        }
+        if (to && K > 1) store_left(to + (K - 2) * a->C, x, n);
+        store_left((stored *)a->u + b * a->C + c, vf_silu(pre + w[K - 1] * x), n);
     }
+}
+
+static void next_few(const struct conv_args *a, int64_t c, int64_t n) {
+    vf w[4];
+    if (n >= LANES) next_token(a, c, LANES, 4, w);
+    else next_token(a, c, n, 4, w);
+}
+
+static void next_many(const struct conv_args *a, int64_t c, int64_t n) {
+    vf w[LONGEST];
+    next_token(a, c, n, (int)a->K, w);
 }
 
 KERNEL(conv) {
@@ -127,7 +143,9 @@ KERNEL(conv) {
     if (K < 1 || K > LONGEST) bug("convolution over %lld tokens", (long long)K);
     if (L == 1) {
 #pragma omp parallel for if (B * C > SMALL / 8)
-        for (int64_t c = 0; c < C; c += LANES) next_token(a, c, C - c);
+        for (int64_t c = 0; c < C; c += LANES)
+            if (K == 4) next_few(a, c, C - c);
+            else next_many(a, c, C - c);
         return;
     }
 #pragma omp parallel for collapse(2) if (B * L * C > SMALL / 8)

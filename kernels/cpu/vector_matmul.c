@@ -46,10 +46,10 @@ static struct cut cut(int64_t M, int64_t N, int64_t K, int64_t products) {
 
 /* Few rows: a piece is worth the taking, and a small matrix is not shared. */
 static struct cut cut_few(const struct product *p) {
-    enum { WORTH = 1 << 15, COLUMNS = 40 /* a multiple of every FEW_ */ };
+    enum { WORTH = 1 << 15, COLUMNS = 48 /* a multiple of every FEW_ */ };
     const int64_t bytes = most(1, p->K) * (int64_t)sizeof(stored);
     if (p->N * bytes < 8 * WORTH) return (struct cut){p->M, p->N};
-    if (columns_are_short(p)) return (struct cut){1, most(8, WORTH / bytes / 8 * 8)};
+    if (columns_are_short(p)) return (struct cut){p->M, most(8, WORTH / bytes / 8 * 8)};
     return (struct cut){p->M, most(1, WORTH / (COLUMNS * bytes)) * COLUMNS};
 }
 

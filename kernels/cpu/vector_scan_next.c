@@ -1,7 +1,7 @@
 /* vector_scan_next: one more token of a row, where the state is only read (kernels/cpu/scan.c has the
  * formulas). Nearly all time goes into fetching states, so there is one pass over a head's state, also
- * where it is written. Reading alone, processors fetch ahead by themselves, and asking is slower;
- * writing too, asking helps. */
+ * where it is written, and states are called for ahead, into the second cache: the first has room for
+ * few lines on their way. */
 #include "kernels/cpu/vector_scan.h"
 #include "kernels/scan_recent.h"
 
@@ -34,6 +34,7 @@ static float state_dot(const float *s, const float *c, int64_t n) {
     int64_t i = 0;
     for (; i + 4 * LANES <= n; i += 4 * LANES)
         for (int k = 0; k < 4; k++) {
+            __builtin_prefetch(s + i + k * LANES + AHEAD, 0, 2);
             sum[k] += load_real(s + i + k * LANES) * load_real(c + i + k * LANES);
         }
     for (; i < n; i += LANES) sum[0] += load_real_left(s + i, n - i) * load_real_left(c + i, n - i);
@@ -48,7 +49,7 @@ INLINE void state_vectors(float *to, const float *s, const float *c, const struc
     vf v[4];
     for (int j = 0; j < vectors; j++) {
         const int64_t at = i + j * LANES;
-        __builtin_prefetch(s + at + AHEAD);
+        __builtin_prefetch(s + at + AHEAD, 0, 2);
         v[j] = live ? load_real_left(s + at, left) : vf_all(0);
         sum[j] += v[j] * load_real_left(c + at, left);
         v[j] *= seen->state;

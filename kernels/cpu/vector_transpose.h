@@ -1,6 +1,6 @@
 /* vector_transpose: numbers that change their lanes. LANES vectors turned around in registers (lane
- * i of vector j becomes lane j of vector i), whole blocks of floats so many at a time, and every
- * other number of two. */
+ * i of vector j becomes lane j of vector i), whole blocks of floats so many at a time, every other
+ * number of two, and the sums of the lanes of many vectors, which meet in one. */
 #ifndef KERNELS_CPU_VECTOR_TRANSPOSE_H
 #define KERNELS_CPU_VECTOR_TRANSPOSE_H
 
@@ -44,6 +44,41 @@ INLINE void transpose(vf v[LANES]) {
     SWAP_BLOCKS(2)
     SWAP_BLOCKS(1)
 }
+
+/* Of each group of x followed by that of y the blocks of d lanes 0, 2, ... (odd 0) or 1, 3, ...: groups
+ * are of four lanes, or of all where a block has so many. So processors need no table. */
+#define GROUP(d) ((d) < 4 ? 4 : LANES)
+#define BLOCK_LANE(i, d, odd) \
+    ((i) / GROUP(d) * GROUP(d) + ((i) % GROUP(d) >= GROUP(d) / 2 ? LANES : 0) + \
+     (i) % (GROUP(d) / 2) / (d) * 2 * (d) + (i) % (d) + (odd) * (d))
+#define EVEN_BLOCKS(i, d) BLOCK_LANE(i, d, 0)
+#define ODD_BLOCKS(i, d) BLOCK_LANE(i, d, 1)
+
+/* Adds what lies d lanes apart, in vectors `step` apart, where they are not in `done`. */
+#define ADD_BLOCKS(d, step, done) \
+    _Pragma("GCC unroll 16") for (int i = 0; i < LANES; i++) { \
+        if (i & ((step) | (done))) continue; \
+        const vf x = v[i], y = v[i + (step)]; \
+        v[i] = PICK(x, y, EACH_LANE(EVEN_BLOCKS, d)) + PICK(x, y, EACH_LANE(ODD_BLOCKS, d)); \
+    }
+
+/* Lane i: vf_sum(v[i]), to the bit, in a third of the instructions. v is lost. */
+INLINE vf lane_sums(vf v[LANES]) {
+#if defined __AVX512F__
+    ADD_BLOCKS(8, 4, 0)
+    ADD_BLOCKS(4, 8, 4)
+#elif defined __AVX__
+    ADD_BLOCKS(4, 4, 0)
+#endif
+    ADD_BLOCKS(2, 1, LANES - 4)
+    ADD_BLOCKS(1, 2, LANES - 4 + 1)
+    return v[0];
+}
+#undef ADD_BLOCKS
+#undef ODD_BLOCKS
+#undef EVEN_BLOCKS
+#undef BLOCK_LANE
+#undef GROUP
 
 /* Of x followed by y the numbers 0, 2, 4 ... (first 0), or 1, 3, 5 ... (first 1). */
 #define OTHER_LANE(i, first) 2 * (i) + (first)
