@@ -80,31 +80,48 @@ static void keep_some(struct sampler *s, const double *logits) {
     }
 }
 
-/* The first of the largest, or -1 if there is none that is finite, or something is no number. LANES
- * at once, or it would take as long as a layer. */
-#define LARGEST(name, real)                                                                        \
+/* The first of the largest, or -1 if there is none that is finite, or something is no number.
+ * Vectors, as compilers leave the plain loop in memory: it would take as long as a layer. */
+#define LARGEST(name, real, mark)                                                                  \
     static int64_t name(const real *x, int64_t n) {                                                \
-        enum { LANES = 64 / sizeof(real) };                                                        \
-        real best[LANES], all = -INFINITY;                                                         \
+        typedef real few __attribute__((vector_size(16)));                                         \
+        typedef mark marks __attribute__((vector_size(16)));                                       \
+        enum { LANES = 16 / sizeof(real), VECTORS = 4, ALL = VECTORS * LANES };                    \
+        few best[VECTORS], v;                                                                      \
+        marks bad[VECTORS] = {{0}}, more;                                                          \
+        real all = -INFINITY;                                                                      \
         bool good = true;                                                                          \
-        for (int k = 0; k < LANES; k++) best[k] = -INFINITY;                                       \
-        for (int64_t i = 0; i + LANES <= n; i += LANES)                                            \
-            for (int k = 0; k < LANES; k++) {                                                      \
-                good &= x[i + k] == x[i + k];                                                      \
-                best[k] = x[i + k] > best[k] ? x[i + k] : best[k];                                 \
+        int64_t i = 0;                                                                             \
+        for (int k = 0; k < VECTORS; k++) best[k] = (few){0} - (real)INFINITY;                     \
+        for (; i + ALL <= n; i += ALL)                                                             \
+            _Pragma("GCC unroll 4") for (int k = 0; k < VECTORS; k++) {                            \
+                memcpy(&v, x + i + k * LANES, sizeof v);                                           \
+                bad[k] |= v != v;                                                                  \
+                more = v > best[k];                                                                \
+                best[k] = (few)(((marks)v & more) | ((marks)best[k] & ~more));                     \
             }                                                                                      \
-        for (int k = 0; k < LANES; k++) all = best[k] > all ? best[k] : all;                       \
-        for (int64_t i = n - n % LANES; i < n; i++) {                                              \
+        for (int k = 0; k < ALL; k++) {                                                            \
+            const real one = best[k / LANES][k % LANES];                                           \
+            good &= bad[k / LANES][k % LANES] == 0;                                                \
+            all = one > all ? one : all;                                                           \
+        }                                                                                          \
+        for (; i < n; i++) {                                                                       \
             good &= x[i] == x[i];                                                                  \
             all = x[i] > all ? x[i] : all;                                                         \
         }                                                                                          \
         if (!good || !isfinite(all)) return -1;                                                    \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            if (x[i] == all) return i;                                                             \
-        return -1;                                                                                 \
+        for (i = 0; i + LANES <= n; i += LANES) {                                                  \
+            memcpy(&v, x + i, sizeof v);                                                           \
+            more = v == all;                                                                       \
+            mark found = 0;                                                                        \
+            for (int k = 0; k < LANES; k++) found |= more[k];                                      \
+            if (found) break;                                                                      \
+        }                                                                                          \
+        while (x[i] != all) i++;                                                                   \
+        return i;                                                                                  \
     }
-LARGEST(largest_float, float)
-LARGEST(largest_double, double)
+LARGEST(largest_float, float, int32_t)
+LARGEST(largest_double, double, int64_t)
 #undef LARGEST
 
 int32_t sampler_choose(struct sampler *s, const void *logits, enum dtype d, double u) {

@@ -1,5 +1,6 @@
 /* vector.h: its functions at every level of the processor against the exact values, over floats of
- * every sign and exponent: every 251st, or with LONG=1 all of them. */
+ * every sign and exponent: every 251st, or with LONG=1 all of them; and sums of many vectors at
+ * once. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -141,14 +142,43 @@ static void rounds_to_bf16(void **state) {
     }
 }
 
+/* Sums of many vectors at once have the bits of each alone, and each is about what it should be. */
+static void sums_at_once(void **state) {
+    (void)state;
+    static float x[BLOCK], one[BLOCK], all[BLOCK];
+    for (int i = 0; i < BLOCK; i++)
+        x[i] = (float)sin(i * 1.7) * (i % 19 ? 1.0f : 1e-4f) * (float)(i + 1);
+    for (int k = 0; k < N_LEVELS; k++) {
+        if (levels[k].level > cpu_best_level()) continue;
+        for (int i = 0; i < BLOCK; i++) one[i] = all[i] = NAN;
+        levels[k].f32(6, x, one, BLOCK);
+        levels[k].f32(7, x, all, BLOCK);
+        int vectors = 0;
+        while (vectors < BLOCK && !isnan(one[vectors])) vectors++;
+        assert_in_range(vectors, BLOCK / 16, BLOCK / 4);
+        assert_memory_equal(one, all, sizeof one);
+        for (int v = 0, lanes = BLOCK / vectors; v < vectors; v++) {
+            double sum = 0, size = 0;
+            for (int i = 0; i < lanes; i++) {
+                sum += (double)x[v * lanes + i];
+                size += fabs((double)x[v * lanes + i]);
+            }
+            if (fabs(sum - (double)one[v]) > 1e-6 * size)
+                fail_msg("%s: sum %d is %.9g, not %.9g", cpu_level_name(levels[k].level), v,
+                         (double)one[v], sum);
+        }
+    }
+}
+
 int main(void) {
     enum { N = sizeof functions / sizeof *functions };
     static int which[N];
-    struct CMUnitTest tests[N + 1];
+    struct CMUnitTest tests[N + 2];
     for (int i = 0; i < N; i++) {
         which[i] = i;
         tests[i] = (struct CMUnitTest){functions[i].name, near_the_exact_value, NULL, NULL, &which[i]};
     }
     tests[N] = (struct CMUnitTest)cmocka_unit_test(rounds_to_bf16);
+    tests[N + 1] = (struct CMUnitTest)cmocka_unit_test(sums_at_once);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* product_few: c = or += a b^T for few rows of a, as generation has them: one a sequence. It waits for
- * b, which is read once, as it lies: nothing is copied. Both operands follow the contraction in
+/* product_few: c = or += a b^T for few rows of a, as generation has them: one a sequence. It waits
+ * for b, which is read once, as it lies: nothing is copied. Both operands follow the contraction in
  * memory, so LANES units are multiplied at once and the lanes added at the end, in one order: bits
  * depend neither on the piece nor on threads. */
 #ifndef KERNELS_CPU_PRODUCT_FEW_H
@@ -24,9 +24,10 @@ static inline void put_one(const struct product *p, int64_t at, float x) {
     }
 }
 
-/* Short columns of b are no streams that the processor would see. They are called for line after line
- * in the order of memory; if one row waits for nothing else, into the first cache. */
-enum { SHORT_BYTES = 2048, AHEAD_BYTES = 12288 };
+/* Short columns of b are no streams that the processor would see. They are called for line after
+ * line in the order of memory, into the second cache; by one row, which waits for nothing else,
+ * then also into the first, which has room for few lines on their way. */
+enum { SHORT_BYTES = 2048, AHEAD_BYTES = 14336, NEAR_BYTES = 6144 };
 
 static inline bool columns_are_short(const struct product *p) {
     return p->K * (int64_t)sizeof(stored) <= SHORT_BYTES;
@@ -61,8 +62,8 @@ INLINE void few_sums(float *to, vf *sum, const int n) {
 }
 
 /* rows x columns results from (i, j) on; those beyond i1 and j1 are computed from the last and
- * forgotten. While a group of columns is read the next one is called for: by each block of rows again,
- * since a request that finds no room is lost. */
+ * forgotten. While a group of columns is read the next one is called for: by each block of rows
+ * again, since a request that finds no room is lost. */
 INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, int64_t j1,
                      const int rows, const int columns, const bool are_short) {
     vf s[MOST_SUMS];
@@ -74,14 +75,14 @@ INLINE void few_tile(const struct product *p, int64_t i, int64_t i1, int64_t j, 
     for (int c = 0; c < columns; c++) b[c] = p->b + least(j + c, j1 - 1) * p->ldb;
 #pragma GCC unroll 32
     for (int n = 0; n < rows * columns; n++) s[n] = (vf){0};
-    const char *line = (const char *)b[0] + AHEAD_BYTES;
+    const char *line = (const char *)b[0];
     int64_t k = 0;
     for (; k + LANES * UNIT <= p->K; k += LANES * UNIT) {
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++, line += sizeof(vf)) {
-            if (!are_short) __builtin_prefetch((const char *)(b[c] + k) + next, 0, 2);
-            else if (rows == 1) __builtin_prefetch(line, 0, 3);
-            else __builtin_prefetch(line, 0, 2);
+            const char *ahead = are_short ? line + AHEAD_BYTES : (const char *)(b[c] + k) + next;
+            __builtin_prefetch(ahead, 0, 2);
+            if (are_short && rows == 1) __builtin_prefetch(line + NEAR_BYTES, 0, 3);
         }
         few_step(s, a, b, k, LANES * UNIT, rows, columns);
     }
@@ -114,7 +115,8 @@ enum { FEW_1 = 8, FEW_2 = 4, FEW_4 = 2, SHORT_4 = 2 };
         for (int64_t i = i0; i < i1; i += (rows))                                                  \
             few_tile(p, i, i1, j, j1, rows, columns, are_short);
 
-/* Rows i0 to i1 and columns j0 to j1. b's columns are read by the rows of all blocks before the next. */
+/* Rows i0 to i1 and columns j0 to j1. b's columns are read by the rows of all blocks before the
+ * next. */
 static void few_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     const int64_t rows = i1 - i0;
     if (columns_are_short(p)) {

@@ -1,9 +1,10 @@
-/* vector_attention_few: attention of a few queries (decoding), which waits for keys and values to come
- * from memory: so every one is read once, for all heads of its group, in as few instructions as may be.
+/* vector_attention_few: attention of a few queries (decoding), which waits for keys and values to
+ * come from memory: so every one is read once, for all heads of its group, in as few instructions
+ * as may be.
  *
  * With few queries the lanes hold keys: LANES rows of keys are turned around in registers and meet
- * the numbers of the queries one by one. Values have their features in the lanes: they are taken as they
- * lie, or where BF16 is multiplied by pairs two rows of them are laced in registers. */
+ * the numbers of the queries one by one. Values have their features in the lanes: they are taken as
+ * they lie, or where BF16 is multiplied by pairs two rows of them are laced in registers. */
 #ifndef KERNELS_CPU_VECTOR_ATTENTION_FEW_H
 #define KERNELS_CPU_VECTOR_ATTENTION_FEW_H
 
@@ -93,8 +94,8 @@ static void few_weigh(struct few *f, const struct queries *q, int64_t m, int64_t
 }
 
 #if defined STORED_BF16 && defined __AVX512BF16__
-/* o += weights times values, `wide` vectors of features from d on and TOGETHER queries from m on. Two rows of
- * values are laced in registers; where the last has no other its weight is zero. */
+/* o += weights times values, `wide` vectors of features from d on and TOGETHER queries from m on.
+ * Two rows of values are laced in registers; where the last has no other its weight is zero. */
 INLINE void few_laced(struct few *f, int64_t m, const stored *v, int64_t ld, int64_t n, int64_t d,
                       int64_t D1, const int wide) {
     enum { TOGETHER = 4 };
@@ -167,9 +168,9 @@ static void few_meet_values(struct few *f, const struct queries *q, const stored
                                       .begin = ADDED});
 }
 
-/* Rows of one head are short and far apart, which no processor takes for a stream: so they are called for, AHEAD
- * rows before they are read. Into the second cache: the first has room for few lines on their way, and
- * waiting for room takes twice the time. */
+/* Rows of one head are short and far apart, which no processor takes for a stream: so they are
+ * called for, AHEAD rows before they are read. Into the second cache: the first has room for few
+ * lines on their way, and waiting for room takes twice the time. */
 enum { AHEAD = 32 };
 static void call_for_rows(const stored *p, int64_t ld, int64_t n, int64_t D) {
     for (int64_t j = 0; j < n; j++)

@@ -1,6 +1,6 @@
-/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result is
- * cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at the
- * number of threads. */
+/* vector_matmul: the matrix products by kernels of our own (product.h, product_few.h): the result
+ * is cut into pieces that threads take in turns. Bits do not depend on the cut, so it may look at
+ * the number of threads. */
 #include <omp.h>
 
 #include "kernels/cpu/expert_product.h"
@@ -90,7 +90,8 @@ static void product(const struct product *p) {
     const int64_t down = pieces(p->M, c.rows), across = pieces(p->N, c.columns);
     const stored *held = NULL;
     if (product_is_few(p)) {
-        /* Where a thread begins it waits for memory: so pieces that follow each other, many at first. */
+        /* Where a thread begins it waits for memory: so pieces that follow each other, many at
+         * first. */
 #pragma omp parallel for schedule(guided) firstprivate(held) if (across > 1)
         for (int64_t j = 0; j < across; j++) one_piece(p, &c, 0, j, &held);
         return;

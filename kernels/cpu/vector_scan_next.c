@@ -1,7 +1,7 @@
-/* vector_scan_next: one more token of a row, where the state is only read (kernels/cpu/scan.c has the
- * formulas). Nearly all time goes into fetching states, so there is one pass over a head's state, also
- * where it is written, and states are called for ahead, into the second cache: the first has room for
- * few lines on their way. */
+/* vector_scan_next: one more token of a row, where the state is only read (kernels/cpu/scan.c has
+ * the formulas). Nearly all time goes into fetching states, so there is one pass over a head's
+ * state, also where it is written, and states are called for ahead, into the second cache: the
+ * first has room for few lines on their way. */
 #include "kernels/cpu/vector_scan.h"
 #include "kernels/scan_recent.h"
 
@@ -41,8 +41,8 @@ static float state_dot(const float *s, const float *c, int64_t n) {
     return vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-/* `vectors` vectors of a row after all tokens that are seen, from numbers s, of which `left` are left;
- * sums of s c go to sum. by: w_i D_i x_i of this row. */
+/* `vectors` vectors of a row after all tokens that are seen, from numbers s, of which `left` are
+ * left; sums of s c go to sum. by: w_i D_i x_i of this row. */
 INLINE void state_vectors(float *to, const float *s, const float *c, const struct seen *seen,
                           const float *by, int64_t i, int vectors, int64_t left, vf *sum) {
     const bool live = seen->state != 0;

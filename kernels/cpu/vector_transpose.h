@@ -45,8 +45,8 @@ INLINE void transpose(vf v[LANES]) {
     SWAP_BLOCKS(1)
 }
 
-/* Of each group of x followed by that of y the blocks of d lanes 0, 2, ... (odd 0) or 1, 3, ...: groups
- * are of four lanes, or of all where a block has so many. So processors need no table. */
+/* Of each group of x followed by that of y the blocks of d lanes 0, 2, ... (odd 0) or 1, 3, ...:
+ * groups are of four lanes, or of all where a block has so many. So processors need no table. */
 #define GROUP(d) ((d) < 4 ? 4 : LANES)
 #define BLOCK_LANE(i, d, odd) \
     ((i) / GROUP(d) * GROUP(d) + ((i) % GROUP(d) >= GROUP(d) / 2 ? LANES : 0) + \
