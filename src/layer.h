@@ -64,8 +64,7 @@ struct pass {
     /* Of each layer; NULL: every row begins here and nothing is remembered. */
     struct layer_state *state;
     int64_t past, capacity; /* tokens of a row that the states have seen; that they have room for */
-    int64_t
-        generated; /* so many of `past` came one a call behind a prompt; -1: this call reads one */
+    int64_t generated; /* of `past`, one a call behind a prompt; -1: this call reads a prompt */
     struct context_cache cache; /* where keys are shared out; k and v are each layer's state */
     const struct token_share *shares; /* struct travel: of */
 };
