@@ -51,6 +51,10 @@ struct tensor *row_ends(struct tape *t, const struct batch *b, struct tensor *x)
 struct tensor *conv(struct tape *t, const struct batch *b, struct tensor *x, struct param *weight,
                     struct param *bias, struct tensor *state_in, struct tensor **state_out);
 
+/* The same with weights that are on the tape already. */
+struct tensor *conv_with(struct tape *t, const struct batch *b, struct tensor *x, struct tensor *w,
+                         struct tensor *bias, struct tensor *state_in, struct tensor **state_out);
+
 /* The sizes of a scan on this rank. */
 struct scan_shape {
     int64_t heads, head_dim, groups, state;
@@ -58,19 +62,12 @@ struct scan_shape {
                       speed only */
     double dt_min, dt_max;
 };
-/* u[tokens, x|b|c], dt[tokens, heads]; y[tokens, heads*head_dim]. States [rows,
- * heads*head_dim*state]. */
-struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
-                    struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
-                    struct param *dt_bias, struct tensor *state_in, struct tensor **state_out);
 
-/* The same with weights that are on the tape already. */
-struct tensor *conv_with(struct tape *t, const struct batch *b, struct tensor *x, struct tensor *w,
-                         struct tensor *bias, struct tensor *state_in, struct tensor **state_out);
-struct tensor *scan_with(struct tape *t, const struct batch *b, const struct scan_shape *s,
-                         struct tensor *u, struct tensor *dt, struct tensor *a_log,
-                         struct tensor *d, struct tensor *dt_bias, struct tensor *state_in,
-                         struct tensor **state_out);
+/* u[tokens, x|b|c], dt[tokens, heads], real weights [heads], which are on the tape already (kernels/
+ * tape.h: tape_use_real); y[tokens, heads*head_dim]. States [rows, heads*head_dim*state]. */
+struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                    struct tensor *u, struct tensor *dt, struct tensor *a_log, struct tensor *d,
+                    struct tensor *dt_bias, struct tensor *state_in, struct tensor **state_out);
 
 /* One more token of each row, where the state is brought up to date only once in so many tokens: n of
  * them are remembered since it was, 0 after scan and then one more with each call, and 0 again after

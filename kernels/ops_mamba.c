@@ -123,13 +123,6 @@ static const struct tape_op op_scan = {
     "scan",     scan_backward, 127, 0, BIT(SCAN_A) | BIT(SCAN_D) | BIT(SCAN_BIAS) | TOGETHER,
     AGAIN(scan)};
 
-struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
-                    struct tensor *u, struct tensor *dt, struct param *a_log, struct param *d,
-                    struct param *dt_bias, struct tensor *state_in, struct tensor **state_out) {
-    return scan_with(t, b, s, u, dt, tape_use_real(t, a_log, u), tape_use_real(t, d, u),
-                     tape_use_real(t, dt_bias, u), state_in, state_out);
-}
-
 /* The width of y, whose layout becomes l; u and dt must be of this batch and shape. */
 static int64_t scan_inner(const char *op, const struct batch *b, const struct scan_shape *s,
                           struct tensor *u, struct tensor *dt, struct layout *l) {
@@ -145,9 +138,9 @@ static int64_t scan_inner(const char *op, const struct batch *b, const struct sc
     return inner;
 }
 
-struct tensor *scan_with(struct tape *t, const struct batch *b, const struct scan_shape *s,
-                         struct tensor *u, struct tensor *dt, struct tensor *a, struct tensor *skip,
-                         struct tensor *bias, struct tensor *state_in, struct tensor **state_out) {
+struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
+                    struct tensor *u, struct tensor *dt, struct tensor *a, struct tensor *skip,
+                    struct tensor *bias, struct tensor *state_in, struct tensor **state_out) {
     struct layout l = layout_join("scan", 6, (struct tensor *[]){dt, u, a, skip, bias, state_in});
     const int64_t inner = scan_inner("scan", b, s, u, dt, &l), state = inner * s->state,
                   q = scan_chunk(b->length, s->chunk);

@@ -399,7 +399,7 @@ struct tensor *context_scan(struct tape *t, const struct batch *b, const struct 
     chain(&h, own, state->data, decays->data, false);
     scratch_give(t, piece[1]);
     scratch_give(t, piece[0]);
-    struct tensor *y = scan_with(t, b, s, u, dt, a, skip, bias, state, t->learning ? &out : NULL);
+    struct tensor *y = scan(t, b, s, u, dt, a, skip, bias, state, t->learning ? &out : NULL);
     tensor_drop(t, state);
     if (out) {
         in[Y] = y;

@@ -4,9 +4,10 @@
  * Rows that begin a batch are made equally long by padding on the left. A run of padding is a
  * document of its own, and no document sees another: so nothing below knows of padding. What layers
  * remember (src/layer.h: a convolution's last columns, a scan's state and the tokens since it was
- * written, keys and values) is right after the last token of every row, lies aligned, and stays where it
- * is: memory is taken once, in the engine's arena of states. What Mamba layers have seen costs a call
- * nothing: writing their states, once in SCAN_RECENT tokens, comes round for all rows together.
+ * written, keys and values) is right after the last token of every row, lies aligned, and stays
+ * where it is: memory is taken once, in the engine's arena of states. What Mamba layers have seen
+ * costs a call nothing, but for the few tokens since their states were written; writing them, once
+ * in SCAN_RECENT tokens, comes round for all rows together.
  *
  * In a pipeline the rows pass through the stages one after the other; while a later stage has one part of
  * a prompt, an earlier one has the next. Every call gives the logits of what follows, all words, alike

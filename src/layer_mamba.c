@@ -164,8 +164,7 @@ static struct tensor *scan_whole(struct tape *t, struct layer *l, const struct b
     const struct pass *p = l->pass;
     struct tensor *states = state_of(t, l, SCAN_STATE, sequences, dt);
     if (!states || p->generated < 0)
-        return scan_with(t, b, s, u, dt, a, d, bias, p->past ? states : NULL,
-                         states ? &states : NULL);
+        return scan(t, b, s, u, dt, a, d, bias, p->past ? states : NULL, states ? &states : NULL);
     return scan_next(t, b, s, u, dt, a, d, bias, states, state_of(t, l, SCAN_TOKENS, sequences, dt),
                      p->generated % SCAN_RECENT);
 }

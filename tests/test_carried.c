@@ -77,7 +77,10 @@ static void run_cut(int which, bool cut, struct cut_found *f) {
             u = conv(&b.t, &batch, in[p][0], w[0], w[1], state, &after);
         } else if (which == SCAN) {
             const struct scan_shape s = {HEADS, DEPTH, 1, STATE, 128, 0, INFINITY};
-            u = scan(&b.t, &batch, &s, in[p][0], in[p][1], w[0], w[1], w[2], state, &after);
+            struct tensor *real[3];
+            for (int i = 0; i < 3; i++) real[i] = tape_use_real(&b.t, w[i], in[p][0]);
+            u = scan(&b.t, &batch, &s, in[p][0], in[p][1], real[0], real[1], real[2], state,
+                     &after);
         } else {
             u = attention(&b.t, &batch, in[p][0], in[p][1], in[p][2], DEPTH, p ? in[0][1] : NULL,
                           p ? in[0][2] : NULL);

@@ -170,9 +170,9 @@ static struct tensor *run_mamba(struct tape *t, const struct subject *s, const s
     struct scan_shape shape = {s->heads, HEAD_DIM, s->groups, STATE, 7, 0, INFINITY};
     const struct heads_segment part[] = {
         {inner, s->heads}, {bc, s->groups}, {bc, s->groups}, {s->heads, s->heads}};
-    struct tensor *v[2], *u;
+    struct tensor *v[2], *u, *w[5];
     if (way == BY_HEADS) {
-        struct tensor *y = context_to_heads(t, &k->batch, x, 4, part), *w[5];
+        struct tensor *y = context_to_heads(t, &k->batch, x, 4, part);
         shape.heads = heads_width(C, 1, &part[3]);
         shape.groups = heads_width(C, 1, &part[1]) / STATE;
         tensor_columns(t, y, 2, (int64_t[]){heads_width(C, 3, part), shape.heads}, v);
@@ -180,14 +180,15 @@ static struct tensor *run_mamba(struct tape *t, const struct subject *s, const s
             w[i] = context_heads_weight(t, &p[i], v[0], i < 2 ? 3 : 1, i < 2 ? part : part + 3);
         u = conv_with(t, all, v[0], w[0], w[1], NULL, NULL);
         return context_from_heads(t, &k->batch,
-                                  scan_with(t, all, &shape, u, v[1], w[2], w[3], w[4], NULL, NULL));
+                                  scan(t, all, &shape, u, v[1], w[2], w[3], w[4], NULL, NULL));
     }
     tensor_columns(t, x, 2, (int64_t[]){inner + 2 * bc, s->heads}, v);
     struct tensor *halo = way == PASSING ? context_halo(t, &k->batch, v[0], K - 1, NULL) : NULL;
     u = conv(t, &k->batch, v[0], &p[0], &p[1], halo, NULL);
     if (way == PASSING)
         return context_scan(t, &k->batch, &shape, u, v[1], &p[2], &p[3], &p[4], NULL);
-    return scan(t, &k->batch, &shape, u, v[1], &p[2], &p[3], &p[4], NULL, NULL);
+    for (int i = 2; i < 5; i++) w[i] = tape_use_real(t, &p[i], u);
+    return scan(t, &k->batch, &shape, u, v[1], w[2], w[3], w[4], NULL, NULL);
 }
 
 /* The layer as a segment, which is computed again in backward. */

@@ -271,6 +271,39 @@ static void state_kept_back(void **state) {
     free(u), free(dt), free(a), free(d), free(bias), free(before);
 }
 
+/* Where a document begins, nothing before is seen, though weights, states and tokens are no numbers:
+ * by the plain definition and by vectors. */
+static void begins_clean(void **state) {
+    (void)state;
+    enum { R = 8, RECENT = R * (H * P + G * S) + (R + 1) * H };
+    const int32_t start = 0;
+    float u[WIDE], dt[H], a[H], d[H], bias[H], before[STATE], recent[RECENT], y[2][H * P];
+    double wide_u[WIDE], wide_dt[H], wide[3][H], wide_before[STATE], wide_recent[RECENT],
+        wide_y[2][H * P];
+    for (int i = 0; i < WIDE; i++) u[i] = (float)(wide_u[i] = sin(i + 1));
+    for (int i = 0; i < H; i++) {
+        dt[i] = (float)(wide_dt[i] = cos(i));
+        a[i] = d[i] = bias[i] = (float)(wide[0][i] = wide[1][i] = wide[2][i] = 0.25 * i);
+    }
+    for (int n = 0; n < 2; n++) {
+        for (int i = 0; i < STATE; i++) before[i] = (float)(wide_before[i] = n ? NAN : 0);
+        for (int i = 0; i < RECENT; i++) recent[i] = (float)(wide_recent[i] = n ? NAN : 0);
+        DEVICE_RUN(&device, scan_next, F32, .u = u, .dt = dt, .a_log = a, .d = d, .dt_bias = bias,
+                   .start = &start, .state = before, .recent = recent, .y = y[n], .B = 1, .H = H,
+                   .P = P, .G = G, .S = S, .R = R, .n = n, .lddt = H, .dt_max = INFINITY);
+        RUN(scan_next, .u = wide_u, .dt = wide_dt, .a_log = wide[0], .d = wide[1],
+            .dt_bias = wide[2], .start = &start, .state = wide_before, .recent = wide_recent,
+            .y = wide_y[n], .B = 1, .H = H, .P = P, .G = G, .S = S, .R = R, .n = n, .lddt = H,
+            .dt_max = INFINITY);
+    }
+    for (int i = 0; i < H * P; i++) {
+        assert_true(isfinite(wide_y[0][i]) && wide_y[0][i] != 0);
+        assert_true(wide_y[1][i] == wide_y[0][i]);
+        assert_true(y[1][i] == y[0][i]);
+        assert_true(fabs((double)y[0][i] - wide_y[0][i]) <= 1e-5 * (1 + fabs(wide_y[0][i])));
+    }
+}
+
 /* ---- documents ---- */
 
 /* Each document in a row of its own: the cuts at the documents' starts, with nothing handed over.
@@ -315,7 +348,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(conv_cut),        cmocka_unit_test(scan_cut),
         cmocka_unit_test(state_kept_back), cmocka_unit_test(attention_cut),
-        cmocka_unit_test(in_place),        cmocka_unit_test(documents_apart)};
+        cmocka_unit_test(in_place),        cmocka_unit_test(begins_clean),
+        cmocka_unit_test(documents_apart)};
     device_cpu(&device, 2, false);
     const int n = sizeof tests / sizeof *tests, failed = cmocka_run_group_tests(tests, NULL, NULL);
     printf("%d passed, %d failed\n", n - failed, failed);

@@ -65,9 +65,9 @@ static const struct scan_shape small_scan = {2, 2, 1, 3, 128, 0, INFINITY};
 
 static struct tensor *op_scan(struct bench *b, const char *const *in) {
     struct batch batch = make_batch(b, &b->t, LENGTH, -1);
-    return scan(&b->t, &batch, &small_scan, make(b, &b->t, in[0], TOKENS, 4 + 2 * 3),
-                make(b, &b->t, in[1], TOKENS, 2), make_param(b, in[2], 2, 1),
-                make_param(b, in[2], 2, 1), make_param(b, in[2], 2, 1),
+    struct tensor *u = make(b, &b->t, in[0], TOKENS, 4 + 2 * 3), *w[3];
+    for (int i = 0; i < 3; i++) w[i] = tape_use_real(&b->t, make_param(b, in[2], 2, 1), u);
+    return scan(&b->t, &batch, &small_scan, u, make(b, &b->t, in[1], TOKENS, 2), w[0], w[1], w[2],
                 in[3] ? make(b, &b->t, in[3], ROWS, 4 * 3) : NULL, NULL);
 }
 

@@ -88,8 +88,8 @@ static void seen_find(struct seen *s, const struct scan_next_args *a, int64_t b,
     vi clamped;
     const vf dt = vf_all(get((const stored *)a->dt + b * a->lddt + h) + constants.dt_bias);
     const float delta = vf_delta(&constants, dt, &clamped)[0];
-    const float decay =
-        a->start[b] == 0 ? 0 : vf_exp(vf_all((float)head_exponent(&constants, delta)))[0];
+    const float decay = vf_exp(vf_all((float)head_exponent(&constants, delta)))[0];
+    const bool begins = a->start[b] == 0; /* nothing before is seen, also what is no number */
     for (int64_t p = 0; p < P; p += LANES)
         store_real_left(in + n * P + p, delta * load_left(x + p, P - p), P - p);
     widen_row(s->own, own, S);
@@ -99,12 +99,12 @@ static void seen_find(struct seen *s, const struct scan_next_args *a, int64_t b,
     /* What the next head remembers lies apart from ours, and would be waited for. */
     for (int64_t i = 0; i < n * P; i += 64 / (int64_t)sizeof(float))
         __builtin_prefetch(in + r.in + i);
-    weight[0] = n ? weight[0] * decay : decay;
+    weight[0] = begins ? 0 : n ? weight[0] * decay : decay;
     weight[n + 1] = 1;
     s->state = weight[0];
     s->n = 0;
     for (int64_t i = 0; i <= n; i++) {
-        if (i < n) weight[i + 1] *= decay;
+        if (i < n) weight[i + 1] = begins ? 0 : weight[i + 1] * decay;
         const float w = weight[i + 1];
         if (w == 0) continue;
         s->in[s->n] = in + i * P;
