@@ -104,7 +104,8 @@ static void hole_remove(struct arena *a, const struct piece *p) {
     memmove(a->hole + i, a->hole + i + 1, (--a->holes - i) * sizeof *a->hole);
 }
 
-/* A hole keeps `size`, and the rest is one of its own; it is never the last piece: see arena_give. */
+/* A hole keeps `size`, and the rest is one of its own; it is never the last piece: see
+ * arena_give. */
 static void split(struct arena *a, struct piece *p, size_t size) {
     struct piece *rest = node(a);
     rest->at = p->at + size;

@@ -63,15 +63,17 @@ struct scan_shape {
     double dt_min, dt_max;
 };
 
-/* u[tokens, x|b|c], dt[tokens, heads], real weights [heads], which are on the tape already (kernels/
- * tape.h: tape_use_real); y[tokens, heads*head_dim]. States [rows, heads*head_dim*state]. */
+/* u[tokens, x|b|c], dt[tokens, heads], real weights [heads], which are on the tape already
+ * (kernels/tape.h: tape_use_real); y[tokens, heads*head_dim]. States [rows,
+ * heads*head_dim*state]. */
 struct tensor *scan(struct tape *t, const struct batch *b, const struct scan_shape *s,
                     struct tensor *u, struct tensor *dt, struct tensor *a_log, struct tensor *d,
                     struct tensor *dt_bias, struct tensor *state_in, struct tensor **state_out);
 
-/* One more token of each row, where the state is brought up to date only once in so many tokens: n of
- * them are remembered since it was, 0 after scan and then one more with each call, and 0 again after
- * SCAN_RECENT - 1 (kernels/scan_recent.h). recent [rows, scan_remembers]. Where nothing is learned. */
+/* One more token of each row, where the state is brought up to date only once in so many tokens: n
+ * of them are remembered since it was, 0 after scan and then one more with each call, and 0 again
+ * after SCAN_RECENT - 1 (kernels/scan_recent.h). recent [rows, scan_remembers]. Where nothing is
+ * learned. */
 int64_t scan_remembers(const struct scan_shape *s);
 struct tensor *scan_next(struct tape *t, const struct batch *b, const struct scan_shape *s,
                          struct tensor *u, struct tensor *dt, struct tensor *a_log,

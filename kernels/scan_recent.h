@@ -1,5 +1,5 @@
-/* scan_recent: what generation remembers beside a scan's state, so that the state need not be written
- * for every token (ops.def: scan_next).
+/* scan_recent: what generation remembers beside a scan's state, so that the state need not be
+ * written for every token (ops.def: scan_next).
  *
  * Each row of a batch has slots for R tokens, a head's and a group's side by side, and weights:
  *   in [H,R,P]      D_i x_i
@@ -11,8 +11,8 @@
 
 #include <stdint.h>
 
-/* Tokens between two writings of a state: with R of them a token's share is 1/R writing, and what it
- * reads of those remembered grows with R. At most so many. */
+/* Tokens between two writings of a state: with R of them a token's share is 1/R writing, and what
+ * it reads of those remembered grows with R. At most so many. */
 enum { SCAN_RECENT = 8, SCAN_RECENT_MOST = 64 };
 
 struct scan_recent {

@@ -1,8 +1,8 @@
 /* schedule_store: schedules that are made once, for all who wish for the same.
  *
- * A schedule is the lists of all ranks, and a function of its wish alone. A run makes it once on every
- * rank; a plan is one process that is every rank in turn, and would make as many times what is larger
- * the more ranks there are. Wishes are the same where all their numbers are. */
+ * A schedule is the lists of all ranks, and a function of its wish alone. A run makes it once on
+ * every rank; a plan is one process that is every rank in turn, and would make as many times what
+ * is larger the more ranks there are. Wishes are the same where all their numbers are. */
 #ifndef PARALLEL_SCHEDULE_STORE_H
 #define PARALLEL_SCHEDULE_STORE_H
 

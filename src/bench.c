@@ -73,7 +73,8 @@ static void *take(struct bench *b, int i, const void *host, size_t bytes, const 
     return p;
 }
 
-/* Words at random, and a stream, the same on every rank: what they are makes no difference to the time, that they differ does. */
+/* Words at random, and a stream, the same on every rank: what they are makes no difference to the
+ * time, that they differ does. */
 static void make_batch(struct bench *b) {
     const struct deck_train *k = &b->e->deck->train;
     const int64_t words = b->e->config->keys.vocab_size,
@@ -126,8 +127,8 @@ static struct tensor *stream(struct bench *b) {
     return x;
 }
 
-/* Forward and backward of one layer, and what they took. Collective over the world, though only those
- * that hold the layer run it. */
+/* Forward and backward of one layer, and what they took. Collective over the world, though only
+ * those that hold the layer run it. */
 static void run_layer(struct bench *b, struct layer *layer, bool mine, struct measured m[2]) {
     struct engine *e = b->e;
     struct tensor *x = NULL, *y = NULL;
@@ -267,8 +268,8 @@ static void json_step(const struct bench *b, const struct costs *c, const struct
     fprintf(b->json, "\n  }\n}\n");
 }
 
-/* Steps of one micro-batch on every rank, in a pipeline of the deck's, but not more than fill it four
- * times. */
+/* Steps of one micro-batch on every rank, in a pipeline of the deck's, but not more than fill it
+ * four times. */
 static int64_t micro_batches(const struct engine *e) {
     const struct deck_train *k = &e->deck->train;
     const int64_t all = k->global_batch / (k->micro_batch * e->shape.data), most = 4 * e->stages.n;

@@ -174,8 +174,8 @@ static struct call decoding(const struct decoder *d, const int32_t *ids) {
     return c;
 }
 
-/* Other ranks' tokens, as a plan wants them: of the call that has so many before the last of reading, or
- * of a step of decoding (-1). */
+/* Other ranks' tokens, as a plan wants them: of the call that has so many before the last of
+ * reading, or of a step of decoding (-1). */
 static int64_t calls_of(const struct decoder *d, int data) {
     const struct decoder_rows *its = &d->all[data];
     return its->rows ? (in_pieces(d, its->longest) + d->chunk - 1) / d->chunk : 0;

@@ -9,18 +9,19 @@
  * costs a call nothing, but for the few tokens since their states were written; writing them, once
  * in SCAN_RECENT tokens, comes round for all rows together.
  *
- * In a pipeline the rows pass through the stages one after the other; while a later stage has one part of
- * a prompt, an earlier one has the next. Every call gives the logits of what follows, all words, alike
- * on all ranks of the context, tensor and pipeline axes.
+ * In a pipeline the rows pass through the stages one after the other; while a later stage has one
+ * part of a prompt, an earlier one has the next. Every call gives the logits of what follows, all
+ * words, alike on all ranks of the context, tensor and pipeline axes.
  *
- * Where sequences lie on several ranks, prompts are read in pieces as in training, which padding makes
- * equally long too, so that a prompt of one token is as good as any; rank 0 has their ends. Then rows
- * are dealt out (parallel/context_parallel.h says who remembers what).
+ * Where sequences lie on several ranks, prompts are read in pieces as in training, which padding
+ * makes equally long too, so that a prompt of one token is as good as any; rank 0 has their ends.
+ * Then rows are dealt out (parallel/context_parallel.h says who remembers what).
  *
  * Where experts lie on the ranks of several data coordinates, their exchanges need all of these,
- * though their rows begin and end at different times. So all make the same calls (`together`): reading
- * prompts, those with shorter ones begin by calls without tokens (a layer computes nothing and takes
- * part in every exchange); and who has no row left makes such calls until all are through. */
+ * though their rows begin and end at different times. So all make the same calls (`together`):
+ * reading prompts, those with shorter ones begin by calls without tokens (a layer computes nothing
+ * and takes part in every exchange); and who has no row left makes such calls until all are
+ * through. */
 #ifndef SRC_DECODER_H
 #define SRC_DECODER_H
 
@@ -42,18 +43,19 @@ struct decoder {
     struct decoder_rows *all;    /* [data], of this batch */
     void *logits;                /* [rows, vocabulary], real numbers of the engine */
     /* Logits on their way: this rank's words, those of all tensor ranks one after the other, this
-     * rank's rows. Where a group has one rank there is no such way: words are own, own is logits. */
+     * rank's rows. Where a group has one rank there is no such way: words are own, own is
+     * logits. */
     void *words, *parts, *own;
 };
 
-/* Takes the memory for batches of up to `rows` rows, which begin with up to `longest` tokens and get up
- * to `more`. */
+/* Takes the memory for batches of up to `rows` rows, which begin with up to `longest` tokens and
+ * get up to `more`. */
 void decoder_init(struct decoder *d, struct engine *e, int64_t rows, int64_t longest, int64_t more,
                   int64_t chunk);
 void decoder_free(struct decoder *d);
 
-/* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. all: what every data
- * coordinate begins with now, or NULL where there is one. Collective over the ranks of a data
+/* Forgets everything and begins `rows` rows, row i with n[i] >= 1 tokens ids[i]. all: what every
+ * data coordinate begins with now, or NULL where there is one. Collective over the ranks of a data
  * coordinate; over all where they make the same calls, and then rows may be 0. */
 void decoder_begin(struct decoder *d, int64_t rows, int32_t *const *ids, const int64_t *n,
                    const struct decoder_rows *all);

@@ -75,8 +75,8 @@ static void stored_formats(struct engine *e) {
     }
 }
 
-/* Ranks that hold the same values compute them again: so all do it by the same instructions, or they
- * would round otherwise, and choose other experts. */
+/* Ranks that hold the same values compute them again: so all do it by the same instructions, or
+ * they would round otherwise, and choose other experts. */
 int engine_level(const struct deck *d, struct comm *c) {
     const int best = cpu_best_level(), asked = cpu_level_of(d->run.vectors);
     const int own = asked >= 0 && asked < best ? asked : best;

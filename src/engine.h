@@ -82,13 +82,14 @@ void engine_save(struct engine *e, const char *folder, bool transformers_names);
 /* Sum of the arenas' peaks, in bytes. */
 int64_t engine_peak_bytes(const struct engine *e);
 
-/* Threads for each rank: run.threads, OMP_NUM_THREADS, else this host's cores over its ranks; not more
- * than OMP_THREAD_LIMIT. What the environment says is checked before. */
+/* Threads for each rank: run.threads, OMP_NUM_THREADS, else this host's cores over its ranks; not
+ * more than OMP_THREAD_LIMIT. What the environment says is checked before. */
 void engine_check_threads(struct mistakes *m);
 int engine_threads(const struct deck *d, int cores, int ranks_on_host);
 
-/* Which of the cpu room's kernels run (kernels/cpu/table.h): run.vectors, or the best that the processors
- * of all ranks have. Collective over the world. What the deck asks for is checked before. */
+/* Which of the cpu room's kernels run (kernels/cpu/table.h): run.vectors, or the best that the
+ * processors of all ranks have. Collective over the world. What the deck asks for is checked
+ * before. */
 int engine_level(const struct deck *d, struct comm *c);
 void engine_check_level(const struct deck *d, struct mistakes *m);
 

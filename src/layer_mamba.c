@@ -29,7 +29,7 @@ enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OU
     }
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name                   shape                 split      segments                       begins          may be                    when             block  meaning */
+    /* name shape split segments begins may be when block meaning */
     {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                        ALWAYS,          NULL, "scale before the block"},
     {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
     {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of in_proj"},
@@ -71,8 +71,8 @@ static struct scan_shape some_heads(const struct scan_shape *s, int context,
     return some;
 }
 
-/* Numbers of a sequence's columns that the convolution looks back on, of the scan's state, and of the
- * tokens since it was written; none grows with the tokens. */
+/* Numbers of a sequence's columns that the convolution looks back on, of the scan's state, and of
+ * the tokens since it was written; none grows with the tokens. */
 static void state_widths(const struct layer *l, const struct parallel *p, int64_t n[LAYER_STATES]) {
     struct heads_segment part[4];
     struct scan_shape s = parts(l, part);
@@ -155,8 +155,8 @@ static struct tensor *recur_in_pieces(struct tape *t, struct layer *l, const str
     return y;
 }
 
-/* The scan of whole sequences. In generation their states wait for several tokens, since writing them
- * would take most of the time of one. */
+/* The scan of whole sequences. In generation their states wait for several tokens, since writing
+ * them would take most of the time of one. */
 static struct tensor *scan_whole(struct tape *t, struct layer *l, const struct batch *b,
                                  const struct scan_shape *s, struct tensor *u, struct tensor *dt,
                                  struct tensor *a, struct tensor *d, struct tensor *bias,

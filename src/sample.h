@@ -30,8 +30,8 @@ void sampler_init(struct sampler *s, int64_t vocabulary, double temperature, int
                   double top_p);
 void sampler_free(struct sampler *s);
 
-/* The token that u, uniform in (0, 1), falls on; -1 if a logit is not a number or none is finite. d: of
- * the logits, F32 or F64. */
+/* The token that u, uniform in (0, 1), falls on; -1 if a logit is not a number or none is finite.
+ * d: of the logits, F32 or F64. */
 int32_t sampler_choose(struct sampler *s, const void *logits, enum dtype d, double u);
 
 /* That number, for token `number` (from 0) of prompt `prompt`. */

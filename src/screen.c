@@ -364,7 +364,8 @@ static int most_crowded(const struct machine *h, int threads) {
     return found;
 }
 
-/* The first rank whose threads OpenMP binds to cores that other ranks are bound to as well; -1: none. */
+/* The first rank whose threads OpenMP binds to cores that other ranks are bound to as well; -1:
+ * none. */
 static int most_bound(const struct machine *h) {
     for (int r = 0; r < h->ranks; r++)
         if (h->rank[r].bound && h->rank[r].sharing > 1) return r;

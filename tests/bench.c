@@ -139,8 +139,9 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Integers that any row can live with: tokens of one document, slots in order, equal shares. Nothing
- * reaches across the beginning of a document, so it began before where that is all there is to do. */
+/* Integers that any row can live with: tokens of one document, slots in order, equal shares.
+ * Nothing reaches across the beginning of a document, so it began before where that is all there is
+ * to do. */
 static int32_t integer(enum op op, const char *name, int64_t i) {
     if (strcmp(name, "start") == 0) return op == OP_scan_begin || op == OP_scan_next ? -1 : 0;
     if (strcmp(name, "offset") == 0) return (int32_t)(i * T * CHOSEN / EXPERTS);
@@ -288,8 +289,8 @@ int bench(enum dtype stored) {
 
 /* ---------------------------------------------------------------- lengths */
 
-/* The same tokens as rows of every length: what is read and written, and so what lies in caches, stays
- * the same, and only what a longer sequence costs is seen. */
+/* The same tokens as rows of every length: what is read and written, and so what lies in caches,
+ * stays the same, and only what a longer sequence costs is seen. */
 enum { SHORTEST = 512, LONGEST = 131072 };
 
 /* clang-format off */

@@ -21,8 +21,8 @@ struct history {
     size_t at[STEPS], top[STEPS], peak, live;
 };
 
-/* Where a piece should come to lie: in the smallest gap between those in use that is large enough, of
- * equal ones the lowest; else behind all. Looked for in every gap there is. */
+/* Where a piece should come to lie: in the smallest gap between those in use that is large enough,
+ * of equal ones the lowest; else behind all. Looked for in every gap there is. */
 static size_t best_place(struct piece *const *piece, const size_t *from, const size_t *size,
                          size_t wanted) {
     size_t best = 0, least = SIZE_MAX, top = 0;

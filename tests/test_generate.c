@@ -91,7 +91,8 @@ static void likeliest(void **state) {
     assert_true(sampler_uniform(1, 2, 3) != sampler_uniform(2, 2, 3));
 }
 
-/* A large vocabulary: what is kept is what sorting would keep, also among many equals; of floats too. */
+/* A large vocabulary: what is kept is what sorting would keep, also among many equals; of floats
+ * too. */
 static void many_words(void **state) {
     (void)state;
     enum { MANY = 5000, KEPT = 700 };
@@ -112,7 +113,8 @@ static void many_words(void **state) {
     free(floats);
 }
 
-/* The largest is found, and what is no number, wherever it is: before, in and behind whole vectors. */
+/* The largest is found, and what is no number, wherever it is: before, in and behind whole
+ * vectors. */
 static void every_place(void **state) {
     (void)state;
     enum { MOST = 150 };

@@ -222,8 +222,8 @@ static void in_place(void **state) {
 
 /* ---- states that wait for several tokens ---- */
 
-/* Tokens one by one, the state written after every R of them, are a scan: `rows` rows at once, which
- * begin documents at different tokens. */
+/* Tokens one by one, the state written after every R of them, are a scan: `rows` rows at once,
+ * which begin documents at different tokens. */
 static void state_kept_back(void **state) {
     (void)state;
     enum { ROWS = 3, TOKENS = 21, Y = H * P, MOST = 8 };
@@ -271,8 +271,8 @@ static void state_kept_back(void **state) {
     free(u), free(dt), free(a), free(d), free(bias), free(before);
 }
 
-/* Where a document begins, nothing before is seen, though weights, states and tokens are no numbers:
- * by the plain definition and by vectors. */
+/* Where a document begins, nothing before is seen, though weights, states and tokens are no
+ * numbers: by the plain definition and by vectors. */
 static void begins_clean(void **state) {
     (void)state;
     enum { R = 8, RECENT = R * (H * P + G * S) + (R + 1) * H };

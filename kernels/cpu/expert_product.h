@@ -1,5 +1,5 @@
-/* expert_product: the other products as the matrix products that they are: that of one expert's rows,
- * for the kernels of grouped_matmul and grouped_weight, and that of weights' gradients. */
+/* expert_product: the other products as the matrix products that they are: that of one expert's
+ * rows, for the kernels of grouped_matmul and grouped_weight, and that of weights' gradients. */
 #ifndef KERNELS_CPU_EXPERT_PRODUCT_H
 #define KERNELS_CPU_EXPERT_PRODUCT_H
 

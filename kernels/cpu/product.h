@@ -1,16 +1,16 @@
 /* product: one piece of a matrix product by one thread: c = or += op(a) op(b).
  *
  * What the processor multiplies at once is a unit of the contraction: one float, or, where it has
- * BF16 dot products and numbers are stored so, a pair of BF16. A block of op(b), DEPTH units deep, is
- * copied into panels of WIDTH columns, so that each step of the contraction is two loads in a row;
- * a block of op(a) into panels of ROWS rows, whose units are broadcast. ROWS x WIDTH sums stay in
- * registers. This is the scheme of Goto and van de Geijn (2008), ACM TOMS 34(3), with the blocks sized
- * so that b's panels live in the second cache and a's in the first. What is copied next is called for
- * while sums are made, a few lines at a time: copying waits for no memory then.
+ * BF16 dot products and numbers are stored so, a pair of BF16. A block of op(b), DEPTH units deep,
+ * is copied into panels of WIDTH columns, so that each step of the contraction is two loads in a
+ * row; a block of op(a) into panels of ROWS rows, whose units are broadcast. ROWS x WIDTH sums stay
+ * in registers. This is the scheme of Goto and van de Geijn (2008), ACM TOMS 34(3), with the blocks
+ * sized so that b's panels live in the second cache and a's in the first. What is copied next is
+ * called for while sums are made, a few lines at a time: copying waits for no memory then.
  *
- * Each element is one sum in the order of k, cut only at multiples of DEPTH units. So its bits depend
- * neither on the piece it is computed with nor on threads. Results in stored numbers are rounded
- * once: where the contraction is deeper than one block, sums wait in float. */
+ * Each element is one sum in the order of k, cut only at multiples of DEPTH units. So its bits
+ * depend neither on the piece it is computed with nor on threads. Results in stored numbers are
+ * rounded once: where the contraction is deeper than one block, sums wait in float. */
 #ifndef KERNELS_CPU_PRODUCT_H
 #define KERNELS_CPU_PRODUCT_H
 
@@ -67,7 +67,8 @@ static inline vf add_product(vf sum, vf x, vf y) {
 #endif
 }
 
-/* LANES units that follow each other along the contraction; n numbers are there, the rest is zero. */
+/* LANES units that follow each other along the contraction; n numbers are there, the rest is
+ * zero. */
 static inline vf units_along(const stored *p, int64_t n) {
 #if PAIRS
     if (n >= 2 * LANES) return (vf)_mm512_loadu_si512(p);
@@ -103,8 +104,8 @@ static inline void call_for(const stored *row, int64_t ahead, int64_t n) {
             __builtin_prefetch(p + i - (size_t)ahead / AHEAD / 2 * sizeof *row);
 }
 
-/* Units k0 to k0+depth of columns j0 to j1 of op(b). A panel is [unit][WIDTH]. Rows are read as far as
- * they are needed, since the next is in another page. */
+/* Units k0 to k0+depth of columns j0 to j1 of op(b). A panel is [unit][WIDTH]. Rows are read as far
+ * as they are needed, since the next is in another page. */
 static void copy_b_rows(float *to, const struct product *p, int64_t j0, int64_t j1, int64_t k0,
                         int64_t depth) {
     for (int64_t k = 0; k < depth; k++) {
@@ -226,9 +227,9 @@ struct tile {
     struct coming *next_a, *next_b;
 };
 
-/* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes are
- * constants where this is called, so that the sums are registers. The result is called for early: it
- * comes from memory while the sums are made. */
+/* The sums of `rows` rows and `vectors` vectors. Unit k of row i is a[i * row + k * unit]. Sizes
+ * are constants where this is called, so that the sums are registers. The result is called for
+ * early: it comes from memory while the sums are made. */
 INLINE void sums(const struct tile *t, const int row, const int unit, const int rows,
                  const int vectors) {
     vf s[ROWS][2];
@@ -291,7 +292,8 @@ SUMS(sums_some, ROWS / 3, 2)
 SUMS(sums_narrow, ROWS, 1)
 #undef SUMS
 
-/* Results of up to ROWS x WIDTH. Where no version is that small, more are computed, into a buffer. */
+/* Results of up to ROWS x WIDTH. Where no version is that small, more are computed, into a
+ * buffer. */
 static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
     _Alignas(64) float sum[ROWS][WIDTH];
     void *const to = t->to;
@@ -318,7 +320,8 @@ static void some_sums(struct tile *t, int ta, int64_t rows, int64_t columns) {
 }
 
 /* Rows i0 to i1 and columns j0 to j1 of the result, at most PIECE_ROWS x PIECE_COLUMNS. K may be 0.
- * *held: what b's panels hold as a whole, or NULL; for a thread's next piece of the same product. */
+ * *held: what b's panels hold as a whole, or NULL; for a thread's next piece of the same
+ * product. */
 static void product_piece(const struct product *p, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
                           const stored **held) {
     struct workspace *w = cpu_workspace(sizeof *w);

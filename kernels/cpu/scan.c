@@ -89,7 +89,8 @@ KERNEL(scan) {
             for (int64_t p = 0; p < a->P; p += rows) scan_rows(a, b, h, p, least(p + rows, a->P));
 }
 
-/* One more token of row b, head h. What a group's heads share is remembered by the first of them. */
+/* One more token of row b, head h. What a group's heads share is remembered by the first of
+ * them. */
 static void next_head(const struct scan_next_args *a, int64_t b, int64_t h) {
     const int64_t H = a->H, P = a->P, S = a->S, n = a->n, heads = H / a->G, at = (b * H + h) * P;
     const struct scan_recent r = scan_recent(H, P, a->G, S, a->R);

@@ -24,7 +24,8 @@ enum { CPU_PLAIN, CPU_V3, CPU_V4, CPU_V4_BF16, N_CPU_LEVELS, CPU_NATIVE = CPU_V3
 int cpu_best_level(void);
 /* "AVX-512" and so on, for people. */
 const char *cpu_level_name(int level);
-/* The level of a deck's word (plain, avx2, avx512, avx512-bf16), or -1 if there is none of that name. */
+/* The level of a deck's word (plain, avx2, avx512, avx512-bf16), or -1 if there is none of that
+ * name. */
 int cpu_level_of(const char *word);
 /* Whether the products of such a level are a library's, where there is one, and not our own. */
 bool cpu_library_multiplies(int level, enum dtype stored);

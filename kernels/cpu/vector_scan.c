@@ -1,6 +1,6 @@
 /* vector_scan: the Mamba-2 recurrence (kernels/cpu/scan.c) a block of tokens at a time, as products
- * (Dao and Gu 2024, arXiv:2405.21060, section 6). With the weights of vector_scan.h, for a block and
- * a head,
+ * (Dao and Gu 2024, arXiv:2405.21060, section 6). With the weights of vector_scan.h, for a block
+ * and a head,
  *
  *   y_i = before_i S c_i + sum over j <= i of M_ji x_j,  M_ji = (b_j . c_i) exp(s_i - s_j) D_j,
  *   S   = whole S + sum over j of after_j D_j x_j b_j^T,
@@ -195,7 +195,8 @@ KERNEL(scan) {
         return;
     }
     if (a->G == 0 || a->H == 0) return;
-    /* Rows of heads in equal parts. No result depends on the parts, nor on heads that are together. */
+    /* Rows of heads in equal parts. No result depends on the parts, nor on heads that are
+     * together. */
     const int64_t heads = a->H / a->G, parts = (a->P + MOST_ROWS - 1) / MOST_ROWS;
     const int64_t rows = padded((a->P + parts - 1) / parts);
     const int64_t most_heads = least(MOST_HEADS, STATES / (rows * padded(a->S)));

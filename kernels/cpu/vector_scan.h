@@ -98,8 +98,9 @@ static inline void paces_find(struct paces *p, const struct head_constants *h,
     p->whole = d->last < 0 ? p->before[d->n - 1] : 0;
 }
 
-/* How many of a group's heads, at most `most`, a thread takes together: as many as leave all threads
- * about the same work, since what heads share is then made once. units: of one head of each group. */
+/* How many of a group's heads, at most `most`, a thread takes together: as many as leave all
+ * threads about the same work, since what heads share is then made once. units: of one head of each
+ * group. */
 static inline int64_t heads_together(int64_t heads, int64_t most, int64_t units) {
     const int64_t threads = omp_get_max_threads();
     for (int64_t n = least(heads, most); n > 1; n--) {
@@ -116,8 +117,8 @@ static inline vf vf_decay(const struct paces *p, int i, int at, float sign) {
                   ((p->high[i] - load_real(p->high + at)) + (p->low[i] - load_real(p->low + at))));
 }
 
-/* Rows of stored numbers as padded rows of floats. `to` has padded(rows) rows of `width`, a multiple
- * of PAD; what is beyond n columns and `rows` rows becomes zero. */
+/* Rows of stored numbers as padded rows of floats. `to` has padded(rows) rows of `width`, a
+ * multiple of PAD; what is beyond n columns and `rows` rows becomes zero. */
 static inline void widen_rows(float *to, int64_t width, const stored *from, int64_t ld,
                               int64_t rows, int64_t n) {
     for (int64_t i = 0; i < rows; i++) {

@@ -1,5 +1,6 @@
-/* vector_scan_adjoint: how the adjoint of the scan goes through rows, groups, chunks and heads; what it
- * does with one block of a head is vector_scan_adjoint.h, how it is cut kernels/scan_split.h.
+/* vector_scan_adjoint: how the adjoint of the scan goes through rows, groups, chunks and heads;
+ * what it does with one block of a head is vector_scan_adjoint.h, how it is cut
+ * kernels/scan_split.h.
  *
  * The sums over heads of K are made before the products with b and c. The states before the blocks
  * of a chunk are made once more from the one that was saved. */

@@ -1,6 +1,6 @@
-/* vector_scan_adjoint: the adjoint of the scan over a block of tokens of one head, as products. With the
- * weights of vector_scan.h, E_ij = exp(s_i - s_j), M_ij = E_ij (c_i . b_j), all for j <= i within
- * one document, S the state before the block and R the gradient of the one after it,
+/* vector_scan_adjoint: the adjoint of the scan over a block of tokens of one head, as products. With
+ * the weights of vector_scan.h, E_ij = exp(s_i - s_j), M_ij = E_ij (c_i . b_j), all for j <= i
+ * within one document, S the state before the block and R the gradient of the one after it,
  *
  *   r_j = sum over i of M_ij dy_i + after_j R b_j,   dx_j = D_j r_j + d dy_j,
  *   K_ij = E_ij D_j (dy_i . x_j),
@@ -13,7 +13,8 @@
  * the gradient q_k of A D_k is the sum of those of s_i, i >= k; then dD_k = x_k . r_k + A q_k and
  * dA = sum of D_k q_k.
  *
- * K is added to its sum over the heads of a unit, from which the .c makes the gradients of b and c. */
+ * K is added to its sum over the heads of a unit, from which the .c makes the gradients of b and
+ * c. */
 #ifndef KERNELS_CPU_VECTOR_SCAN_ADJOINT_H
 #define KERNELS_CPU_VECTOR_SCAN_ADJOINT_H
 
@@ -291,8 +292,8 @@ static void tokens_put(const struct scan_adjoint_args *a, const struct worker *w
     double q = pull->end;
     for (int64_t j = b->n - 1; j >= 0; j--) {
         q += pull->at[j];
-        /* Nothing goes through the beginning of a document, and less than rounding lets through (but
-         * D would make it large) through a decay of e^-30. */
+        /* Nothing goes through the beginning of a document, and less than rounding lets through
+         * (but D would make it large) through a decay of e^-30. */
         const bool begins = a->start[token + j] == b->t + j;
         if (begins || h_c->a * (double)p->delta[j] < -30) q = 0;
         const double ddelta = (double)x_r[j] + h_c->a * q, ddt = ddelta * (double)p->slope[j];
