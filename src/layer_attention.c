@@ -15,7 +15,7 @@
 enum { NORM, Q, K, V, Q_BIAS, K_BIAS, V_BIAS, O, O_BIAS };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name shape split segments begins may be when block meaning */
+    /* name                  shape             split      segments              begins         may be                    when                 block            meaning */
     {"norm.weight",          {HIDDEN},         WHOLE_ROW, {{0}},                INIT_ONE,      0,                        ALWAYS,              NULL,            "scale before the block"},
     {"mixer.q_proj.weight",  {QUERIES, HIDDEN}, ROWS,     {{QUERIES, HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,              "mixer.qkv",     "queries"},
     {"mixer.k_proj.weight",  {KEYS, HIDDEN},   ROWS,      {{KEYS, KV_HEADS}},   INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED, ALWAYS,              "mixer.qkv",     "keys"},

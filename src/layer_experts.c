@@ -38,7 +38,7 @@ enum {
 };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name shape split segments begins may be when block meaning */
+    /* name                                 shape                 split      segments              begins         may be                    when              block  meaning */
     {"norm.weight",                         {HIDDEN},             WHOLE_ROW, {{0}},                INIT_ONE,      0,                        ALWAYS,           NULL, "scale before the block"},
     {"mixer.gate.weight",                   {EXPERTS, HIDDEN},    WHOLE_ROW, {{0}},                INIT_NORMAL,   DECAY,                    ALWAYS,           NULL, "scores of the experts"},
     {"mixer.gate.e_score_correction_bias",  {EXPERTS},            WHOLE_ROW, {{0}},                INIT_ZERO,     BUFFER,                   ALWAYS,           NULL, "added to the scores when choosing, to balance the load"},

@@ -29,7 +29,7 @@ enum { NORM, IN, IN_BIAS, CONV, CONV_BIAS, DT_BIAS, A_LOG, D, GATE_NORM, OUT, OU
     }
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name shape split segments begins may be when block meaning */
+    /* name                   shape                 split      segments                       begins          may be                    when             block  meaning */
     {"norm.weight",           {HIDDEN},             WHOLE_ROW, {{0}},                         INIT_ONE,       0,                        ALWAYS,          NULL, "scale before the block"},
     {"mixer.in_proj.weight",  {MAMBA_IN, HIDDEN},   ROWS,      IN_SEGMENTS,                   INIT_NORMAL,    DECAY|QUANT|ADAPT|STORED, ALWAYS,          NULL, "to gate z, x, B, C and time steps"},
     {"mixer.in_proj.bias",    {MAMBA_IN},           ROWS,      IN_SEGMENTS,                   INIT_ZERO,      0,                        WITH_MAMBA_BIAS, NULL, "bias of in_proj"},

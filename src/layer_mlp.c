@@ -6,7 +6,7 @@
 enum { NORM, UP, UP_BIAS, DOWN, DOWN_BIAS };
 /* clang-format off */
 static const struct param_row rows[] = {
-    /* name shape split segments begins may be when block meaning */
+    /* name                    shape          split      segments       begins         may be                     when           block  meaning */
     {"norm.weight",            {HIDDEN},      WHOLE_ROW, {{0}},         INIT_ONE,      0,                         ALWAYS,        NULL, "scale before the block"},
     {"mixer.up_proj.weight",   {FFN, HIDDEN}, ROWS,      {{FFN, NONE}}, INIT_NORMAL,   DECAY|QUANT|ADAPT|STORED,  ALWAYS,        NULL, "widens"},
     {"mixer.up_proj.bias",     {FFN},         ROWS,      {{FFN, NONE}}, INIT_ZERO,     0,                         WITH_MLP_BIAS, NULL, "bias of up"},

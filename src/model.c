@@ -12,7 +12,7 @@
 enum { EMBEDDINGS, NORM_F, WORDS };
 /* clang-format off */
 const struct param_row model_rows[] = {
-    /* name shape split segments begins may be when block meaning */
+    /* name                         shape             split      segments         begins       may be                     when    block  meaning */
     {"backbone.embeddings.weight",  {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT|STORED,  ALWAYS, NULL, "a row for each token"},
     {"backbone.norm_f.weight",      {HIDDEN},         WHOLE_ROW, {{0}},           INIT_ONE,    0,                         ALWAYS, NULL, "scale before the head"},
     {"lm_head.weight",              {VOCAB, HIDDEN},  ROWS,      {{VOCAB, NONE}}, INIT_NORMAL, DECAY|QUANT|ADAPT|STORED,  UNTIED, NULL, "a row for each token's score"},
